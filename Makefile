@@ -1,0 +1,54 @@
+# Needs Python >= 3.10 and make; everything else goes into $(VENV).
+#   make PYTHON=python3.12 setup      choose the interpreter
+#   make demo IMAGES=~/photos         your own pictures
+#   make test ARGS='-k container'     options for pytest
+
+PYTHON ?= python3
+VENV ?= .venv
+IMAGES ?=
+MODEL ?= nano
+OUT ?= demo
+ARGS ?=
+PIP_FLAGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Threads of the numerical libraries: every core that we may use, at most 8, unless the caller has chosen.
+ifndef OMP_NUM_THREADS
+OMP_NUM_THREADS := $(shell $(PYTHON) -c 'import os; n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1; print(min(n, 8))' 2>/dev/null || echo 1)
+endif
+export OMP_NUM_THREADS
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 16
+
+setup: $(STAMP)  ## make $(VENV) with the package (editable) and all that demo and test need
+
+# constraints.txt was resolved for Python 3.11 and 3.12; other versions take what pyproject.toml allows.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed, PYTHON=$(PYTHON) is %d.%d" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	if $(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'; \
+	then pinned="-c constraints.txt"; else pinned=""; echo "no pinned versions for this Python: newest ones are taken"; fi; \
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) $$pinned -e '.[eval,test]'
+	@touch $@
+
+demo: $(STAMP)  ## compress photographs at every rate (IMAGES=folder for your own) and write $(OUT)/index.html
+	$(BIN)/python scripts/demo.py --model '$(MODEL)' --out '$(OUT)' $(if $(IMAGES),--images '$(IMAGES)')
+
+test: $(STAMP)  ## run all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(STAMP)  ## run the tests that take no more than a few seconds each
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+lint: $(STAMP)  ## check the style with ruff
+	$(BIN)/python -m ruff check oscar scripts tests
+
+clean:  ## remove the environment, caches and the demo's output
+	rm -rf $(VENV) *.egg-info build dist .pytest_cache .ruff_cache demo
+	find oscar scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,189 @@
+"""The `.oscar` container: a header of at most 16 bytes for pictures up to 16384x16384, and the coded indices.
+
+bytes   field
+2       magic number 0x05C (12 bits), format version (4 bits)
+1       coding (4 bits), rate id (4 bits)
+2       model tag, big-endian
+2 to 6  width - 1, then height - 1: seven bits a byte, lowest first, high bit set when more follow
+4       codes of the latent norms, one per channel
+3       checksum: low 24 bits of the CRC-32 of all other bytes, big-endian
+rest    payload: the coded indices, up to the end of the file
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+from oscar.bitstream.entropy import Coding, packed_length
+from oscar.bitstream.errors import (
+    ChecksumError,
+    HeaderError,
+    NotAnOscarFileError,
+    PayloadError,
+    TruncatedFileError,
+    UnknownRateError,
+    UnsupportedVersionError,
+)
+from oscar.rates import RATES, RatePoint, rate_by_id
+
+MAGIC = 0x05C
+VERSION = 1
+LATENT_CHANNELS = 4
+MAX_SIDE = 65536
+_CHECKSUM_BYTES = 3
+_VARINT_BYTES = 3  # enough for MAX_SIDE - 1
+
+
+@dataclass(frozen=True)
+class Container:
+    """What a file holds.
+
+    Attributes:
+        coding: how the payload holds the indices.
+        rate_id: id of the rate point.
+        model_tag: fingerprint of the weights that decoding depends on, 0 to 65535.
+        width: true width of the picture in pixels, 1 to 65536.
+        height: true height likewise.
+        norms: codes of the latent norms, one byte per channel.
+        payload: the coded indices.
+        version: version of the format.
+
+    Raises:
+        UnknownRateError: if the rate id does not exist.
+        UnsupportedVersionError: if the version is not 1.
+        HeaderError: if another field is out of range.
+        PayloadError: if the payload's length does not fit the other fields.
+    """
+
+    coding: Coding
+    rate_id: int
+    model_tag: int
+    width: int
+    height: int
+    norms: bytes
+    payload: bytes
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        if self.version != VERSION:
+            raise UnsupportedVersionError(f"format version {self.version} is not supported; allowed: {VERSION}")
+        if not 0 <= self.rate_id < len(RATES):
+            raise UnknownRateError(f"rate id {self.rate_id} does not exist; allowed: 0 to {len(RATES) - 1}")
+        if self.coding not in tuple(Coding):
+            raise HeaderError(f"coding {self.coding} does not exist; allowed: 0 to {len(Coding) - 1}")
+        object.__setattr__(self, "coding", Coding(self.coding))
+        _check_range("model tag", self.model_tag, 0, 2**16 - 1)
+        _check_range("width", self.width, 1, MAX_SIDE)
+        _check_range("height", self.height, 1, MAX_SIDE)
+        if len(self.norms) != LATENT_CHANNELS:
+            raise HeaderError(f"norms have {len(self.norms)} codes; allowed: {LATENT_CHANNELS}")
+        longest = packed_length(self.index_count, self.rate.codebook_size)
+        length = len(self.payload)
+        if (length != longest) if self.coding == Coding.PACKED else (length >= longest):
+            allowed = longest if self.coding == Coding.PACKED else f"fewer than {longest}"
+            raise PayloadError(
+                f"payload has {length} bytes; allowed for {self.width}x{self.height} at rate "
+                f"{self.rate.bpp:.4f} with coding {self.coding.name.lower()}: {allowed}"
+            )
+
+    @property
+    def rate(self) -> RatePoint:
+        return rate_by_id(self.rate_id)
+
+    @property
+    def index_count(self) -> int:
+        """Number of indices that the payload holds."""
+        rows, columns = self.rate.grid_shape(self.height, self.width)
+        return rows * columns
+
+    @property
+    def header_bytes(self) -> int:
+        """Bytes of all but the payload."""
+        return sum(len(part) for name, part in self.parts().items() if name != "payload")
+
+    def parts(self) -> dict[str, bytes]:
+        """The file's parts by name, in the file's order: magic_version, coding_rate, model_tag, size, norms, checksum,
+        payload."""
+        before = {
+            "magic_version": (MAGIC << 4 | self.version).to_bytes(2, "big"),
+            "coding_rate": bytes([self.coding << 4 | self.rate_id]),
+            "model_tag": int(self.model_tag).to_bytes(2, "big"),
+            "size": _write_varint(self.width - 1) + _write_varint(self.height - 1),
+            "norms": bytes(self.norms),
+        }
+        checksum = _checksum(b"".join(before.values()), self.payload)
+        return {**before, "checksum": checksum, "payload": bytes(self.payload)}
+
+    def pack(self) -> bytes:
+        """The bytes of the file."""
+        return b"".join(self.parts().values())
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Container:
+        """Read the bytes of a file. `unpack(data).pack() == data` holds for all data that it accepts.
+
+        Raises:
+            BitstreamError: one of its kinds, whatever the bytes, if they are not a whole and undamaged file.
+        """
+        data = bytes(memoryview(data))  # bytes(5) would be five zeros
+        _check_magic(data)
+        if len(data) < 5:
+            raise TruncatedFileError(f"file ends in its header: it has {len(data)} bytes")
+        width, position = _read_varint(data, 5, "width")
+        height, position = _read_varint(data, position, "height")
+        header_end = position + LATENT_CHANNELS + _CHECKSUM_BYTES
+        if len(data) < header_end:
+            raise TruncatedFileError(f"file ends in its header: it has {len(data)} of {header_end} bytes")
+        checksum_start, payload = header_end - _CHECKSUM_BYTES, data[header_end:]
+        if _checksum(data[:checksum_start], payload) != data[checksum_start:header_end]:
+            raise ChecksumError("checksum does not match: the file is damaged or cut short")
+        return cls(
+            coding=data[2] >> 4,  # checked by the constructor, as are the other fields
+            rate_id=data[2] & 0xF,
+            model_tag=int.from_bytes(data[3:5], "big"),
+            width=width + 1,
+            height=height + 1,
+            norms=data[position:checksum_start],
+            payload=payload,
+        )
+
+
+def _check_range(field: str, value: int, smallest: int, largest: int) -> None:
+    if not smallest <= value <= largest:
+        raise HeaderError(f"{field} {value} is not allowed; allowed: {smallest} to {largest}")
+
+
+def _check_magic(data: bytes) -> None:
+    if not data:
+        raise TruncatedFileError("file is empty")
+    if data[0] != MAGIC >> 4 or (len(data) > 1 and data[1] >> 4 != MAGIC & 0xF):
+        raise NotAnOscarFileError(
+            f"not an .oscar file: it begins with {data[:2].hex()}, not with {MAGIC << 4 | VERSION:04x}"
+        )
+    if len(data) > 1 and data[1] & 0xF != VERSION:
+        raise UnsupportedVersionError(f"format version {data[1] & 0xF} is not supported; allowed: {VERSION}")
+
+
+def _checksum(before: bytes, payload: bytes) -> bytes:
+    return zlib.crc32(payload, zlib.crc32(before)).to_bytes(4, "big")[-_CHECKSUM_BYTES:]
+
+
+def _write_varint(value: int) -> bytes:
+    low, rest = value & 0x7F, value >> 7
+    return bytes([low | 0x80]) + _write_varint(rest) if rest else bytes([low])
+
+
+def _read_varint(data: bytes, position: int, field: str) -> tuple[int, int]:
+    """The value at `position` and the position after it; a value has one spelling only, the shortest."""
+    value = 0
+    for offset in range(_VARINT_BYTES):
+        if position + offset >= len(data):
+            raise TruncatedFileError(f"file ends in its {field}: it has {len(data)} bytes")
+        byte = data[position + offset]
+        value |= (byte & 0x7F) << 7 * offset
+        if byte < 0x80:
+            if byte == 0 and offset:
+                raise HeaderError(f"{field} {value + 1} is not written in the fewest bytes")
+            return value, position + offset + 1
+    raise HeaderError(f"{field} takes more than {_VARINT_BYTES} bytes; allowed: 1 to {MAX_SIDE} pixels")

@@ -1,0 +1,264 @@
+"""Symbols <-> bytes: codebook indices by fixed-length packing, or by CompressAI's rANS with an integer frequency table.
+
+Frequencies are integers, so that every machine decodes the same symbols. They sum to one less than rANS's 2**16 because
+CompressAI's tables end in an escape symbol of at least one unit, which we never write. This module knows no torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.machinery
+import importlib.util
+import math
+import sys
+from enum import IntEnum
+from types import ModuleType
+
+import numpy as np
+
+from oscar.bitstream.errors import PayloadError
+
+FREQUENCY_TOTAL = 2**16 - 1
+_PRECISION = 16  # bits of CompressAI's frequencies
+_CHUNK = 1 << 18  # symbols passed to C++ at once; bounds the memory of the Python lists it wants
+_STATE_BYTES = 8  # the final rANS state, first in the payload
+_SMALLEST_STATE, _STATE_LIMIT = 2**31, 2**63
+_WORD_BYTES = 4
+
+
+class Coding(IntEnum):
+    """How a payload holds the indices; the number is stored in files."""
+
+    PACKED = 0  # ceil(log2 K) bits each, most significant first, zero bits up to a whole byte
+    TABLE = 1  # rANS with the frequency table of the rate
+
+
+def bits_per_packed_index(codebook_size: int) -> int:
+    """Whole bits that an index of a codebook of this size needs at fixed length."""
+    return (codebook_size - 1).bit_length()
+
+
+def packed_length(count: int, codebook_size: int) -> int:
+    """Bytes of `count` indices at fixed length: the most that any payload takes."""
+    return -(-count * bits_per_packed_index(codebook_size) // 8)
+
+
+def normalise_counts(counts: np.ndarray) -> np.ndarray:
+    """Turn counts into a frequency table by integer arithmetic alone.
+
+    Every symbol gets one unit, so that each can be coded; the rest is shared in proportion to the counts by largest
+    remainder, ties going to the lower index. Counts that are all zero give the uniform table.
+
+    Args:
+        counts: (K,) integers >= 0, with 1 <= K <= 65535.
+
+    Returns:
+        (K,) int32 frequencies >= 1 that sum to 2**16 - 1.
+
+    Raises:
+        ValueError: if the counts are not integers, not of shape (K,), negative, or too many.
+    """
+    counts = np.asarray(counts)
+    if counts.ndim != 1 or not 1 <= counts.size <= FREQUENCY_TOTAL:
+        raise ValueError(f"counts of shape {counts.shape} are not allowed; allowed: (K,) with K from 1 to 65535")
+    if counts.dtype.kind not in "iu":
+        raise ValueError(f"counts of type {counts.dtype} are not allowed; allowed: integers")
+    if counts.min() < 0:
+        raise ValueError(f"count {counts.min()} of symbol {counts.argmin()} is not allowed; allowed: from 0")
+    weights = [int(count) for count in counts] if counts.any() else [1] * counts.size  # Python's integers: no overflow
+    total, rest = sum(weights), FREQUENCY_TOTAL - counts.size
+    shares = [divmod(weight * rest, total) for weight in weights]
+    frequencies = np.array([1 + share for share, _ in shares], dtype=np.int32)
+    by_remainder = sorted(range(counts.size), key=lambda symbol: (-shares[symbol][1], symbol))
+    frequencies[by_remainder[: FREQUENCY_TOTAL - int(frequencies.sum())]] += 1
+    return frequencies
+
+
+def uniform_frequencies(codebook_size: int) -> np.ndarray:
+    """The (K,) int32 table of equally likely symbols (the first ones get a unit more where K does not divide)."""
+    return normalise_counts(np.zeros(codebook_size, dtype=np.int64))
+
+
+def estimated_bits(indices: np.ndarray, frequencies: np.ndarray) -> float:
+    """Bits that rANS needs for `indices` under `frequencies`, without its final state of 32 to 64 bits.
+
+    Raises:
+        ValueError: as `encode_indices`.
+    """
+    frequencies = _check_frequencies(frequencies)
+    indices = _check_indices(indices, len(frequencies))
+    histogram = np.bincount(indices, minlength=len(frequencies))
+    return float(histogram @ (_PRECISION - np.log2(frequencies)))
+
+
+def encode_indices(indices: np.ndarray, frequencies: np.ndarray) -> tuple[Coding, bytes]:
+    """Code indices with their frequency table, or at fixed length where that is not longer.
+
+    Args:
+        indices: (n,) integers from 0 to K - 1; n may be 0.
+        frequencies: (K,) table as `normalise_counts` makes it.
+
+    Returns:
+        The coding chosen and the payload, at most `packed_length(n, K)` bytes.
+
+    Raises:
+        ValueError: if the indices or the frequencies are not as above.
+    """
+    frequencies = _check_frequencies(frequencies)
+    indices = _check_indices(indices, len(frequencies))
+    limit = packed_length(len(indices), len(frequencies))
+    # rANS never takes less than its state; CompressAI's encoder also writes out of its buffer for under four symbols.
+    if limit > _STATE_BYTES:
+        payload = _rans_encode(indices, frequencies)
+        if len(payload) < limit:
+            return Coding.TABLE, payload
+    return Coding.PACKED, _pack(indices, bits_per_packed_index(len(frequencies)))
+
+
+def decode_indices(payload: bytes, coding: Coding, count: int, frequencies: np.ndarray) -> np.ndarray:
+    """Recover the indices of a payload.
+
+    Only payloads that `encode_indices` can have written are accepted, whatever the bytes: lengths, unused bits and
+    symbols are checked, and a rANS payload must come out again when its symbols are encoded anew. Time and memory grow
+    with `count`, which cannot exceed what the payload's length has room for.
+
+    Args:
+        payload: the coded indices.
+        coding: how they are coded.
+        count: number of indices n >= 0.
+        frequencies: (K,) table as given to the encoder.
+
+    Returns:
+        (n,) int32 indices from 0 to K - 1.
+
+    Raises:
+        PayloadError: if the payload does not decode to n indices under this table.
+        ValueError: if the frequencies or the count are not as above, which is not the payload's fault.
+    """
+    frequencies = _check_frequencies(frequencies)
+    if count < 0:
+        raise ValueError(f"count {count} is not allowed; allowed: from 0")
+    if coding == Coding.PACKED:
+        return _unpack(payload, count, len(frequencies))
+    if coding != Coding.TABLE:
+        raise PayloadError(f"payload has coding {coding}; allowed: 0 (packed) or 1 (table)")
+    _check_rans_payload(payload, count, frequencies)
+    indices = _rans_decode(payload, count, frequencies)
+    if int(indices.max()) >= len(frequencies):
+        raise PayloadError(f"payload holds symbol {indices.max()}; allowed: 0 to {len(frequencies) - 1}")
+    if _rans_encode(indices, frequencies) != payload:
+        raise PayloadError(f"payload of {len(payload)} bytes is not a coding of {count} indices with this table")
+    return indices
+
+
+def _check_frequencies(frequencies: np.ndarray) -> np.ndarray:
+    frequencies = np.asarray(frequencies)
+    if frequencies.ndim != 1 or frequencies.size == 0 or frequencies.dtype.kind not in "iu":
+        raise ValueError(
+            f"frequencies of shape {frequencies.shape} and type {frequencies.dtype} are not allowed; "
+            "allowed: integers of shape (K,)"
+        )
+    total = int(frequencies.sum(dtype=np.int64))
+    if frequencies.min() < 1 or total != FREQUENCY_TOTAL:
+        raise ValueError(
+            f"frequencies from {frequencies.min()} on that sum to {total} are not allowed; "
+            f"allowed: from 1 on, summing to {FREQUENCY_TOTAL}"
+        )
+    return frequencies.astype(np.int32)
+
+
+def _check_indices(indices: np.ndarray, codebook_size: int) -> np.ndarray:
+    indices = np.asarray(indices)
+    if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
+        raise ValueError(
+            f"indices of shape {indices.shape} and type {indices.dtype} are not allowed; "
+            "allowed: integers of shape (n,)"
+        )
+    if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < codebook_size:
+        wrong = int(indices.min()) if indices.min() < 0 else int(indices.max())
+        raise ValueError(f"index {wrong} is not allowed; allowed: 0 to {codebook_size - 1}")
+    return indices.astype(np.int32)
+
+
+def _pack(indices: np.ndarray, bits: int) -> bytes:
+    planes = np.empty((len(indices), bits), dtype=np.uint8)
+    for bit in range(bits):
+        planes[:, bit] = (indices >> (bits - 1 - bit)) & 1
+    return np.packbits(planes).tobytes()
+
+
+def _unpack(payload: bytes, count: int, codebook_size: int) -> np.ndarray:
+    bits, length = bits_per_packed_index(codebook_size), packed_length(count, codebook_size)
+    if len(payload) != length:
+        raise PayloadError(f"payload has {len(payload)} bytes; {count} packed indices of {bits} bits take {length}")
+    planes = np.unpackbits(np.frombuffer(payload, dtype=np.uint8))
+    if planes[count * bits :].any():
+        raise PayloadError("payload has bits set after its last index; allowed: zeros")
+    planes = planes[: count * bits].reshape(count, bits)
+    indices = np.zeros(count, dtype=np.int32)
+    for bit in range(bits):
+        indices |= planes[:, bit].astype(np.int32) << (bits - 1 - bit)
+    if count and int(indices.max()) >= codebook_size:
+        raise PayloadError(f"payload holds index {indices.max()}; allowed: 0 to {codebook_size - 1}")
+    return indices
+
+
+def _check_rans_payload(payload: bytes, count: int, frequencies: np.ndarray) -> None:
+    """Refuse what the decoder must not see: a bad state (see `_rans_decode`), or a count without bytes for it."""
+    length, limit = len(payload), packed_length(count, len(frequencies))
+    if length % _WORD_BYTES or not _STATE_BYTES <= length < limit:
+        raise PayloadError(
+            f"payload has {length} bytes; {count} indices coded with a table take a multiple of 4 from 8 to {limit - 1}"
+        )
+    state = int.from_bytes(payload[:_STATE_BYTES], "little")
+    if not _SMALLEST_STATE <= state < _STATE_LIMIT:
+        raise PayloadError(f"payload begins with coder state {state}; allowed: 2**31 to 2**63 - 1")
+    # The encoder's state starts at 2**31, and no symbol adds less than the most frequent one; 1% is for roundings.
+    least_bits = 31 + 0.99 * count * (_PRECISION - math.log2(int(frequencies.max())))
+    if 8 * length < least_bits:
+        raise PayloadError(
+            f"payload has {length} bytes; {count} indices cannot be coded in fewer than {math.ceil(least_bits / 8)}"
+        )
+
+
+@functools.cache
+def _ans() -> ModuleType:
+    """CompressAI's compiled coder, loaded without its package, whose import takes seconds and brings torch."""
+    name = "compressai.ans"
+    if name not in sys.modules:
+        package = importlib.util.find_spec("compressai")
+        paths = package.submodule_search_locations if package else None
+        spec = importlib.machinery.PathFinder.find_spec(name, paths) if paths else None
+        if spec is None or spec.loader is None:
+            raise ImportError("compressai is not installed; it holds the entropy coder")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules[name] = module  # a later import of the package must not load the extension a second time
+    return sys.modules[name]
+
+
+def _rans_encode(indices: np.ndarray, frequencies: np.ndarray) -> bytes:
+    cdf = [0, *np.cumsum(frequencies).tolist(), 2**_PRECISION]  # the last unit is the escape's
+    encoder = _ans().BufferedRansEncoder()
+    for start in range(0, len(indices), _CHUNK):
+        symbols = indices[start : start + _CHUNK].tolist()
+        encoder.encode_with_indexes(symbols, [0] * len(symbols), [cdf], [len(cdf)], [0])
+    return encoder.flush()
+
+
+def _rans_decode(payload: bytes, count: int, frequencies: np.ndarray) -> np.ndarray:
+    """Decode to (count,) int32 symbols from 0 to K, where K stands for CompressAI's escape.
+
+    CompressAI's decoder checks nothing. After an escape it reads as many bits as the payload says, far beyond its end;
+    so the escape is given here as an ordinary symbol K, behind which an escape of no width is never met. From a state
+    of at least 2**31 each symbol takes at most 16 bits, hence a word of 32 bits at most at every second symbol: that
+    many zeros behind the payload keep all reads inside the buffer.
+    """
+    cdf = [0, *np.cumsum(frequencies).tolist(), 2**_PRECISION, 2**_PRECISION]
+    decoder = _ans().RansDecoder()
+    decoder.set_stream(payload.ljust(_STATE_BYTES + _WORD_BYTES * ((count + 1) // 2), b"\0"))
+    indices = np.empty(count, dtype=np.int32)
+    for start in range(0, count, _CHUNK):
+        size = min(_CHUNK, count - start)
+        indices[start : start + size] = decoder.decode_stream([0] * size, [cdf], [len(cdf)], [0])
+    return indices

@@ -1,0 +1,286 @@
+"""Native checkpoints: a folder of safetensors and JSON.
+
+    oscar.json          format, architecture, pseudo-timesteps, backbone, fingerprint, hashes of the weight files
+    oscar.safetensors   bottleneck.*, denoiser.* (adapters and prompt) and frequencies.* (integer tables by rate id)
+    vae/ unet/ scheduler/   the backbone as diffusers writes it, where it is bundled (trained here); else named by id
+
+Loading accounts for every tensor: a missing or an unknown one is an error.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from oscar.models.backbone import PARTS, Backbone, BackboneError
+from oscar.models.denoiser import Denoiser
+from oscar.models.hyper_encoder import VQBottleneck
+from oscar.rates import rate_by_id
+from oscar.timesteps import mapping_from_config
+
+if TYPE_CHECKING:
+    from oscar.codec import OscarCodec
+
+FORMAT = 1
+CONFIG, WEIGHTS = "oscar.json", "oscar.safetensors"
+SHIPPED = Path(__file__).parent / "assets"
+# Statistics that only training reads; every native checkpoint keeps the codes themselves.
+_TRAINING_ONLY = ("cluster_size", "embed_avg", "initted")
+_DECODER_HALF = (".quantizer._codebook.embed", ".quantizer.project_out.", ".proj.")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be found, read or used."""
+
+
+def build(config: dict, backbone: Backbone) -> OscarCodec:
+    """A codec of the architecture in `config` (keys bottleneck, denoiser, timesteps) on a backbone, untrained."""
+    from oscar.codec import OscarCodec
+
+    options = dict(config["bottleneck"])
+    rates = [rate_by_id(rate_id) for rate_id in options.pop("rates")]
+    sizes = {int(key): value for key, value in options.pop("codebook_sizes", {}).items()}
+    bottleneck = VQBottleneck(rates, sizes, latent_channels=backbone.latent_channels, **options)
+    denoiser = Denoiser(backbone.unet, backbone.schedule, **config["denoiser"])
+    return OscarCodec(backbone, bottleneck, denoiser, mapping_from_config(config["timesteps"]))
+
+
+def describe(codec: OscarCodec) -> dict:
+    """The architecture in JSON-able form, the inverse of `build`."""
+    return {
+        "bottleneck": codec.bottleneck.describe(),
+        "denoiser": codec.denoiser.options,
+        "timesteps": codec.mapping.to_config(),
+    }
+
+
+def tensors(codec: OscarCodec) -> dict[str, Tensor]:
+    """The tensors of the weights file, without the bundled backbone's."""
+    result = {
+        f"bottleneck.{name}": value
+        for name, value in codec.bottleneck.state_dict().items()
+        if not name.endswith(_TRAINING_ONLY)
+    }
+    if codec.denoiser.prompt is not None:
+        result["denoiser.prompt"] = codec.denoiser.prompt.detach()
+    if codec.denoiser.tuning == "lora":
+        if codec.denoiser.merged:
+            raise CheckpointError("the adapters are merged into the UNet; save the checkpoint before merging")
+        result.update(
+            {f"denoiser.{name}": value for name, value in codec.denoiser.unet.state_dict().items() if "lora_" in name}
+        )
+    for rate_id, table in codec.frequencies.items():
+        result[f"frequencies.{rate_id}"] = torch.from_numpy(np.asarray(table, dtype=np.int32).copy())
+    return {name: value.detach().cpu().contiguous() for name, value in result.items()}
+
+
+def bundles_backbone(codec: OscarCodec) -> bool:
+    """Whether the backbone's weights go into the checkpoint: if trained here or of no source."""
+    return codec.denoiser.tuning == "full" or codec.backbone.source is None
+
+
+def fingerprint(codec: OscarCodec, dtype: torch.dtype | None = None) -> str:
+    """SHA-256 of all that decoding depends on, in hexadecimal.
+
+    Covers, with names, types and shapes: the architecture, the decoder half of the bottleneck, adapters and prompt, the
+    frequency tables, and the UNet and VAE decoder where they are bundled; of a backbone that is only named, an evenly
+    spaced sample of each tensor.
+
+    Args:
+        codec: the codec.
+        dtype: floating-point type in which the weights are saved, None for their own.
+    """
+    digest = hashlib.sha256(json.dumps(describe(codec), sort_keys=True).encode())
+    digest.update(json.dumps(codec.backbone.schedule.config, sort_keys=True).encode())
+    digest.update(repr(codec.backbone.vae.config.scaling_factor).encode())
+    own = {
+        name: value
+        for name, value in tensors(codec).items()
+        if not name.startswith("bottleneck.") or any(part in name for part in _DECODER_HALF)
+    }
+    bundled = bundles_backbone(codec)
+    state = {f"unet.{name}": value for name, value in codec.backbone.unet.state_dict().items() if "lora_" not in name}
+    state.update(
+        {
+            f"vae.{name}": value
+            for name, value in codec.backbone.vae.state_dict().items()
+            if name.startswith(("decoder.", "post_quant_conv."))
+        }
+    )
+    for name, value in sorted({**own, **state}.items()):
+        value = _cast(value.detach().cpu(), dtype)
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
+        if name in state and not bundled:
+            value = value.flatten()[:: max(1, value.numel() // 64)]
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save(codec: OscarCodec, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write a checkpoint folder; it appears whole or not at all, and replaces an earlier checkpoint of that name.
+
+    Args:
+        codec: the codec, its adapters not merged.
+        folder: where to; its parents are made.
+        dtype: floating-point type of the file, None for the weights' own.
+
+    Raises:
+        CheckpointError: if the folder exists and is not a checkpoint.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / CONFIG).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not an OSCAR checkpoint; allowed: a new folder or a checkpoint")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        save_file({name: _cast(value, dtype) for name, value in tensors(codec).items()}, temporary / WEIGHTS)
+        bundled = bundles_backbone(codec)
+        if bundled:
+            part = copy.copy(codec.backbone)
+            part._modules = dict(codec.backbone._modules)
+            if dtype is not None:
+                part.vae, part.unet = (torch.nn.Module.to(copy.deepcopy(m), dtype) for m in (part.vae, part.unet))
+            part.save_pretrained(temporary)
+        config = {
+            "format": FORMAT,
+            **describe(codec),
+            "backbone": None if bundled else codec.backbone.source,
+            "fingerprint": fingerprint(codec, dtype),
+            "sha256": {
+                path.relative_to(temporary).as_posix(): _sha256(path) for path in temporary.rglob("*.safetensors")
+            },
+        }
+        (temporary / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        os.chmod(temporary, 0o755)  # mkdtemp's folder is private
+        _replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load(source: str | Path) -> OscarCodec:
+    """Read a checkpoint, ready for training (adapters not merged), in float32 on the CPU.
+
+    Args:
+        source: name of a shipped model ("nano"), a folder, or a hub id.
+
+    Raises:
+        CheckpointError: if it cannot be found, is damaged, or does not fit its description.
+    """
+    folder = locate(source)
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"model {str(source)!r}: {CONFIG} cannot be read ({error})") from None
+    if config.get("format") != FORMAT:
+        raise CheckpointError(f"model {str(source)!r}: format is {config.get('format')!r}; allowed: {FORMAT}")
+    try:
+        for name, expected in {WEIGHTS: None, **config["sha256"]}.items():
+            if _sha256(folder / name) != expected:
+                raise CheckpointError(f"model {str(source)!r}: {name} is damaged (its SHA-256 is not that of {CONFIG})")
+        backbone = Backbone.from_pretrained(config["backbone"] or folder)
+        codec = build(config, backbone)
+        state = load_file(folder / WEIGHTS)
+    except BackboneError as error:
+        raise CheckpointError(f"model {str(source)!r}: {error}") from None
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"model {str(source)!r} cannot be read: {type(error).__name__}: {error}") from None
+    if config["backbone"] is None:
+        codec.backbone.source = None
+    _fill(codec, state, source)
+    codec._fingerprint = config["fingerprint"]
+    return codec
+
+
+def locate(source: str | Path) -> Path:
+    """The folder of a shipped model, a local folder, or a hub id (downloaded), in this order."""
+    shipped = SHIPPED / str(source)
+    for folder in (shipped, Path(source)):
+        if (folder / CONFIG).is_file():
+            return folder
+    if Path(source).is_dir():
+        raise CheckpointError(f"model {str(source)!r} is a folder without {CONFIG}; allowed: an OSCAR checkpoint")
+    names = sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
+    allowed = f"allowed: {', '.join([*names, 'a checkpoint folder', 'a hub id'])}"
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
+    except HFValidationError:
+        raise CheckpointError(f"model {str(source)!r} does not exist; {allowed}") from None
+    except Exception as error:  # the hub client raises its HTTP library's errors too
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"model {str(source)!r} is no folder and could not be downloaded; {allowed} ({reason})") from None
+
+
+def _fill(codec: OscarCodec, state: dict[str, Tensor], source: str | Path) -> None:
+    expected = tensors(codec)
+    for problem, names in (("lacks", expected.keys() - state.keys()), ("has unknown", state.keys() - expected.keys())):
+        if names:
+            raise CheckpointError(f"model {str(source)!r}: {WEIGHTS} {problem} {min(names)} ({len(names)} tensors in all)")
+    for name, value in state.items():
+        if value.shape != expected[name].shape:
+            raise CheckpointError(
+                f"model {str(source)!r}: {name} has shape {tuple(value.shape)}; allowed: {tuple(expected[name].shape)}"
+            )
+    codec.load_state_dict(
+        {
+            (name if name.startswith("bottleneck") else name.replace("denoiser.", "denoiser.unet.", 1)
+             if name != "denoiser.prompt" else name): value.float()
+            for name, value in state.items()
+            if not name.startswith("frequencies.")
+        },
+        strict=False,
+    )  # fmt: skip
+    for rate in codec.rates:  # further training must go on from these codes, not start or revive them anew
+        codebook = codec.bottleneck.at(rate).quantizer._codebook
+        codebook.embed_avg.copy_(codebook.embed * codebook.cluster_size[..., None])
+        codebook.initted.fill_(bool(codebook.embed.any()))
+    for name, value in state.items():
+        if name.startswith("frequencies."):
+            codec.frequencies[int(name.removeprefix("frequencies."))] = value.numpy()
+
+
+def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return value.to(dtype) if dtype is not None and value.is_floating_point() else value
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    old = None
+    if folder.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        os.rename(folder, old / "was")
+    try:
+        os.rename(new, folder)
+    except OSError:
+        if old is not None:
+            os.rename(old / "was", folder)
+            old.rmdir()
+        raise
+    if old is not None:
+        shutil.rmtree(old)

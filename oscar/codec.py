@@ -1,0 +1,297 @@
+"""The codec: image <-> bytes. The whole flow of the method can be read on this page.
+
+    compress    image - VAE encoder - latent z0 - bottleneck(rate) - indices - entropy coder - bytes
+    decompress  bytes - entropy coder - indices - bottleneck(rate) - z_hat - rescale - UNet at t(rate), one step - x0
+                - VAE decoder - image
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from oscar import checkpoint, images
+from oscar.bitstream import (
+    Container,
+    UnknownRateError,
+    WrongModelError,
+    decode_indices,
+    dequantise_rms,
+    encode_indices,
+    estimated_bits,
+    quantise_rms,
+    uniform_frequencies,
+)
+from oscar.models.backbone import Backbone
+from oscar.models.denoiser import Denoiser
+from oscar.models.hyper_encoder import VQBottleneck
+from oscar.rates import RatePoint, find_rate, rate_by_id
+from oscar.timesteps import TableMapping
+
+
+class Analysis(NamedTuple):
+    """What the encoder finds in a batch of images.
+
+    Attributes:
+        latent: z0, scaled posterior mode of the padded images (B, 4, h, w).
+        indices: code indices, int64 (B, rows, columns).
+        rms: root mean square of each latent channel (B, 4), which is the norm over the square root of h * w.
+    """
+
+    latent: Tensor
+    indices: Tensor
+    rms: Tensor
+
+
+class Reconstruction(NamedTuple):
+    """What the decoder gets and makes.
+
+    Attributes:
+        indices: code indices, int64 (B, rows, columns).
+        z_hat: quantised latent before rescaling (B, 4, h, w).
+        x0: denoised latent (B, 4, h, w).
+        image: images (B, 3, H, W), clamped to [-1, 1].
+    """
+
+    indices: Tensor
+    z_hat: Tensor
+    x0: Tensor
+    image: Tensor
+
+
+class OscarCodec(nn.Module):
+    """One model for all of its rates.
+
+    Args:
+        backbone: VAE, UNet and noise schedule.
+        bottleneck: symbols of a latent and back, at each of its rates.
+        denoiser: the backbone's UNet, adapted.
+        mapping: pseudo-timestep of each rate.
+        frequencies: integer frequency table by rate id, int32 (K,); a rate without one is coded uniformly.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        bottleneck: VQBottleneck,
+        denoiser: Denoiser,
+        mapping: TableMapping,
+        frequencies: dict[int, np.ndarray] | None = None,
+    ):
+        super().__init__()
+        mapping.check(bottleneck.rates, len(backbone.schedule))
+        self.backbone = backbone
+        self.bottleneck = bottleneck
+        self.denoiser = denoiser
+        self.mapping = mapping
+        self.frequencies = {rate.id: uniform_frequencies(bottleneck.at(rate).codebook_size) for rate in self.rates}
+        self.frequencies.update(frequencies or {})
+        self._fingerprint: str | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> OscarCodec:
+        """Load a checkpoint for inference: in evaluation mode, adapters merged.
+
+        Args:
+            source: "nano" (in the package), a checkpoint folder or a hub id.
+            device, dtype: where and in which precision the networks run.
+
+        Raises:
+            CheckpointError: if it cannot be found or read.
+        """
+        codec = checkpoint.load(source).eval()
+        fingerprint = codec.fingerprint  # merging rounds; the file's identity is that of the stored weights
+        codec.denoiser.merge()
+        codec._fingerprint = fingerprint
+        return codec.requires_grad_(False).to(device=device, dtype=dtype)
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write a checkpoint folder (see `oscar.checkpoint`), completely or not at all."""
+        checkpoint.save(self, folder, dtype)
+
+    @property
+    def rates(self) -> tuple[RatePoint, ...]:
+        """The rate points that this model has, by id."""
+        return self.bottleneck.rates
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decoding depends on, in hexadecimal; see `oscar.checkpoint.fingerprint`."""
+        if self._fingerprint is None:
+            self._fingerprint = checkpoint.fingerprint(self)
+        return self._fingerprint
+
+    @property
+    def model_tag(self) -> int:
+        """The first 16 bits of the fingerprint, which every file carries."""
+        return int(self.fingerprint[:4], 16)
+
+    def train(self, mode: bool = True) -> OscarCodec:
+        if mode:
+            self._fingerprint = None  # the weights are about to change
+        return super().train(mode)
+
+    # Pictures and bytes.
+
+    def compress(self, image: Image.Image | np.ndarray | Tensor, rate: float | RatePoint = 0.0625) -> bytes:
+        """Compress one picture into the bytes of an `.oscar` file.
+
+        Args:
+            image: PIL image, uint8 array (H, W), (H, W, 3) or (H, W, 4), or tensor (3, H, W), uint8 or in [-1, 1].
+            rate: nominal bits per pixel of one of `rates`, or a rate point.
+
+        Raises:
+            ImageError: for a picture that cannot be represented (transparency, more than 65536 pixels a side).
+            ValueError: for a rate that this model does not have.
+        """
+        rate = self.find_rate(rate)
+        return self.compress_tensor(images.to_tensor(image), rate)[0]
+
+    def decompress(self, data: bytes) -> Image.Image:
+        """Restore the picture of an `.oscar` file.
+
+        Raises:
+            BitstreamError: if the data is damaged, foreign, or was written with another model.
+        """
+        return images.to_pil(self.decompress_tensor([data])[0])
+
+    # Batches of tensors beneath them.
+
+    @torch.inference_mode()
+    def compress_tensor(self, batch: Tensor, rate: float | RatePoint) -> list[bytes]:
+        """Images (B, 3, H, W) in [-1, 1] -> the bytes of one file each."""
+        rate = self.find_rate(rate)
+        analysis = self.analyse(batch, rate)
+        return self.write(analysis.indices, analysis.rms, rate, height=batch.shape[-2], width=batch.shape[-1])
+
+    def write(self, indices: Tensor, rms: Tensor, rate: RatePoint, height: int, width: int) -> list[bytes]:
+        """Indices (B, rows, columns) and channel rms (B, 4) of images of `height` x `width` -> files."""
+        files = []
+        for grid, norms in zip(indices.cpu().numpy(), quantise_rms(rms.float().cpu().numpy()), strict=True):
+            coding, payload = encode_indices(grid.reshape(-1), self.frequencies[rate.id])
+            files.append(
+                Container(coding, rate.id, self.model_tag, width, height, norms.tobytes(), payload).pack()
+            )
+        return files
+
+    @torch.inference_mode()
+    def decompress_tensor(self, files: list[bytes]) -> list[Tensor]:
+        """Files -> images (3, H, W) in [-1, 1]; files of equal size and rate are decoded as one batch.
+
+        Raises:
+            BitstreamError: if one of them cannot be decoded; nothing is decoded then.
+        """
+        parsed = [self.read(data) for data in files]
+        groups: dict[tuple[int, int, int], list[int]] = {}
+        for position, (container, _) in enumerate(parsed):
+            groups.setdefault((container.rate_id, container.height, container.width), []).append(position)
+        result: list[Tensor] = [torch.empty(0)] * len(files)
+        for (rate_id, height, width), positions in groups.items():
+            indices = torch.stack([torch.from_numpy(parsed[position][1]) for position in positions]).to(self.device)
+            rms = self.stored_rms(torch.tensor([list(parsed[position][0].norms) for position in positions]))
+            decoded = self.synthesise(indices, rms, rate_by_id(rate_id)).image[..., :height, :width]
+            for position, image in zip(positions, decoded, strict=True):
+                result[position] = image
+        return result
+
+    def read(self, data: bytes) -> tuple[Container, np.ndarray]:
+        """Bytes of a file -> its container and the indices, int64 (rows, columns).
+
+        Raises:
+            BitstreamError: if it is damaged, foreign, or was written with another model.
+        """
+        container = Container.unpack(data)
+        if container.model_tag != self.model_tag:
+            raise WrongModelError(
+                f"the file was written with model {container.model_tag:04x}; this model is {self.model_tag:04x}"
+            )
+        rate = rate_by_id(container.rate_id)
+        if rate not in self.rates:
+            raise UnknownRateError(f"the file has rate {rate.bpp:.4f}, which this model does not have")
+        rows, columns = rate.grid_shape(container.height, container.width)
+        table = self.frequencies[rate.id]
+        symbols = decode_indices(container.payload, container.coding, rows * columns, table)
+        return container, symbols.astype(np.int64).reshape(rows, columns)
+
+    @torch.inference_mode()
+    def reconstruct(
+        self, batch: Tensor, rate: float | RatePoint, protocol: Literal["bitstream", "paper"] = "bitstream"
+    ) -> Reconstruction:
+        """Both directions in one call.
+
+        Args:
+            batch: images (B, 3, H, W) in [-1, 1], of any size.
+            rate: nominal bits per pixel, or a rate point.
+            protocol: "bitstream" gives the decoder what a file holds; "paper" the original latent's norms, unquantised,
+                as the published implementation does, without any file.
+        """
+        if protocol not in ("bitstream", "paper"):
+            raise ValueError(f"protocol {protocol!r} does not exist; allowed: bitstream, paper")
+        rate = self.find_rate(rate)
+        analysis = self.analyse(batch, rate)
+        rms = analysis.rms
+        if protocol == "bitstream":
+            rms = self.stored_rms(torch.from_numpy(quantise_rms(rms.float().cpu().numpy())))
+        height, width = batch.shape[-2:]
+        result = self.synthesise(analysis.indices, rms, rate)
+        return result._replace(image=result.image[..., :height, :width])
+
+    # The two halves.
+
+    def analyse(self, batch: Tensor, rate: RatePoint) -> Analysis:
+        """Encoder half: images (B, 3, H, W), padded here to whole indices by replicating the edge."""
+        height, width = batch.shape[-2:]
+        pad_h, pad_w = -height % rate.pixels_per_index, -width % rate.pixels_per_index
+        padded = F.pad(batch.to(self.device, self.dtype), (0, pad_w, 0, pad_h), mode="replicate")
+        latent = self.backbone.encode(padded)
+        return Analysis(latent, self.bottleneck.encode(latent, rate), channel_rms(latent))
+
+    def synthesise(self, indices: Tensor, rms: Tensor, rate: RatePoint) -> Reconstruction:
+        """Decoder half: indices (B, rows, columns) and channel rms (B, 4) -> the padded images and what led there."""
+        z_hat = self.bottleneck.decode(indices, rate)
+        x0 = self.denoise(z_hat, rms, rate)
+        return Reconstruction(indices, z_hat, x0, self.backbone.decode(x0).clamp(-1, 1))
+
+    def denoise(self, z_hat: Tensor, rms: Tensor, rate: RatePoint) -> Tensor:
+        """Rescale z_hat (B, 4, h, w) to the original's rms (B, 4) and denoise it in one step -> x0."""
+        return self.denoiser(rescale(z_hat, rms), self.mapping(rate))
+
+    # Helpers.
+
+    def find_rate(self, rate: float | RatePoint) -> RatePoint:
+        """One of this model's rate points by nominal bpp (ValueError if it has no such rate)."""
+        return find_rate(rate.bpp if isinstance(rate, RatePoint) else rate, self.rates)
+
+    def stored_rms(self, codes: Tensor) -> Tensor:
+        """The rms (B, 4) that a decoder reads from codes (B, 4) in a file."""
+        return torch.from_numpy(dequantise_rms(codes.numpy().astype(np.uint8))).to(self.device, self.dtype)
+
+    def estimated_bits(self, indices: Tensor, rate: RatePoint) -> float:
+        """Ideal code length in bits of indices (rows, columns) under this model's table, without header."""
+        return estimated_bits(indices.cpu().numpy().reshape(-1), self.frequencies[rate.id])
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.vae.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.backbone.vae.parameters()).dtype
+
+
+def channel_rms(latent: Tensor) -> Tensor:
+    """Root mean square over space of each channel: (B, C, h, w) -> (B, C)."""
+    return latent.square().mean(dim=(2, 3)).sqrt()
+
+
+def rescale(z_hat: Tensor, rms: Tensor, eps: float = 1e-8) -> Tensor:
+    """Scale each channel of z_hat (B, C, h, w) to the rms (B, C) (paper section 3.2; there as norms over space)."""
+    return z_hat * (rms / channel_rms(z_hat).clamp_min(eps))[:, :, None, None]

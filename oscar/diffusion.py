@@ -1,0 +1,78 @@
+"""The noise schedule and the one-step estimate of x0 that restores every rate (paper section 3.1, equations 1 to 3)."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+class NoiseSchedule(nn.Module):
+    """A diffusion schedule with its prediction type.
+
+    Only the betas and `prediction_type` of a diffusers scheduler configuration matter for one step; sampling options
+    such as clipping or time-step spacing are ignored, as one step at a chosen t uses none of them.
+
+    Args:
+        config: contents of a diffusers `scheduler_config.json` (of any scheduler class with DDPM betas).
+    """
+
+    def __init__(self, config: dict):
+        super().__init__()
+        self.prediction_type = config.get("prediction_type", "epsilon")
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(
+                f"scheduler prediction_type {self.prediction_type!r} is not supported; "
+                f"allowed: {', '.join(PREDICTION_TYPES)}"
+            )
+        names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas",
+                 "rescale_betas_zero_snr")  # fmt: skip
+        self.config = {name: config[name] for name in names if name in config}
+        self.config["prediction_type"] = self.prediction_type
+        scheduler = DDPMScheduler(**self.config)
+        self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float(), persistent=False)
+
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def _apply(self, fn, recurse=True):
+        # The schedule stays in float32 whatever the networks' dtype: half precision cannot hold 1 - alpha near t = 0.
+        device = fn(torch.empty(0, device=self.alphas_cumprod.device)).device
+        self.alphas_cumprod = self.alphas_cumprod.to(device)
+        return self
+
+    def signal_and_noise(self, timestep: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to broadcast over `like` (B, ...), in its dtype."""
+        timestep = torch.as_tensor(timestep, device=self.alphas_cumprod.device)
+        alpha = self.alphas_cumprod[timestep].reshape(-1, *[1] * (like.dim() - 1)).to(like.device)
+        return alpha.sqrt().to(like.dtype), (1 - alpha).sqrt().to(like.dtype)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, timestep: Tensor | int) -> Tensor:
+        """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise (equation 1)."""
+        signal, sigma = self.signal_and_noise(timestep, x0)
+        return signal * x0 + sigma * noise
+
+    def target(self, x0: Tensor, noise: Tensor, timestep: Tensor | int) -> Tensor:
+        """What a network of this prediction type should output for `add_noise(x0, noise, timestep)`."""
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "sample":
+            return x0
+        signal, sigma = self.signal_and_noise(timestep, x0)
+        return signal * noise - sigma * x0
+
+    def predict_x0(self, x_t: Tensor, output: Tensor, timestep: Tensor | int) -> Tensor:
+        """The estimate of x0 from one network output at `timestep` (the one step of the method)."""
+        if self.prediction_type == "sample":
+            return output
+        signal, sigma = self.signal_and_noise(timestep, x_t)
+        if self.prediction_type == "epsilon":
+            return (x_t - sigma * output) / signal
+        return signal * x_t - sigma * output
+
+    def snr(self, timestep: Tensor | int) -> Tensor:
+        """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t)."""
+        alpha = self.alphas_cumprod[torch.as_tensor(timestep)]
+        return alpha / (1 - alpha)

@@ -1,0 +1,1 @@
+"""Measuring the codec: metrics, and the demo's tables and sheets."""

@@ -1,0 +1,151 @@
+"""VAE, UNet and noise schedule from a diffusers folder, a hub id or bare configurations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderDC, AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+
+from oscar.diffusion import NoiseSchedule
+from oscar.rates import PIXELS_PER_LATENT
+
+PARTS = ("vae", "unet", "scheduler")
+# Autoencoder classes by the `_class_name` of vae/config.json; Stable Diffusion's is the first.
+VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC}
+VAE = AutoencoderKL | AutoencoderDC
+
+
+class BackboneError(ValueError):
+    """A backbone that cannot be found, read or used."""
+
+
+class Backbone(nn.Module):
+    """A latent diffusion backbone.
+
+    Args:
+        vae: the autoencoder; must reduce each side by eight. Variational or, as nano's, without a posterior.
+        unet: the denoising network; works on the VAE's latent channels.
+        schedule: the noise schedule.
+        source: folder or hub id that it came from, None for one built from configurations.
+    """
+
+    def __init__(self, vae: VAE, unet: UNet2DConditionModel, schedule: NoiseSchedule, source: str | None):
+        super().__init__()
+        widths = getattr(vae.config, "block_out_channels", None) or vae.config.encoder_block_out_channels
+        factor = 2 ** (len(widths) - 1)
+        if factor != PIXELS_PER_LATENT:
+            raise BackboneError(f"vae of {source}: reduces each side by {factor}; allowed: {PIXELS_PER_LATENT}")
+        if unet.config.in_channels != vae.config.latent_channels or unet.config.out_channels != unet.config.in_channels:
+            raise BackboneError(
+                f"unet of {source}: {unet.config.in_channels} channels in and {unet.config.out_channels} out; "
+                f"allowed: the vae's {vae.config.latent_channels} for both"
+            )
+        self.vae = vae
+        self.unet = unet
+        self.schedule = schedule
+        self.source = source
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> Backbone:
+        """Read a diffusers folder or hub id with `vae/`, `unet/` and `scheduler/`, in float32.
+
+        Raises:
+            BackboneError: if a part is missing or unreadable, or its weights lack a tensor.
+        """
+        source = str(source)
+        try:
+            vae = _load(AutoencoderKL, source, "vae")
+            unet = _load(UNet2DConditionModel, source, "unet")
+            schedule = NoiseSchedule(_scheduler_config(source))
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise BackboneError(
+                f"backbone {source!r} could not be read as a diffusers folder or hub id with "
+                f"{', '.join(PARTS)}: {reason}"
+            ) from error
+        return cls(vae, unet, schedule, source)
+
+    @classmethod
+    def from_configs(cls, vae: Mapping, unet: Mapping, scheduler: Mapping) -> Backbone:
+        """Random weights in the shape of three diffusers configurations (for training from scratch and for tests)."""
+        return cls(
+            _vae_class(vae).from_config(dict(vae)),
+            UNet2DConditionModel.from_config(dict(unet)),
+            NoiseSchedule(dict(scheduler)),
+            None,
+        )
+
+    @property
+    def latent_channels(self) -> int:
+        return self.vae.config.latent_channels
+
+    @property
+    def unet_multiple(self) -> int:
+        """Latents that the UNet sees must have sides that are a multiple of this."""
+        return 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1], H and W multiples of 8 -> scaled posterior mode (B, 4, H/8, W/8)."""
+        encoded = self.vae.encode(images)
+        latent = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+        return latent * self.vae.config.scaling_factor
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Scaled latent (B, 4, h, w) -> images (B, 3, 8h, 8w), about [-1, 1], not clamped."""
+        return self.vae.decode(latent / self.vae.config.scaling_factor).sample
+
+    def decoder_modules(self) -> list[nn.Module]:
+        """The modules of the VAE that decoding uses."""
+        modules = [self.vae.decoder, getattr(self.vae, "post_quant_conv", None)]
+        return [module for module in modules if module is not None]
+
+    def plain_unet(self) -> UNet2DConditionModel:
+        """The UNet as it came: itself, or a copy without the adapters that it has."""
+        state = self.unet.state_dict()
+        if not any("lora_" in name for name in state):
+            return self.unet
+        unet = UNet2DConditionModel.from_config(self.unet.config)
+        nn.Module.to(unet, self.unet.device, self.unet.dtype)  # diffusers' own warns of modules that this class lacks
+        unet.load_state_dict(
+            {name.replace(".base_layer", ""): value for name, value in state.items() if "lora_" not in name}
+        )
+        return unet
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `vae/`, `unet/` (without adapters) and `scheduler/` as diffusers does."""
+        folder = Path(folder)
+        self.vae.save_pretrained(folder / "vae")
+        self.plain_unet().save_pretrained(folder / "unet")
+        (folder / "scheduler").mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"_class_name": "DDPMScheduler", **self.schedule.config}, indent=2, sort_keys=True)
+        (folder / "scheduler" / "scheduler_config.json").write_text(text + "\n")
+
+
+def _load(part: type, source: str, subfolder: str):
+    model, report = part.from_pretrained(
+        source, subfolder=subfolder, torch_dtype=torch.float32, output_loading_info=True
+    )
+    if report["missing_keys"]:  # diffusers only logs them
+        missing = sorted(report["missing_keys"])
+        raise ValueError(f"the weights of {subfolder} lack {missing[0]} ({len(missing)} tensors in all)")
+    return model
+
+
+def _vae_class(config: Mapping) -> type[VAE]:
+    name = config.get("_class_name", "AutoencoderKL")
+    if name not in VAE_CLASSES:
+        raise BackboneError(f"vae class {name!r} is not supported; allowed: {', '.join(VAE_CLASSES)}")
+    return VAE_CLASSES[name]
+
+
+def _scheduler_config(source: str) -> dict:
+    path = Path(source) / "scheduler" / "scheduler_config.json"
+    if not Path(source).is_dir():
+        from huggingface_hub import hf_hub_download
+
+        path = Path(hf_hub_download(source, "scheduler/scheduler_config.json"))
+    return json.loads(path.read_text())

@@ -1,0 +1,149 @@
+"""The one-step denoiser: a diffusion UNet with LoRA or full fine-tuning and a learned prompt (paper section 3.3)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from oscar.diffusion import NoiseSchedule
+
+# Adapter names of the published checkpoint: down path and conv_in; up path and conv_out; the rest.
+ADAPTERS = ("default_encoder", "default_decoder", "default_others")
+_LORA_LAYERS = re.compile(
+    r"(^conv_in|^conv_out|\.to_[qkv]|\.to_out\.0|\.proj_in|\.proj_out|\.ff\.net\.0\.proj|\.ff\.net\.2"
+    r"|\.conv1|\.conv2|\.conv_shortcut|samplers\.\d+\.conv)$"
+)
+
+
+def lora_targets(unet: nn.Module) -> dict[str, list[str]]:
+    """The layers that each adapter of the paper covers: all attention, projection, feed-forward and convolution layers.
+
+    Returns:
+        module names by adapter name, in the UNet's order.
+    """
+    targets: dict[str, list[str]] = {adapter: [] for adapter in ADAPTERS}
+    for name, module in unet.named_modules():
+        if not isinstance(module, (nn.Conv2d, nn.Linear)) or not _LORA_LAYERS.search(name):
+            continue
+        encoder, decoder, others = ADAPTERS
+        if name.startswith(("down_blocks.", "conv_in")):
+            targets[encoder].append(name)
+        elif name.startswith(("up_blocks.", "conv_out")):
+            targets[decoder].append(name)
+        else:
+            targets[others].append(name)
+    return {adapter: names for adapter, names in targets.items() if names}
+
+
+def uses_prompt(unet: UNet2DConditionModel) -> bool:
+    """Whether any layer of the UNet looks at the prompt."""
+    return any(name.endswith("attn2") for name, _ in unet.named_modules())
+
+
+class Denoiser(nn.Module):
+    """Restores a quantised latent in one step at its pseudo-timestep.
+
+    Args:
+        unet: the backbone's UNet, changed in place by the adapters.
+        schedule: the backbone's noise schedule.
+        tuning: "lora" trains adapters of `lora_rank` on a frozen UNet, "full" trains the whole UNet.
+        lora_rank: rank of the three adapters (16 in the paper).
+        lora_alpha: scale of the adapters times the rank (PEFT's default of 8 in the published code).
+        prompt_tokens: tokens of the learned prompt (77 in the paper); none is kept if the UNet has no cross-attention.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        schedule: NoiseSchedule,
+        tuning: Literal["lora", "full"] = "lora",
+        lora_rank: int = 16,
+        lora_alpha: float = 8,
+        prompt_tokens: int = 77,
+    ):
+        super().__init__()
+        if tuning not in ("lora", "full"):
+            raise ValueError(f"denoiser.tuning {tuning!r} does not exist; allowed: lora, full")
+        self.unet = unet
+        self.schedule = schedule
+        self.tuning = tuning
+        self.options = {"tuning": tuning, "lora_rank": lora_rank, "lora_alpha": lora_alpha,
+                        "prompt_tokens": prompt_tokens}  # fmt: skip
+        self.merged = tuning == "full"
+        if tuning == "lora":
+            self.unet.requires_grad_(False)
+            for adapter, names in lora_targets(unet).items():
+                config = LoraConfig(
+                    r=lora_rank, lora_alpha=lora_alpha, init_lora_weights="gaussian", target_modules=names
+                )
+                unet.add_adapter(config, adapter_name=adapter)
+            unet.set_adapters(list(unet.peft_config))
+        self.prompt = None
+        if uses_prompt(unet):
+            width = unet.config.cross_attention_dim
+            self.prompt = nn.Parameter(torch.randn(1, prompt_tokens, width) * 0.02)  # from noise, as in the paper
+
+    def init_prompt_from_text(self, source: str | Path) -> None:
+        """Start the prompt from the backbone's own text encoder on an empty text.
+
+        Args:
+            source: folder or hub id with `text_encoder/` and `tokenizer/`.
+
+        Raises:
+            ValueError: if the encoder's output does not have the prompt's shape.
+        """
+        from transformers import AutoTokenizer, CLIPTextModel
+
+        if self.prompt is None:
+            raise ValueError("denoiser.prompt_init: this UNet has no cross-attention and so no prompt")
+        tokenizer = AutoTokenizer.from_pretrained(source, subfolder="tokenizer")
+        encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder")
+        tokens = tokenizer("", padding="max_length", max_length=self.prompt.shape[1], return_tensors="pt")
+        with torch.no_grad():
+            embedding = encoder(tokens.input_ids).last_hidden_state
+        if embedding.shape != self.prompt.shape:
+            raise ValueError(
+                f"denoiser.prompt_init: text encoder of {source} gives {tuple(embedding.shape)}; "
+                f"allowed: {tuple(self.prompt.shape)}"
+            )
+        self.prompt.data.copy_(embedding)
+
+    def forward(self, noisy: Tensor, timestep: int | Tensor) -> Tensor:
+        """One denoising step.
+
+        Args:
+            noisy: rescaled quantised latent (B, 4, h, w), of any size; padded for the UNet and cropped here.
+            timestep: pseudo-timestep, one number or (B,).
+
+        Returns:
+            x0 (B, 4, h, w).
+        """
+        output = predict(self.unet, noisy, timestep, self.prompt)
+        return self.schedule.predict_x0(noisy, output, timestep)
+
+    def merge(self) -> None:
+        """Fold the adapters into the UNet's weights, for inference; cannot be undone."""
+        if not self.merged:
+            self.unet.fuse_lora()
+            self.unet.unload_lora()
+            self.merged = True
+
+
+def predict(unet: UNet2DConditionModel, latent: Tensor, timestep: int | Tensor, prompt: Tensor | None) -> Tensor:
+    """The UNet's output (B, 4, h, w) for a latent of any size: replicated to the UNet's multiple and cropped back."""
+    batch, _, height, width = latent.shape
+    multiple = 2 ** (len(unet.config.block_out_channels) - 1)
+    pad_h, pad_w = -height % multiple, -width % multiple
+    padded = F.pad(latent, (0, pad_w, 0, pad_h), mode="replicate") if pad_h or pad_w else latent
+    if prompt is None:  # no layer reads it, but diffusers' signature asks for one
+        prompt = latent.new_zeros(1, 1, 1)
+    timestep = torch.as_tensor(timestep, device=latent.device).expand(batch)
+    states = prompt.to(latent.dtype).expand(batch, -1, -1)
+    return unet(padded, timestep, encoder_hidden_states=states).sample[..., :height, :width]

@@ -1,0 +1,197 @@
+"""The paper's bottleneck: one hyper-encoder per rate, with a cosine-similarity vector quantiser in the middle.
+
+A hyper-encoder is backbone -> vector quantiser -> projection (paper section 3.2, figure 2; blocks after PerCo's).
+The encoder side runs `encode` (backbone and nearest code), the decoder side `decode` (codebook and projection), so
+that neither needs the other's half. Module names equal those of the published checkpoint, so that its keys carry over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from compressai.layers import AttentionBlock
+from torch import Tensor, nn
+from vector_quantize_pytorch import VectorQuantize
+
+from oscar.rates import PAPER_RATES, RatePoint
+
+
+class BottleneckOutput(NamedTuple):
+    """What a training pass through the bottleneck gives.
+
+    Attributes:
+        z_hat: quantised latent before rescaling, (B, 4, h, w).
+        indices: code indices, int64 (B, rows, columns).
+        commitment: mean squared distance of the (unit-norm) features to their codes, scalar; 0 in evaluation.
+    """
+
+    z_hat: Tensor
+    indices: Tensor
+    commitment: Tensor
+
+
+class BottleneckBlock(nn.Module):
+    """Residual block of 1x1, 3x3 and 1x1 convolutions at half width with ReLU between them."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        half = channels // 2
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, half, 1),
+            nn.ReLU(),
+            nn.Conv2d(half, half, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(half, channels, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+def _down(in_channels: int, out_channels: int, active: bool) -> nn.Module:
+    if active:
+        return nn.Conv2d(in_channels, out_channels, 5, stride=2, padding=2)
+    return nn.Conv2d(in_channels, out_channels, 1)
+
+
+def _up(channels: int, active: bool) -> nn.Module:
+    if active:
+        return nn.ConvTranspose2d(channels, channels, 5, stride=2, padding=2, output_padding=1)
+    return nn.Conv2d(channels, channels, 1)
+
+
+def _blocks(channels: int) -> list[nn.Module]:
+    return [BottleneckBlock(channels) for _ in range(3)]
+
+
+class HyperEncoder(nn.Module):
+    """Quantises a latent at one rate.
+
+    Args:
+        rate: the rate point; sets the number of stride-2 steps (0 to 3, the last of three first) and the codebook size.
+        width: channels N of the backbone (192 in the paper).
+        features: channels M around the quantiser (320 in the paper).
+        codebook_dim: dimensions of the codebook space (32 in the paper).
+        latent_channels: channels of the latent.
+        codebook_size: number of codes, where it departs from the rate's.
+        kmeans_init, dead_code_threshold, decay, rotation_trick: options of the library's quantiser for training. The
+            paper's setting is no k-means start and no dead-code revival (threshold 0).
+    """
+
+    def __init__(
+        self,
+        rate: RatePoint,
+        width: int = 192,
+        features: int = 320,
+        codebook_dim: int = 32,
+        latent_channels: int = 4,
+        codebook_size: int | None = None,
+        kmeans_init: bool = False,
+        dead_code_threshold: float = 0,
+        decay: float = 0.8,
+        rotation_trick: bool = True,
+    ):
+        super().__init__()
+        self.rate = rate
+        self.codebook_size = codebook_size or rate.codebook_size
+        steps = rate.downsample.bit_length() - 1
+        first, second, third = (steps > 2, steps > 1, steps > 0)
+        self.backbone = nn.Sequential(
+            _down(latent_channels, width, first),
+            *_blocks(width),
+            _down(width, width, second),
+            *_blocks(width),
+            AttentionBlock(width),
+            _down(width, width, third),
+            *_blocks(width),
+            nn.Conv2d(width, features, 1),
+            AttentionBlock(features),
+        )
+        self.quantizer = VectorQuantize(
+            dim=features,
+            codebook_size=self.codebook_size,
+            codebook_dim=codebook_dim,
+            use_cosine_sim=True,
+            kmeans_init=kmeans_init,
+            threshold_ema_dead_code=dead_code_threshold,
+            decay=decay,
+            rotation_trick=rotation_trick,
+        )
+        self.proj = nn.Sequential(
+            _up(features, first),
+            *_blocks(features),
+            _up(features, second),
+            *_blocks(features),
+            _up(features, third),
+            *_blocks(features),
+            nn.Conv2d(features, latent_channels, 1),
+        )
+
+    def codebook_features(self, latent: Tensor) -> Tensor:
+        """Unit-norm features (B, rows, columns, codebook_dim) whose nearest codes are the indices."""
+        features = self.backbone(latent).permute(0, 2, 3, 1)
+        return F.normalize(self.quantizer.project_in(features), dim=-1)
+
+    def encode(self, latent: Tensor) -> Tensor:
+        """Latent (B, 4, h, w), h and w multiples of the rate's downsample -> indices, int64 (B, rows, columns)."""
+        return (self.codebook_features(latent) @ self.quantizer.codebook.t().to(latent.dtype)).argmax(dim=-1)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Indices (B, rows, columns) -> quantised latent before rescaling (B, 4, h, w)."""
+        codes = self.quantizer.codebook.to(self.quantizer.project_out.weight.dtype)[indices]
+        return self.proj(self.quantizer.project_out(codes).permute(0, 3, 1, 2))
+
+    def forward(self, latent: Tensor) -> BottleneckOutput:
+        """The training pass: quantised latent with gradients through the quantiser, indices and commitment loss."""
+        features = self.backbone(latent).permute(0, 2, 3, 1)
+        batch, rows, columns, channels = features.shape
+        quantised, indices, commitment = self.quantizer(features.reshape(batch, rows * columns, channels))
+        z_hat = self.proj(quantised.reshape(batch, rows, columns, channels).permute(0, 3, 1, 2))
+        return BottleneckOutput(z_hat, indices.reshape(batch, rows, columns), commitment.mean())
+
+
+class VQBottleneck(nn.Module):
+    """The hyper-encoders of several rates behind the bottleneck interface: `encode`, `decode`, `forward`.
+
+    Args:
+        rates: rate points, each with a hyper-encoder of its own.
+        codebook_sizes: codebook size by rate id where it departs from the rate's (as the 8196 of the published code).
+        options: further arguments of `HyperEncoder`.
+    """
+
+    kind = "vq"
+
+    def __init__(
+        self, rates: Sequence[RatePoint] = PAPER_RATES, codebook_sizes: dict[int, int] | None = None, **options
+    ):
+        super().__init__()
+        sizes = codebook_sizes or {}
+        self.rates = tuple(rates)
+        self.options = {"codebook_sizes": {str(key): size for key, size in sizes.items()}, **options}
+        self.hyper_encoders = nn.ModuleDict(
+            {str(rate.id): HyperEncoder(rate, codebook_size=sizes.get(rate.id), **options) for rate in self.rates}
+        )
+
+    def describe(self) -> dict:
+        """Rates and options in JSON-able form, as a checkpoint stores them."""
+        options = {name: value for name, value in self.options.items() if name != "latent_channels"}
+        return {"rates": [rate.id for rate in self.rates], **options}
+
+    def at(self, rate: RatePoint) -> HyperEncoder:
+        """The hyper-encoder of a rate."""
+        return self.hyper_encoders[str(rate.id)]
+
+    def encode(self, latent: Tensor, rate: RatePoint) -> Tensor:
+        """Encoder half: latent (B, 4, h, w) -> indices, int64 (B, rows, columns)."""
+        return self.at(rate).encode(latent)
+
+    def decode(self, indices: Tensor, rate: RatePoint) -> Tensor:
+        """Decoder half: indices (B, rows, columns) -> quantised latent before rescaling (B, 4, h, w)."""
+        return self.at(rate).decode(indices)
+
+    def forward(self, latent: Tensor, rate: RatePoint) -> BottleneckOutput:
+        """The training pass at one rate."""
+        return self.at(rate)(latent)

@@ -1,0 +1,70 @@
+"""From a typed configuration to the stage that it describes."""
+
+from __future__ import annotations
+
+import torch
+
+from oscar import checkpoint
+from oscar.codec import OscarCodec
+from oscar.config import ConfigError, TrainConfig
+from oscar.models.backbone import Backbone
+from oscar.training.stage import Stage
+
+
+def build_stage(config: TrainConfig) -> Stage:
+    """The stage with its networks, on the CPU.
+
+    Raises:
+        ConfigError, CheckpointError, BackboneError, PerceptualUnavailable: where something named cannot be had.
+    """
+    torch.manual_seed(config.seed)
+    if config.stage.name == "vae":
+        from oscar.training.vae import VAEStage
+
+        return VAEStage(build_backbone(config), config)
+    if config.stage.name == "prior":
+        from oscar.training.prior import PriorStage
+
+        return PriorStage(build_backbone(config), config)
+    codec = build_codec(config)
+    config.stage.draw_weights(codec.rates)
+    if config.stage.name == "hyper":
+        from oscar.training.hyper import HyperStage
+
+        return HyperStage(codec, config)
+    from oscar.training.joint import JointStage
+
+    return JointStage(codec, config)
+
+
+def build_backbone(config: TrainConfig) -> Backbone:
+    """The backbone of `source`, or random weights in the configured shapes."""
+    backbone = config.backbone
+    if backbone.source is not None:
+        return Backbone.from_pretrained(backbone.source)
+    return Backbone.from_configs(backbone.vae, backbone.unet, backbone.scheduler)
+
+
+def build_codec(config: TrainConfig) -> OscarCodec:
+    """The codec of `init_from`, or a new one on the configured backbone.
+
+    With both, the bottleneck, denoiser and mapping are those of the checkpoint; a UNet that is trained in full is taken
+    from `backbone.source`, so that a prior trained meanwhile is used.
+    """
+    if config.init_from is not None:
+        return checkpoint.load(config.init_from)
+    rates = config.bottleneck.rate_points()
+    architecture = {
+        "bottleneck": {"rates": [rate.id for rate in rates], **config.bottleneck.options()},
+        "denoiser": config.denoiser.options(),
+        "timesteps": config.timesteps,
+    }
+    try:
+        codec = checkpoint.build(architecture, build_backbone(config))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if config.denoiser.prompt_init == "text":
+        if config.backbone.source is None:
+            raise ConfigError("denoiser.prompt_init is 'text', but backbone.source is unset; allowed: noise")
+        codec.denoiser.init_prompt_from_text(config.backbone.source)
+    return codec

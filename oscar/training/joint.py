@@ -1,0 +1,76 @@
+"""Stage `joint`: hyper-encoders and denoiser together, one rate per pass (paper section 3.4, stage 2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oscar.codec import OscarCodec, channel_rms, rescale
+from oscar.config import TrainConfig
+from oscar.models.discriminator import LatentDiscriminator
+from oscar.training.losses import ImageLoss, cosine_loss_channel, generator_loss
+from oscar.training.stage import Pass, Stage, draw_rates
+from oscar.training.tables import estimate_frequencies
+
+
+class JointStage(Stage):
+    """Image, edge, cosine and adversarial losses on the one-step reconstruction.
+
+    The critic sees the denoised latent with its graph, so that its gradient reaches denoiser and bottleneck; the
+    published code computes the critic's features without gradient, so that it does not.
+    """
+
+    def __init__(self, codec: OscarCodec, config: TrainConfig):
+        super().__init__()
+        stage = config.stage
+        self.codec = codec
+        self.stage = stage
+        self.draw_weights = stage.draw_weights(codec.rates)
+        self.image_loss = ImageLoss(stage.image_losses, stage.network_files)
+        self.metrics = ("loss", "rate", *self.image_loss.weights, "latent", "cosine", "commitment", "gan", "critic")
+        if stage.gan > 0:
+            critic = LatentDiscriminator(
+                codec.backbone.plain_unet(), codec.backbone.schedule.alphas_cumprod, stage.critic.lora_rank,
+                timesteps=tuple(stage.critic.timesteps),
+            )  # fmt: skip
+            object.__setattr__(self, "critic", critic)  # kept out of this module's parameters
+        self._last: tuple[Tensor, ...] = ()
+        self.freeze()
+
+    def trained_modules(self) -> list[nn.Module]:
+        modules: list[nn.Module] = [self.codec.bottleneck, self.codec.denoiser]
+        if self.stage.vae == "decoder":
+            modules += self.codec.backbone.decoder_modules()
+        return modules
+
+    def forward(self, images: Tensor, turn: Pass) -> dict[str, Tensor]:
+        turn.seed_torch()
+        (rate,) = draw_rates(turn, self.codec.rates, self.draw_weights, 1)
+        with torch.no_grad():
+            latent = self.codec.backbone.encode(images)
+        quantised = self.codec.bottleneck(latent, rate)
+        x0 = self.codec.denoiser(rescale(quantised.z_hat, channel_rms(latent)), self.codec.mapping(rate))
+        loss, terms = self.image_loss(self.codec.backbone.decode(x0), images)
+        terms["latent"] = F.mse_loss(x0.float(), latent.float())
+        terms["cosine"] = cosine_loss_channel(quantised.z_hat, latent)
+        terms["commitment"] = quantised.commitment
+        for name in ("latent", "cosine", "commitment"):
+            loss = loss + getattr(self.stage, name) * terms[name]
+        if self.critic is not None:
+            terms["gan"] = generator_loss(self.critic(x0, self.codec.denoiser.prompt, turn.noise(x0.device)))
+            loss = loss + self.stage.gan * terms["gan"]
+            self._last = (latent.detach(), x0.detach())
+        return {"loss": loss, "rate": loss.new_tensor(rate.bpp), **terms}
+
+    def critic_inputs(self) -> tuple[Tensor, ...]:
+        prompt = self.codec.denoiser.prompt
+        return (*self._last, None if prompt is None else prompt.detach())
+
+    def finish(self, batches) -> None:
+        estimate_frequencies(self.codec, batches)
+
+    def save(self, folder: Path) -> None:
+        self.codec.save_pretrained(folder)

@@ -1,0 +1,178 @@
+"""Losses of the training stages: cosine, image distances and adversarial (paper, stages 1 and 2).
+
+Images are (B, 3, H, W), RGB in [-1, 1]; latents (B, C, h, w). Every loss is a mean over the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oscar.training.perceptual import NETWORKS, Weights
+
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest scale first
+MS_SSIM_WINDOW = 11  # pixels, with a Gaussian of 1.5
+EDGES = "edges_"
+
+
+def cosine_loss_spatial(z_hat: Tensor, z0: Tensor) -> Tensor:
+    """Minus the mean cosine of the vectors over channels, one per position (paper, stage 1)."""
+    return -F.cosine_similarity(z_hat.float(), z0.float(), dim=1).mean()
+
+
+def cosine_loss_channel(z_hat: Tensor, z0: Tensor) -> Tensor:
+    """Minus the mean cosine of the vectors over space, one per channel (paper, stage 2)."""
+    return -F.cosine_similarity(z_hat.float().flatten(2), z0.float().flatten(2), dim=2).mean()
+
+
+def generator_loss(logits: Tensor) -> Tensor:
+    """softplus(-logits): the codec's adversarial loss for the critic's logits on its output (paper, stage 2)."""
+    return F.softplus(-logits.float()).mean()
+
+
+def critic_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Binary cross-entropy of real against fake, the sum of the two means: 2 log 2 for a critic that knows nothing."""
+    return F.softplus(-real_logits.float()).mean() + F.softplus(fake_logits.float()).mean()
+
+
+def l1(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference."""
+    return F.l1_loss(prediction, target)
+
+
+def mse(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference, of images in [-1, 1]: four times that of images in [0, 1]."""
+    return F.mse_loss(prediction, target)
+
+
+def ms_ssim(prediction: Tensor, target: Tensor) -> Tensor:
+    """1 - MS-SSIM (Wang et al. 2003), in [0, 1].
+
+    Equal to `pytorch_msssim` from 176 pixels a side. Smaller crops, which that package refuses, use as many of the five
+    scales as leave room for the 11-pixel window (4 from 88 pixels, 3 from 44, 2 from 22, 1 from 11), their weights
+    scaled to the same sum. Negative contrast terms are clamped just above zero, since the gradient of a power at zero
+    is infinite; `pytorch_msssim` gives NaN there.
+
+    Raises:
+        ValueError: if a side is under 11 pixels.
+    """
+    shape = tuple(prediction.shape)
+    scales = max_scales(min(shape[-2:]))
+    if scales == 0:
+        raise ValueError(f"ms_ssim needs images of at least {MS_SSIM_WINDOW} pixels a side; got {shape}")
+    weights = prediction.new_tensor(MS_SSIM_WEIGHTS[:scales])
+    weights = weights * (sum(MS_SSIM_WEIGHTS) / weights.sum())
+    x, y = (prediction + 1) / 2, (target + 1) / 2
+    score = 1.0
+    for scale, weight in enumerate(weights):
+        if scale:
+            padding = [side % 2 for side in x.shape[-2:]]
+            x, y = F.avg_pool2d(x, 2, padding=padding), F.avg_pool2d(y, 2, padding=padding)
+        luminance, contrast = ssim_parts(x, y)
+        similarity = luminance * contrast if scale == scales - 1 else contrast
+        score = score * similarity.mean(dim=(2, 3)).clamp_min(1e-4) ** weight
+    return 1 - score.mean()
+
+
+def max_scales(side: int) -> int:
+    """How many times the window fits while the side is halved."""
+    return sum(side >= MS_SSIM_WINDOW * 2**scale for scale in range(len(MS_SSIM_WEIGHTS)))
+
+
+def ssim_parts(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Luminance and contrast-structure maps of SSIM, (B, C, H - 10, W - 10), for images (B, C, H, W) in [0, 1]."""
+    moments = torch.cat([x, y, x * x, y * y, x * y])
+    height, width = x.shape[-2:]
+    moments = gaussian_rows(height, moments) @ moments @ gaussian_rows(width, moments).T
+    mean_x, mean_y, xx, yy, xy = moments.chunk(5)
+    c1, c2 = 0.01**2, 0.03**2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
+    variances = xx - mean_x.square() + yy - mean_y.square()
+    return luminance, (2 * (xy - mean_x * mean_y) + c2) / (variances + c2)
+
+
+def gaussian_rows(length: int, like: Tensor) -> Tensor:
+    """The window as a matrix (length - 10, length) that filters along a side of this length.
+
+    On a CPU the product takes a fifth of the time of a grouped convolution, and on a GPU it keeps the full precision
+    that the differences of moments need, where convolutions may be rounded to TF32.
+    """
+    steps = torch.arange(length, dtype=like.dtype, device=like.device)
+    offsets = steps - MS_SSIM_WINDOW // 2 - steps[: length - MS_SSIM_WINDOW + 1, None]
+    window = torch.exp(-offsets.square() / (2 * 1.5**2)) * (offsets.abs() <= MS_SSIM_WINDOW // 2)
+    return window / window.sum(dim=1, keepdim=True)
+
+
+def sobel_edges(image: Tensor, eps: float = 1e-6) -> Tensor:
+    """Gradient magnitude per channel, same shape as the image: 0 where flat, 1 at an upright step from -1 to 1.
+
+    The Sobel kernels are divided by 8, so that values are differences per pixel; borders repeat their last pixel. `eps`
+    keeps the gradient finite (it is zero) where the image is flat.
+    """
+    padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
+    smooth_down = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
+    smooth_across = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
+    across = (smooth_down[..., 2:] - smooth_down[..., :-2]) / 8
+    down = (smooth_across[..., 2:, :] - smooth_across[..., :-2, :]) / 8
+    return (across.square() + down.square() + eps).sqrt() - eps**0.5
+
+
+FUNCTIONS = {"l1": l1, "mse": mse, "ms_ssim": ms_ssim}
+TERMS = (*FUNCTIONS, *NETWORKS)
+
+
+class ImageLoss(nn.Module):
+    """Weighted sum of named image distances.
+
+    A name is one of `l1`, `mse`, `ms_ssim`, `dists`, `lpips_vgg`, `lpips_alex`, `features`, or one of these after
+    `edges_`, which measures Sobel edge maps (mapped from [0, 1] to [-1, 1]) in place of images. Networks are frozen,
+    stay in evaluation mode and are shared between a term and its edge variant. All is computed in float32.
+
+    Args:
+        weights: term to weight; a term of weight zero is not built.
+        paths: weight files by name, see `oscar.training.perceptual.Weights`.
+        download: whether missing weight files may be fetched.
+
+    Raises:
+        ValueError: for an unknown term or a negative weight.
+        PerceptualUnavailable: if a term's library or weights cannot be had.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, float], paths: Mapping[str, str | Path] | None = None, download: bool = False
+    ) -> None:
+        super().__init__()
+        for name, weight in weights.items():
+            if name.removeprefix(EDGES) not in TERMS:
+                allowed = f"{', '.join(TERMS)}, each also after {EDGES}"
+                raise ValueError(f"image loss {name!r} does not exist; allowed: {allowed}")
+            if not weight >= 0:
+                raise ValueError(f"image loss weight {name} = {weight} is not allowed; it must be 0 or more")
+        self.weights = {name: float(weight) for name, weight in weights.items() if weight > 0}
+        needed = {name.removeprefix(EDGES) for name in self.weights}
+        files = Weights(paths, download)
+        self.networks = nn.ModuleDict({name: build(files) for name, build in NETWORKS.items() if name in needed})
+        self.train(False)
+
+    def train(self, mode: bool = True) -> ImageLoss:
+        """Stay in evaluation mode: LPIPS holds dropout, which must never run here."""
+        return super().train(False)
+
+    def forward(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum and its terms, unweighted, of images (B, 3, H, W) in [-1, 1]."""
+        total, terms = prediction.new_zeros((), dtype=torch.float32), {}
+        with torch.autocast(prediction.device.type, enabled=False):  # variances cancel in half precision
+            plain = prediction.float(), target.float()
+            edges = None
+            for name, weight in self.weights.items():
+                if name.startswith(EDGES) and edges is None:
+                    edges = tuple(2 * sobel_edges(image) - 1 for image in plain)
+                base = name.removeprefix(EDGES)
+                distance = FUNCTIONS[base] if base in FUNCTIONS else self.networks[base]
+                terms[name] = distance(*(edges if name.startswith(EDGES) else plain))
+                total = total + weight * terms[name]
+        return total, terms

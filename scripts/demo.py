@@ -1,0 +1,200 @@
+"""The codec on real photographs: every rate, real files on disk, a table, a page and a contact sheet.
+
+    python scripts/demo.py                      scikit-image's packaged photographs, output in demo/
+    python scripts/demo.py --images ~/photos    your own, found recursively
+
+Each picture is compressed to a file, and the reconstruction is decoded from what is read back from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from oscar.evaluation.metrics import MS_SSIM_UNAVAILABLE, ms_ssim, psnr
+from oscar.evaluation.sheet import (
+    Result,
+    format_ms_ssim,
+    format_psnr,
+    means_per_rate,
+    write_contact_sheet,
+    write_csv,
+    write_html,
+)
+from oscar.images import ImageError, list_images, read_image
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from oscar import OscarCodec
+
+# Colour photographs inside scikit-image's wheel; its other pictures are downloaded on first use.
+PACKAGED = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+
+
+def find_pictures(folder: Path | None) -> list[Path]:
+    """The pictures of a folder, or scikit-image's packaged photographs.
+
+    Raises:
+        ImageError: if there are none.
+    """
+    if folder is not None:
+        pictures = list_images(folder)
+        if not pictures:
+            raise ImageError(f"{folder}: no pictures in this folder")
+        return pictures
+    spec = importlib.util.find_spec("skimage")
+    data = Path(spec.origin).parent / "data" if spec else Path()
+    pictures = [data / name for name in PACKAGED if spec and (data / name).is_file()]
+    if not pictures:
+        raise ImageError("scikit-image's photographs are not installed; allowed: --images FOLDER with your own")
+    return pictures
+
+
+def name_pictures(paths: list[Path]) -> list[str]:
+    """File names without suffix; those that occur more than once get a number."""
+    names: list[str] = []
+    for path in paths:
+        name, number = path.stem, 2
+        while name in names:
+            name, number = f"{path.stem}-{number}", number + 1
+        names.append(name)
+    return names
+
+
+def measure(codec: OscarCodec, name: str, image: Image.Image, out: Path) -> Iterator[Result]:
+    """Compress one picture at each rate to a file, decode what the file holds, and measure it."""
+    original = out / "pictures" / f"{name}.png"
+    image.save(original)
+    for rate in sorted(codec.rates, key=lambda rate: rate.bpp):
+        file = out / "files" / f"{name}_{rate.bpp:.4f}.oscar"
+        begin = time.perf_counter()
+        data = codec.compress(image, rate=rate.bpp)
+        encoded = time.perf_counter()
+        file.write_bytes(data)
+        data = file.read_bytes()
+        read = time.perf_counter()
+        decoded = codec.decompress(data)
+        done = time.perf_counter()
+        reconstruction = out / "pictures" / f"{name}_{rate.bpp:.4f}.png"
+        decoded.save(reconstruction)
+        yield Result(
+            picture=name,
+            rate=rate.bpp,
+            width=image.width,
+            height=image.height,
+            file_bytes=file.stat().st_size,
+            psnr=psnr(image, decoded),
+            ms_ssim=ms_ssim(image, decoded),
+            encode_seconds=encoded - begin,
+            decode_seconds=done - read,
+            original=original,
+            reconstruction=reconstruction,
+        )
+
+
+def run(codec: OscarCodec, pictures: list[Path], out: Path, console: Console) -> list[Result]:
+    """Measure all pictures at all rates; one that cannot be read costs a line and is left out."""
+    for folder in ("files", "pictures"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    results: list[Result] = []
+    warm = False
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("compress and decompress", total=len(pictures) * len(codec.rates))
+        for path, name in zip(pictures, name_pictures(pictures), strict=True):
+            try:
+                image = read_image(path)
+            except ImageError as error:
+                console.print(f"left out: {error}", markup=False, highlight=False, soft_wrap=True)
+                progress.advance(task, len(codec.rates))
+                continue
+            if not warm:  # the first call sets up memory and threads: not to be counted as the codec's time
+                codec.decompress(codec.compress(image, rate=codec.rates[0].bpp))
+                warm = True
+            for result in measure(codec, name, image, out):
+                results.append(result)
+                progress.update(task, advance=1, description=f"{name} at {result.rate:.4f}")
+            if not console.is_terminal:
+                console.print(f"{name} done", markup=False, highlight=False)
+    return results
+
+
+def print_tables(results: list[Result], console: Console) -> None:
+    """Print one row per picture and rate, then the means per rate."""
+    numbers = ("file bytes", "actual bpp", "PSNR dB", "MS-SSIM", "encode s", "decode s")
+    rows = Table("picture", "rate", *numbers, title="Pictures")
+    means = Table("rate", *numbers, title="Means per rate")
+    for table in (rows, means):
+        for column in table.columns[table is rows :]:
+            column.justify = "right"
+            column.no_wrap = True
+    previous = None
+    for r in results:
+        if previous not in (None, r.picture):
+            rows.add_section()
+        rows.add_row(r.picture, f"{r.rate:.4f}", f"{r.file_bytes:,}", f"{r.actual_bpp:.4f}", format_psnr(r.psnr),
+                     format_ms_ssim(r.ms_ssim), f"{r.encode_seconds:.2f}", f"{r.decode_seconds:.2f}")  # fmt: skip
+        previous = r.picture
+    for m in means_per_rate(results):
+        means.add_row(f"{m.rate:.4f}", f"{m.file_bytes:,.0f}", f"{m.actual_bpp:.4f}", format_psnr(m.psnr),
+                      format_ms_ssim(m.ms_ssim), f"{m.encode_seconds:.2f}", f"{m.decode_seconds:.2f}")  # fmt: skip
+    console.print(rows, means)
+    if any(result.ms_ssim is None for result in results):
+        console.print(f"MS-SSIM –: {MS_SSIM_UNAVAILABLE}")
+
+
+def parse_args(args: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=Path, help="folder of pictures; by default scikit-image's packaged ones")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="output folder (default: demo)")
+    parser.add_argument("--model", default="nano", help="nano, a model folder, or an id on the hub (default: nano)")
+    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    return parser.parse_args(args)
+
+
+def main(args: list[str] | None = None) -> int:
+    options = parse_args(args)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # of libraries: they would break up the progress bar
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # a table in a log must not be cut to 80 columns
+    try:
+        pictures = find_pictures(options.images)
+        console.print(f"{len(pictures)} pictures; loading {options.model} on {options.device}", highlight=False)
+        from oscar import OscarCodec
+
+        codec = OscarCodec.from_pretrained(options.model, device=options.device)
+        results = run(codec, pictures, options.out, console)
+        if not results:
+            raise ImageError("none of the pictures can be read")
+    except (ValueError, OSError) as error:
+        print(f"demo: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print_tables(results, console)
+    write_csv(results, options.out / "results.csv")
+    write_contact_sheet(results, options.out / "sheet.png")
+    note = (
+        f"Model {options.model} on {options.device}. Rate is the length of the whole file; every reconstruction was "
+        "decoded from its file in one denoising step. PSNR and MS-SSIM on 8-bit RGB."
+    )
+    write_html(results, options.out / "index.html", "OSCAR demo", note)
+    console.print(f"page: {options.out / 'index.html'}\nsheet: {options.out / 'sheet.png'}\n"
+                  f"rows: {options.out / 'results.csv'}\nfiles: {options.out / 'files'}",
+                  highlight=False, soft_wrap=True)  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""Shared fixtures: a tiny random codec, synthetic photographs, composed configurations and the golden files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image, ImageFilter
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+def shared_folder(name: str) -> Path:
+    """A folder of reference files beside the repository; the test is skipped without it."""
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"no reference files: {name} is not in a folder shared/ beside the repository")
+    return SHARED / name
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small networks are fastest so, and tests do not depend on the machine's cores."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Outputs of the published implementation for tiny weights."""
+    return shared_folder("golden")
+
+
+@pytest.fixture(scope="session")
+def sd21() -> Path:
+    """Configurations, without weights, of Stable Diffusion 2.1."""
+    return shared_folder("sd21") / "stable-diffusion-2-1"
+
+
+@pytest.fixture(scope="session")
+def make_backbone() -> Callable:
+    """Builds the tiny backbone with random weights; keyword arguments change its scheduler."""
+    from oscar.models.backbone import Backbone
+
+    def make(seed: int = 0, **scheduler):
+        config = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/backbone/tiny.yaml"))
+        torch.manual_seed(seed)
+        return Backbone.from_configs(config["vae"], config["unet"], {**config["scheduler"], **scheduler})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_codec(make_backbone) -> Callable:
+    """Builds the tiny codec, in evaluation mode, with adapters that do something.
+
+    Its `rates` are ids; further keyword arguments go to the denoiser.
+    """
+    from oscar import checkpoint
+
+    def make(seed: int = 0, rates=range(8), bottleneck: dict | None = None, **denoiser):
+        options = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/bottleneck/tiny.yaml"))
+        del options["kind"]
+        backbone = make_backbone(seed)
+        codec = checkpoint.build(
+            {
+                "bottleneck": {**options, "rates": list(rates), **(bottleneck or {})},
+                "denoiser": {"lora_rank": 2, "prompt_tokens": 4, **denoiser},
+                "timesteps": {"kind": "table", "timesteps": "paper"},
+            },
+            backbone,
+        )
+        with torch.no_grad():
+            for name, parameter in codec.named_parameters():
+                if "lora_B" in name:  # zero at the start, so that adapters would not matter
+                    parameter.normal_(std=0.1)
+        return codec.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(make_codec, tmp_path_factory) -> Path:
+    """A checkpoint of the tiny codec, with counted frequency tables. Not to be changed by tests."""
+    from oscar.training.tables import estimate_frequencies
+
+    codec = make_codec()
+    images = torch.stack([picture_tensor(128, 128, seed) for seed in range(4)])
+    estimate_frequencies(codec, [images])
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    codec.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder):
+    """The tiny codec as a user loads it. Not to be changed by tests."""
+    from oscar import OscarCodec
+
+    return OscarCodec.from_pretrained(tiny_folder)
+
+
+def synthetic_picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth coloured blobs with a little noise."""
+    random = np.random.default_rng(seed)
+    blobs = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    smooth = blobs.resize((width, height), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(1))
+    pixels = np.asarray(smooth, dtype=np.int16) + random.integers(-6, 7, (height, width, 1))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def picture_tensor(width: int, height: int, seed: int = 0) -> torch.Tensor:
+    pixels = torch.from_numpy(np.array(synthetic_picture(width, height, seed)))
+    return pixels.permute(2, 0, 1).float() / 127.5 - 1
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., Image.Image]:
+    """Makes a synthetic picture from width, height and seed."""
+    return synthetic_picture
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """A folder of five synthetic photographs of 96x80."""
+    folder = tmp_path_factory.mktemp("photos")
+    for seed in range(5):
+        synthetic_picture(96, 80, seed).save(folder / f"{seed}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compose() -> Callable:
+    """Composes and checks the training configuration of some overrides, as scripts/train.py does."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    from oscar.config import parse, register
+
+    register()
+
+    def make(*overrides: str):
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            return parse(hydra_compose("train", overrides=list(overrides)))
+
+    return make
+
+
+@pytest.fixture
+def quick_tables(monkeypatch):
+    """Frequency tables from one batch, in place of many."""
+    from oscar.training import hyper, joint
+    from oscar.training.tables import estimate_frequencies
+
+    for module in (hyper, joint):
+        monkeypatch.setattr(module, "estimate_frequencies", lambda codec, batches: estimate_frequencies(codec, batches, 1))

@@ -1,0 +1,322 @@
+"""The command line: in process with a stand-in codec, and in its own process for what start-up costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import oscar
+from oscar import cli, jobs
+from oscar.bitstream import Coding, Container, WrongModelError
+from oscar.rates import PAPER_RATES, find_rate
+
+ROOT = Path(__file__).parents[1]
+TAG = 0x0ABC
+
+
+class FakeCodec:
+    """Writes real containers with empty content and decodes to a grey picture of the right size."""
+
+    rates = PAPER_RATES
+
+    def compress(self, image: Image.Image, rate: float) -> bytes:
+        point = find_rate(rate, self.rates)
+        blank = _container(image.width, image.height, point.id)
+        return blank.pack()
+
+    def decompress(self, data: bytes) -> Image.Image:
+        container = Container.unpack(data)
+        if container.model_tag != TAG:
+            raise WrongModelError("file was written by another model")
+        return Image.new("RGB", (container.width, container.height), (90, 90, 90))
+
+
+def _container(width: int, height: int, rate_id: int, model_tag: int = TAG) -> Container:
+    from oscar.bitstream import packed_length
+    from oscar.rates import rate_by_id
+
+    rate = rate_by_id(rate_id)
+    rows, columns = rate.grid_shape(height, width)
+    payload = bytes(packed_length(rows * columns, rate.codebook_size))
+    return Container(Coding.PACKED, rate_id, model_tag, width, height, bytes(4), payload)
+
+
+@pytest.fixture
+def loads(monkeypatch) -> list[tuple]:
+    """Replaces the model by the stand-in; lists the arguments of each load."""
+    calls = []
+
+    def load(*args):
+        calls.append(args)
+        return FakeCodec()
+
+    monkeypatch.setattr(cli, "_load_codec", load)
+    return calls
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    path = tmp_path / "photo.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def oscar_file(tmp_path) -> Path:
+    path = tmp_path / "file.oscar"
+    path.write_bytes(_container(100, 50, 7).pack())
+    return path
+
+
+def run(*args: object) -> int:
+    return cli.main([str(arg) for arg in args])
+
+
+def refuse(capsys, *args: object) -> str:
+    """Runs a command that must fail, with code 2 and one line; returns the line."""
+    assert run(*args) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("oscar: error: "), captured.err
+    return lines[0]
+
+
+def no_leftovers(folder: Path) -> bool:
+    return not [path for path in folder.rglob("*") if path.suffix == ".tmp"]
+
+
+@pytest.mark.parametrize("suffix", sorted(cli.PICTURE_FORMATS))
+def test_one_file_there_and_back(tmp_path, photo, loads, suffix):
+    packed, result = tmp_path / "a.oscar", tmp_path / f"b{suffix}"
+    assert run("compress", photo, packed, "--rate", "0.125") == 0
+    assert Container.unpack(packed.read_bytes()).rate.bpp == 0.125
+    assert run("decompress", packed, result, "--threads", "1") == 0
+    with Image.open(result) as image:
+        assert image.size == (70, 40)
+        assert image.getpixel((3, 3)) == (90, 90, 90)
+    assert loads == [("nano", "cpu", None, 0.125), ("nano", "cpu", 1)]
+    assert no_leftovers(tmp_path)
+
+
+def test_file_into_folder(tmp_path, photo, loads):
+    (tmp_path / "out").mkdir()
+    assert run("compress", photo, tmp_path / "out") == 0
+    assert run("decompress", tmp_path / "out" / "photo.oscar", tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["photo.oscar", "photo.png"]
+
+
+def test_existing_output_is_kept_and_nothing_loaded(tmp_path, photo, oscar_file, loads, capsys):
+    for command, source, target in [("compress", photo, "a.oscar"), ("decompress", oscar_file, "a.png")]:
+        target = tmp_path / target
+        target.write_bytes(b"precious")
+        assert f"{target}: exists already" in refuse(capsys, command, source, target)
+        assert target.read_bytes() == b"precious" and not loads
+        assert run(command, source, target, "--overwrite") == 0
+        assert target.read_bytes() != b"precious"
+        loads.clear()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["compress", "{photo}", "{dir}/a.oscar", "--rate", "0.05"], "rate 0.05 does not exist; allowed: 0.0019"),
+        (["compress", "{photo}", "{dir}/a.oscar", "--rate", "nan"], "rate nan does not exist"),
+        (["compress", "{photo}", "{dir}/a.oscar", "--rate", "high"], "--rate"),
+        (["compress", "{photo}", "{dir}/a.oscar", "--background", "white"], "allowed: #rrggbb"),
+        (["compress", "{photo}", "{dir}/a.oscar", "--threads", "0"], "--threads"),
+        (["compress", "{photo}", "{dir}/a.oscar", "--overwrite", "--skip-existing"], "exclude each other"),
+        (["compress", "{photo}", "{dir}/a.jpg"], "suffix .jpg is not allowed; allowed: .oscar"),
+        (["compress", "{photo}", "{dir}/missing/a.oscar"], "missing does not exist"),
+        (["compress", "{photo}"], "'OUT'"),
+        (["compress", "{photo}", "{dir}/a.oscar", "--colour", "1"], "--colour"),
+        (["compress", "{dir}/none.png", "{dir}/a.oscar"], "none.png: no such file or folder"),
+        (["compress", "{packed}", "{dir}/a.oscar"], "file.oscar: not a picture of a known format"),
+        (["decompress", "{packed}", "{dir}/a.jpg"], "suffix .jpg is not allowed; allowed: .bmp, .png"),
+        (["decompress", "{photo}", "{dir}/a.png"], "photo.png: not an .oscar file"),
+        (["info", "{photo}"], "photo.png: not an .oscar file"),
+        (["info", "{dir}/none.oscar"], "none.oscar: No such file or directory"),
+        (["shrink", "{photo}"], "'shrink'"),
+    ],
+)
+def test_refusals_load_nothing(tmp_path, photo, oscar_file, loads, capsys, args, words):
+    before = sorted(tmp_path.iterdir())
+    line = refuse(capsys, *(arg.format(photo=photo, dir=tmp_path, packed=oscar_file) for arg in args))
+    assert words in line
+    assert not loads and sorted(tmp_path.iterdir()) == before
+
+
+def test_codec_errors_are_one_line(tmp_path, loads, capsys):
+    foreign = tmp_path / "foreign.oscar"
+    foreign.write_bytes(_container(9, 9, 0, model_tag=1).pack())
+    line = refuse(capsys, "decompress", foreign, tmp_path / "a.png")
+    assert line == f"oscar: error: {foreign}: file was written by another model"
+    assert not (tmp_path / "a.png").exists() and no_leftovers(tmp_path)
+
+
+def test_failed_write_names_the_output(tmp_path, photo, loads, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jobs.os, "replace", full)
+    line = refuse(capsys, "compress", photo, tmp_path / "a.oscar")
+    assert line.endswith("a.oscar: No space left on device")
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_transparency_needs_a_background(tmp_path, loads, capsys):
+    Image.new("RGBA", (8, 8), (255, 0, 0, 100)).save(tmp_path / "clear.png")
+    assert "transparent" in refuse(capsys, "compress", tmp_path / "clear.png", tmp_path / "a.oscar")
+    assert run("compress", tmp_path / "clear.png", tmp_path / "a.oscar", "--background", "#ffffff") == 0
+
+
+def make_folder(folder: Path, names: list[str]) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 20), (1, 2, 3)).save(folder / name)
+    return folder
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_folders_keep_their_structure(tmp_path, loads, capsys):
+    pictures = make_folder(tmp_path / "in", ["a.png", "deep/er/b.JPG", "deep/c.v2.webp"])
+    (pictures / "notes.txt").write_text("not a picture")
+    assert run("compress", pictures, tmp_path / "packed") == 0
+    assert files(tmp_path / "packed") == ["a.oscar", "deep/c.v2.oscar", "deep/er/b.oscar"]
+    assert run("decompress", tmp_path / "packed", tmp_path / "out") == 0
+    assert files(tmp_path / "out") == ["a.png", "deep/c.v2.png", "deep/er/b.png"]
+    assert len(loads) == 2
+    assert capsys.readouterr() == ("compressed 3 of 3 files\ndecompressed 3 of 3 files\n", "")
+
+
+def test_bad_picture_costs_one_line(tmp_path, loads, capsys):
+    pictures = make_folder(tmp_path / "in", ["a.png", "c.png"])
+    (pictures / "b.png").write_bytes(b"no picture")
+    assert str(pictures / "b.png") in refuse(capsys, "compress", pictures, tmp_path / "out")
+    assert files(tmp_path / "out") == ["a.oscar", "c.oscar"]
+
+
+def test_same_output_twice_is_refused(tmp_path, loads, capsys):
+    pictures = make_folder(tmp_path / "in", ["a.png", "a.jpg"])
+    line = refuse(capsys, "compress", pictures, tmp_path / "out")
+    assert "a.jpg" in line and "a.png" in line and "would both become" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_interrupted_run_is_resumed(tmp_path, loads, capsys, monkeypatch):
+    pictures = make_folder(tmp_path / "in", ["a.png", "b.png", "c.png"])
+    compress, seen = FakeCodec.compress, []
+
+    def interrupted(self, image, rate):
+        seen.append(image)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return compress(self, image, rate)
+
+    monkeypatch.setattr(FakeCodec, "compress", interrupted)
+    assert run("compress", pictures, tmp_path / "out") == 130
+    assert "interrupted after 1 of 3 files; go on with --skip-existing" in capsys.readouterr().err
+    assert files(tmp_path / "out") == ["a.oscar"]
+    assert "a.oscar: exists already" in refuse(capsys, "compress", pictures, tmp_path / "out")
+    assert run("compress", pictures, tmp_path / "out", "--skip-existing") == 0
+    assert capsys.readouterr().out == "compressed 2 of 3 files, 1 existed\n"
+    assert len(seen) == 4 and files(tmp_path / "out") == ["a.oscar", "b.oscar", "c.oscar"]
+
+
+def test_empty_folder(tmp_path, loads, capsys):
+    (tmp_path / "in").mkdir()
+    assert "no picture files in this folder" in refuse(capsys, "compress", tmp_path / "in", tmp_path / "out")
+    assert "no .oscar files in this folder" in refuse(capsys, "info", tmp_path / "in")
+
+
+def test_info_as_json(oscar_file, capsys):
+    assert run("info", oscar_file, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    size = oscar_file.stat().st_size
+    assert (facts["width"], facts["height"], facts["rate"], facts["rate_id"]) == (100, 50, 0.125, 7)
+    assert facts["model_tag"] == "0abc" and facts["coding"] == "packed"
+    assert facts["bytes"] == size == sum(facts["parts"].values())
+    assert facts["actual_bpp"] == 8 * size / 5000
+    assert facts["nominal_bpp"] == 13 * 7 * 8 / 5000
+    assert facts["parts"]["payload"] == 13 * 7
+
+
+def test_info_as_text_and_of_a_folder(oscar_file, capsys):
+    assert run("info", oscar_file) == 0
+    text = capsys.readouterr().out
+    for words in ("100 x 50 pixels", "0.1250 (id 7)", "0abc", "actual bpp", "nominal bpp", "payload"):
+        assert words in text
+    (oscar_file.parent / "broken.oscar").write_bytes(oscar_file.read_bytes()[:-1])
+    assert run("info", oscar_file.parent, "--json") == 2
+    captured = capsys.readouterr()
+    assert [facts["file"] for facts in json.loads(captured.out)] == [str(oscar_file)]
+    assert captured.err.count("\n") == 1 and "broken.oscar" in captured.err
+
+
+def test_device_and_model_errors_end_the_run(tmp_path, photo, monkeypatch, capsys):
+    assert "--device gpu is not available here" in refuse(
+        capsys, "compress", photo, tmp_path / "a.oscar", "--device", "gpu"
+    )
+
+    class NoModel:
+        @staticmethod
+        def from_pretrained(model, device):
+            raise ValueError(f"model {model}:\nno such folder")
+
+    monkeypatch.setattr(oscar, "OscarCodec", NoModel, raising=False)
+    pictures = make_folder(tmp_path / "in", ["a.png", "b.png"])
+    line = refuse(capsys, "compress", pictures, tmp_path / "out", "--model", "other")
+    assert line == "oscar: error: model other: no such folder"
+
+
+def test_rate_that_the_model_lacks(tmp_path, photo, monkeypatch, capsys):
+    class Model:
+        @staticmethod
+        def from_pretrained(model, device):
+            return FakeCodec()
+
+    monkeypatch.setattr(oscar, "OscarCodec", Model, raising=False)
+    line = refuse(capsys, "compress", photo, tmp_path / "a.oscar", "--rate", "0.1093")
+    assert "rate 0.1093 does not exist; allowed: 0.0019, 0.0098" in line and "0.0024" not in line
+
+
+def test_no_arguments_and_version(capsys):
+    assert run() == 0
+    assert "compress" in capsys.readouterr().out
+    assert run("--version") == 0
+    assert capsys.readouterr().out.strip() == oscar.__version__
+
+
+def start(*args: object) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize("args", [["--help"], ["compress", "--help"], ["info", "{}"], ["info", "{}", "--json"]])
+def test_light_commands_start_at_once_without_torch(oscar_file, args):
+    args = [arg.format(oscar_file) for arg in args]
+    program = "import sys; from oscar.cli import main; code = main(sys.argv[1:]); print('torch' in sys.modules, code)"
+    assert start("-c", program, *args).stdout.splitlines()[-1] == "False 0"
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert start("-m", "oscar", *args).returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.5  # of processor time, which a busy machine does not stretch; start-up has one thread
+
+
+def test_refusals_in_a_process_of_their_own(tmp_path, photo):
+    result = start("-m", "oscar", "compress", photo, tmp_path / "a.oscar", "--rate", "0.3")
+    assert result.returncode == 2 and result.stdout == "" and result.stderr.count("\n") == 1

@@ -1,0 +1,146 @@
+"""Every contradiction is refused in one line that names the field, its value and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from oscar.config import BottleneckConfig, ConfigError, StageConfig, parse
+from oscar.rates import PAPER_RATES, RATES
+
+EXPERIMENTS = sorted(
+    path.relative_to(Path(__file__).parents[1] / "configs/experiment").with_suffix("").as_posix()
+    for path in (Path(__file__).parents[1] / "configs/experiment").rglob("*.yaml")
+)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes(compose, photos: Path, experiment: str) -> None:
+    config = compose(f"experiment={experiment}", f"data.train=[{photos}]")
+    assert config.data.train == [str(photos)]
+    assert config.output == f"runs/{experiment}"
+
+
+def test_there_are_experiments() -> None:
+    assert {"nano/vae", "nano/prior", "nano/hyper", "paper/stage1", "paper/stage2", "tiny/joint"} <= set(EXPERIMENTS)
+
+
+def test_the_paper_recipe(compose, photos: Path) -> None:
+    config = compose("experiment=paper/stage2", f"data.train=[{photos}]")
+    assert config.stage.name == "joint"
+    assert config.stage.image_losses == {"l1": 1.0, "dists": 1.0, "edges_dists": 1.0}
+    assert (config.stage.cosine, config.stage.gan, config.stage.critic.weight) == (2.0, 5e-3, 1e-2)
+    assert config.stage.critic.timesteps == [20, 980]
+    assert (config.optimiser.lr, config.optimiser.weight_decay, config.optimiser.warmup_steps) == (5e-5, 1e-2, 10)
+    assert (config.data.crop, config.data.batch_size, config.trainer.max_steps) == (256, 8, 150_000)
+    assert config.bottleneck.rate_points() == PAPER_RATES
+    assert config.denoiser.options() == {"tuning": "lora", "lora_rank": 16, "lora_alpha": 8.0, "prompt_tokens": 77}
+
+
+# stage of the tiny experiment, override, and how the line begins and what it allows
+CONTRADICTIONS = [
+    ("hyper", "bottleneck.kind=fsq", "bottleneck.kind is 'fsq'", "vq"),
+    ("hyper", "bottleneck.width=1", "bottleneck.width is 1", "at least 2"),
+    ("hyper", "bottleneck.features=0", "bottleneck.features is 0", "at least 2"),
+    ("hyper", "bottleneck.codebook_dim=-4", "bottleneck.codebook_dim is -4", "at least 2"),
+    ("hyper", "bottleneck.rates=[]", "bottleneck.rates is empty", "one or more"),
+    ("hyper", "bottleneck.rates=[0.125,0.3]", "bottleneck.rates: rate 0.3 does not exist", "0.0019"),
+    ("hyper", "denoiser.tuning=lorra", "denoiser.tuning is 'lorra'", "lora, full"),
+    ("hyper", "denoiser.prompt_init=zeros", "denoiser.prompt_init is 'zeros'", "noise, text"),
+    ("hyper", "denoiser.lora_rank=0", "denoiser.lora_rank is 0", "at least 1"),
+    ("hyper", "denoiser.prompt_tokens=0", "denoiser.prompt_tokens is 0", "at least 1"),
+    ("hyper", "backbone.unet=null", "backbone.source is unset", "a folder or hub id"),
+    ("hyper", "data.train=[]", "data.train is empty", "one or more folders"),
+    ("hyper", "data.train=[/no/such/folder]", "data.train names '/no/such/folder'", "folders or text lists"),
+    ("hyper", "data.crop=100", "data.crop is 100", "multiples of 64"),
+    ("hyper", "data.crop=0", "data.crop is 0", "multiples of 64"),
+    ("hyper", "data.batch_size=0", "data.batch_size is 0", "at least 1"),
+    ("hyper", "data.workers=-1", "data.workers is -1", "at least 0"),
+    ("hyper", "data.scale=[0.5]", "data.scale is [0.5]", "[low, high]"),
+    ("hyper", "data.scale=[0,1]", "data.scale is [0.0, 1.0]", "0 < low <= high <= 1"),
+    ("hyper", "optimiser.lr=0", "optimiser.lr is 0", "above 0"),
+    ("hyper", "optimiser.warmup_steps=-1", "optimiser.warmup_steps is -1", "at least 0"),
+    ("hyper", "optimiser.grad_clip=0", "optimiser.grad_clip is 0", "above 0"),
+    ("hyper", "optimiser.schedule=linear", "optimiser.schedule is 'linear'", "constant, cosine"),
+    ("hyper", "optimiser.betas=[0.9]", "optimiser.betas is [0.9]", "two numbers"),
+    ("hyper", "optimiser.betas=[0.9,1]", "optimiser.betas is [0.9, 1.0]", "two numbers"),
+    ("hyper", "trainer.max_steps=0", "trainer.max_steps is 0", "at least 1"),
+    ("hyper", "trainer.accumulation=0", "trainer.accumulation is 0", "at least 1"),
+    ("hyper", "trainer.checkpoint_every=0", "trainer.checkpoint_every is 0", "at least 1"),
+    ("hyper", "trainer.keep_last=0", "trainer.keep_last is 0", "at least 1"),
+    ("hyper", "trainer.log_every=0", "trainer.log_every is 0", "at least 1"),
+    ("hyper", "trainer.threads=0", "trainer.threads is 0", "at least 1"),
+    ("hyper", "trainer.mixed_precision=fp8", "trainer.mixed_precision is 'fp8'", "no, fp16, bf16"),
+    ("hyper", "trainer.ema_decay=1", "trainer.ema_decay is 1", "between 0 and 1"),
+    ("hyper", "trainer.ema_decay=0", "trainer.ema_decay is 0", "between 0 and 1"),  # zero is not unset
+    ("hyper", "stage.name=stage1", "stage.name is 'stage1'", "vae, prior, hyper, joint"),
+    ("hyper", "stage.cosine=0", "stage.cosine is 0", "above 0"),
+    ("hyper", "stage.cosine=-1", "stage.cosine is -1", "at least 0"),
+    ("hyper", "stage.gan=0.1", "stage.gan is 0.1, but stage hyper does not use it", "cosine, commitment"),
+    ("hyper", "stage.rates_per_step=0", "stage.rates_per_step is 0", "1 to 8"),
+    ("hyper", "stage.rates_per_step=9", "stage.rates_per_step is 9", "1 to 8"),
+    ("hyper", "+stage.rate_weights={0.3:1}", "stage.rate_weights: rate 0.3 does not exist", "0.0019"),
+    ("hyper", "+stage.rate_weights={0.125:-1}", "stage.rate_weights.0.125 is -1", "at least 0"),
+    ("vae", "init_from=runs/x", "init_from is set, but stage vae", "null"),
+    ("prior", "init_from=runs/x", "init_from is set, but stage prior", "null"),
+    ("prior", "stage.kl=0.1", "stage.kl is 0.1, but stage prior does not use it", "none"),
+    ("vae", "stage.image_losses={l1:0,ms_ssim:0}", "stage.image_losses is empty", "at least one positive"),
+    ("vae", "stage.image_losses={l1:-1}", "stage.image_losses.l1 is -1", "at least 0"),
+    ("vae", "stage.kl=-1", "stage.kl is -1", "at least 0"),
+    ("vae", "stage.vae=decoder", "stage.vae is 'decoder', but stage vae does not use it", "image_losses"),
+    ("joint", "stage.vae=all", "stage.vae is 'all'", "frozen, decoder"),
+    ("joint", "stage.rates_per_step=2", "stage.rates_per_step is 2, but stage joint does not use it", "image_losses"),
+    ("joint", "stage.critic.timesteps=[500,20]", "stage.critic.timesteps is [500, 20]", "0 <= low < high <= 1000"),
+    ("joint", "stage.critic.timesteps=[20]", "stage.critic.timesteps is [20]", "0 <= low < high <= 1000"),
+    ("joint", "stage.critic.lora_rank=0", "stage.critic.lora_rank is 0", "at least 1"),
+    ("joint", "stage.critic.weight=-1", "stage.critic.weight is -1", "at least 0"),
+    ("joint", "stage.critic.optimiser.lr=0", "stage.critic.optimiser.lr is 0", "above 0"),
+]
+
+
+@pytest.mark.parametrize(("stage", "override", "begin", "allowed"), CONTRADICTIONS, ids=[c[1] for c in CONTRADICTIONS])
+def test_contradictions(compose, photos: Path, stage: str, override: str, begin: str, allowed: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose(f"experiment=tiny/{stage}", f"data.train=[{photos}]", override)
+    message = str(error.value)
+    assert message.startswith(begin) and "\n" not in message
+    assert allowed in message.split("; allowed", 1)[1]
+
+
+def test_all_rates_of_weight_zero(compose, photos: Path) -> None:
+    weights = ",".join(f"{rate.bpp}:0" for rate in PAPER_RATES)
+    with pytest.raises(ConfigError, match="^stage.rate_weights are all 0; allowed: at least one above 0$"):
+        compose("experiment=tiny/hyper", f"data.train=[{photos}]", f"+stage.rate_weights={{{weights}}}")
+
+
+def test_unset_is_not_zero(compose, photos: Path) -> None:
+    config = compose("experiment=tiny/hyper", f"data.train=[{photos}]", "seed=0", "optimiser.grad_clip=null")
+    assert config.seed == 0 and config.optimiser.grad_clip is None and config.optimiser.warmup_steps == 10
+
+
+def test_unknown_keys_and_wrong_types(compose, photos: Path) -> None:
+    with pytest.raises(HydraException, match="traner"):
+        compose("experiment=tiny/hyper", "traner.max_steps=3")
+    with pytest.raises(HydraException, match=r"trainer\.max_steps=many"):
+        compose("experiment=tiny/hyper", "trainer.max_steps=many")
+    for config, named in (
+        ({"traner": {"max_steps": 3}}, "traner"),
+        ({"trainer": {"max_step": 3}}, r"trainer\.max_step"),
+        ({"trainer": {"max_steps": "many"}}, r"trainer\.max_steps.*many"),
+    ):
+        with pytest.raises(ConfigError, match=f"^config: {named}") as error:
+            parse(OmegaConf.create(config))
+        assert "\n" not in str(error.value)
+
+
+def test_rate_points_are_sorted_and_may_be_untrained_ones() -> None:
+    points = BottleneckConfig(rates=[0.125, 0.0024, 0.125]).rate_points()
+    assert points == (RATES[7], RATES[8])
+
+
+def test_draw_weights_default_to_one() -> None:
+    weights = StageConfig(rate_weights={0.125: 3.0}).draw_weights(PAPER_RATES)
+    assert weights == [1, 1, 1, 1, 1, 1, 1, 3]
