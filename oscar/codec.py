@@ -17,17 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from oscar import checkpoint, images
-from oscar.bitstream import (
-    Container,
-    UnknownRateError,
-    WrongModelError,
-    decode_indices,
-    dequantise_rms,
-    encode_indices,
-    estimated_bits,
-    quantise_rms,
-    uniform_frequencies,
-)
+from oscar.bitstream import Container, UnknownRateError, WrongModelError
+from oscar.bitstream.entropy import decode_indices, encode_indices, estimated_bits, uniform_frequencies
+from oscar.bitstream.norms import dequantise_rms, quantise_rms
 from oscar.models.backbone import Backbone
 from oscar.models.denoiser import Denoiser
 from oscar.models.hyper_encoder import VQBottleneck

@@ -206,11 +206,11 @@ class StageConfig:
     rate_weights: dict[float, float] = field(default_factory=dict)
     """joint, hyper: relative probability of drawing a rate, 1 if not named"""
     vae: str = "frozen"
-    """joint: frozen (the paper) or decoder, which trains the VAE's decoder too"""
+    """joint: frozen (the paper); decoder trains the VAE's decoder too; all trains the whole VAE"""
 
     def check(self, rates: tuple[RatePoint, ...]) -> None:
         _choose("stage.name", self.name, ("vae", "prior", "hyper", "joint"))
-        _choose("stage.vae", self.vae, ("frozen", "decoder"))
+        _choose("stage.vae", self.vae, ("frozen", "decoder", "all"))
         for name in ("kl", "cosine", "commitment", "latent", "gan"):
             _at_least(f"stage.{name}", getattr(self, name), 0)
         for term, weight in self.image_losses.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +42,45 @@ def golden() -> Path:
 def sd21() -> Path:
     """Configurations, without weights, of Stable Diffusion 2.1."""
     return shared_folder("sd21") / "stable-diffusion-2-1"
+
+
+@pytest.fixture(scope="session")
+def golden_cases(golden) -> dict[str, torch.Tensor]:
+    """`image`, `latent` and, for each rate id R, `R.indices`, `R.z_hat`, `R.x0` and `R.image`."""
+    from safetensors.torch import load_file
+
+    return load_file(golden / "cases.safetensors")
+
+
+@pytest.fixture(scope="session")
+def golden_codec(golden):
+    """The codec with the weights of the golden outputs. Not to be changed by tests."""
+    from oscar import checkpoint
+    from oscar.models.backbone import Backbone
+
+    spec = importlib.util.spec_from_file_location("build_checkpoint", golden / "build_checkpoint.py")
+    rules = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rules)
+    manifest = json.loads((golden / "tiny_manifest.json").read_text())
+    backbone = Backbone.from_pretrained(golden / "sd_tiny")
+    plain = {name: value.clone() for name, value in backbone.unet.state_dict().items()}
+    codec = checkpoint.build(
+        {
+            "bottleneck": {"rates": list(range(8)), "width": 192, "features": 64, "codebook_dim": 32},
+            "denoiser": {"tuning": "lora", "lora_rank": manifest["rank_unet"]},
+            "timesteps": {"kind": "table"},
+        },
+        backbone,
+    )
+    bottleneck = {
+        name: rules.hyper_value(name, shape, getattr(torch, dtype.removeprefix("torch.")))
+        for name, (shape, dtype) in manifest["hyper_encoders"].items()
+    }
+    codec.bottleneck.hyper_encoders.load_state_dict(bottleneck)
+    unet = {name: rules.unet_value(name, shape, plain) for name, (shape, _) in manifest["state_dict_unet"].items()}
+    assert not backbone.unet.load_state_dict(unet, strict=False).unexpected_keys
+    codec.denoiser.prompt.data = 0.02 * rules.draw("embeddings", (77, 1024))[None]
+    return codec.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="session")

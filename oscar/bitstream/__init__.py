@@ -1,16 +1,13 @@
-"""The `.oscar` file: container (header, integrity), entropy coding and side information. Imports no torch."""
+"""The `.oscar` file: container (header, integrity), entropy coding and side information. Imports no torch.
 
+Entropy coding (`oscar.bitstream.entropy`) and norms (`oscar.bitstream.norms`) need numpy and are imported from their
+modules, so that reading a header (`oscar info`) does without.
+"""
+
+from __future__ import annotations
+
+from oscar.bitstream.coding import Coding, packed_length
 from oscar.bitstream.container import MAX_SIDE, VERSION, Container
-from oscar.bitstream.entropy import (
-    FREQUENCY_TOTAL,
-    Coding,
-    decode_indices,
-    encode_indices,
-    estimated_bits,
-    normalise_counts,
-    packed_length,
-    uniform_frequencies,
-)
 from oscar.bitstream.errors import (
     BitstreamError,
     ChecksumError,
@@ -22,10 +19,8 @@ from oscar.bitstream.errors import (
     UnsupportedVersionError,
     WrongModelError,
 )
-from oscar.bitstream.norms import dequantise_rms, quantise_rms
 
 __all__ = [
-    "FREQUENCY_TOTAL",
     "MAX_SIDE",
     "VERSION",
     "BitstreamError",
@@ -39,12 +34,5 @@ __all__ = [
     "UnknownRateError",
     "UnsupportedVersionError",
     "WrongModelError",
-    "decode_indices",
-    "dequantise_rms",
-    "encode_indices",
-    "estimated_bits",
-    "normalise_counts",
     "packed_length",
-    "quantise_rms",
-    "uniform_frequencies",
 ]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
-from oscar.bitstream.entropy import Coding, packed_length
+from oscar.bitstream.coding import Coding, packed_length
 from oscar.bitstream.errors import (
     ChecksumError,
     HeaderError,

@@ -11,11 +11,11 @@ import importlib.machinery
 import importlib.util
 import math
 import sys
-from enum import IntEnum
 from types import ModuleType
 
 import numpy as np
 
+from oscar.bitstream.coding import Coding, bits_per_packed_index, packed_length
 from oscar.bitstream.errors import PayloadError
 
 FREQUENCY_TOTAL = 2**16 - 1
@@ -24,23 +24,6 @@ _CHUNK = 1 << 18  # symbols passed to C++ at once; bounds the memory of the Pyth
 _STATE_BYTES = 8  # the final rANS state, first in the payload
 _SMALLEST_STATE, _STATE_LIMIT = 2**31, 2**63
 _WORD_BYTES = 4
-
-
-class Coding(IntEnum):
-    """How a payload holds the indices; the number is stored in files."""
-
-    PACKED = 0  # ceil(log2 K) bits each, most significant first, zero bits up to a whole byte
-    TABLE = 1  # rANS with the frequency table of the rate
-
-
-def bits_per_packed_index(codebook_size: int) -> int:
-    """Whole bits that an index of a codebook of this size needs at fixed length."""
-    return (codebook_size - 1).bit_length()
-
-
-def packed_length(count: int, codebook_size: int) -> int:
-    """Bytes of `count` indices at fixed length: the most that any payload takes."""
-    return -(-count * bits_per_packed_index(codebook_size) // 8)
 
 
 def normalise_counts(counts: np.ndarray) -> np.ndarray:

@@ -58,7 +58,7 @@ class Backbone(nn.Module):
         """
         source = str(source)
         try:
-            vae = _load(AutoencoderKL, source, "vae")
+            vae = _load(_vae_class(AutoencoderKL.load_config(source, subfolder="vae")), source, "vae")
             unet = _load(UNet2DConditionModel, source, "unet")
             schedule = NoiseSchedule(_scheduler_config(source))
         except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -83,7 +84,9 @@ class Denoiser(nn.Module):
                 config = LoraConfig(
                     r=lora_rank, lora_alpha=lora_alpha, init_lora_weights="gaussian", target_modules=names
                 )
-                unet.add_adapter(config, adapter_name=adapter)
+                with warnings.catch_warnings():  # peft warns of a second adapter, which here is meant
+                    warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+                    unet.add_adapter(config, adapter_name=adapter)
             unet.set_adapters(list(unet.peft_config))
         self.prompt = None
         if uses_prompt(unet):
@@ -97,14 +100,20 @@ class Denoiser(nn.Module):
             source: folder or hub id with `text_encoder/` and `tokenizer/`.
 
         Raises:
-            ValueError: if the encoder's output does not have the prompt's shape.
+            ValueError: if they cannot be read, or the encoder's output does not have the prompt's shape.
         """
         from transformers import AutoTokenizer, CLIPTextModel
 
         if self.prompt is None:
             raise ValueError("denoiser.prompt_init: this UNet has no cross-attention and so no prompt")
-        tokenizer = AutoTokenizer.from_pretrained(source, subfolder="tokenizer")
-        encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, subfolder="tokenizer")
+            encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder")
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ValueError(
+                f"denoiser.prompt_init: tokenizer and text_encoder of {source} could not be read: {reason}"
+            ) from error
         tokens = tokenizer("", padding="max_length", max_length=self.prompt.shape[1], return_tensors="pt")
         with torch.no_grad():
             embedding = encoder(tokens.input_ids).last_hidden_state

@@ -44,18 +44,21 @@ class JointStage(Stage):
         modules: list[nn.Module] = [self.codec.bottleneck, self.codec.denoiser]
         if self.stage.vae == "decoder":
             modules += self.codec.backbone.decoder_modules()
+        elif self.stage.vae == "all":
+            modules.append(self.codec.backbone.vae)
         return modules
 
     def forward(self, images: Tensor, turn: Pass) -> dict[str, Tensor]:
         turn.seed_torch()
         (rate,) = draw_rates(turn, self.codec.rates, self.draw_weights, 1)
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.stage.vae == "all"):
             latent = self.codec.backbone.encode(images)
         quantised = self.codec.bottleneck(latent, rate)
         x0 = self.codec.denoiser(rescale(quantised.z_hat, channel_rms(latent)), self.codec.mapping(rate))
         loss, terms = self.image_loss(self.codec.backbone.decode(x0), images)
-        terms["latent"] = F.mse_loss(x0.float(), latent.float())
-        terms["cosine"] = cosine_loss_channel(quantised.z_hat, latent)
+        target = latent.detach()  # a trained encoder must not drift towards what is easy to quantise
+        terms["latent"] = F.mse_loss(x0.float(), target.float())
+        terms["cosine"] = cosine_loss_channel(quantised.z_hat, target)
         terms["commitment"] = quantised.commitment
         for name in ("latent", "cosine", "commitment"):
             loss = loss + getattr(self.stage, name) * terms[name]

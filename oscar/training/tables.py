@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import torch
 
-from oscar.bitstream import normalise_counts
+from oscar.bitstream.entropy import normalise_counts
 from oscar.codec import OscarCodec
 
 TABLE_BATCHES = 128

@@ -23,12 +23,9 @@ from oscar.bitstream import (
     UnknownRateError,
     UnsupportedVersionError,
     WrongModelError,
-    decode_indices,
-    encode_indices,
-    normalise_counts,
     packed_length,
-    uniform_frequencies,
 )
+from oscar.bitstream.entropy import decode_indices, encode_indices, normalise_counts, uniform_frequencies
 from oscar.rates import RATES, rate_by_id
 
 # The format's bytes. A change here breaks existing files: raise the version instead.
@@ -198,10 +195,10 @@ def test_random_damage_ends_in_a_named_error():
                 data[position // 8] ^= 1 << position % 8
         else:
             data += generator.bytes(int(generator.integers(1, 100)))
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(BitstreamError) as caught:
             read(bytes(data))
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.process_time() - start)
         kinds.add(caught.type)
     assert slowest < 1.0
     assert {ChecksumError, TruncatedFileError, NotAnOscarFileError, UnsupportedVersionError} <= kinds

@@ -9,18 +9,16 @@ import textwrap
 import numpy as np
 import pytest
 
-from oscar.bitstream import (
+from oscar.bitstream import Coding, PayloadError, packed_length
+from oscar.bitstream.entropy import (
     FREQUENCY_TOTAL,
-    Coding,
-    PayloadError,
+    _ans,
     decode_indices,
     encode_indices,
     estimated_bits,
     normalise_counts,
-    packed_length,
     uniform_frequencies,
 )
-from oscar.bitstream.entropy import _ans
 from oscar.rates import RATES
 
 RATE_SIZES = [rate.codebook_size for rate in RATES]
@@ -187,7 +185,8 @@ def test_escape_is_refused():
 ATTACK = """
     import resource, sys, time
     import numpy as np
-    from oscar.bitstream import PayloadError, decode_indices, encode_indices, normalise_counts
+    from oscar.bitstream import PayloadError
+    from oscar.bitstream.entropy import decode_indices, encode_indices, normalise_counts
 
     generator = np.random.default_rng(0)
     refused = accepted = 0
@@ -214,14 +213,14 @@ ATTACK = """
                 payloads.append((bytes(damaged), 400))
             for payload, count in payloads:
                 for coding in (0, 1):
-                    start = time.perf_counter()
+                    start = time.process_time()
                     try:
                         indices = decode_indices(payload, coding, count, table)
                         assert encode_indices(indices, table)[1] == payload or coding == 0
                         accepted += 1
                     except PayloadError:
                         refused += 1
-                    slowest = max(slowest, time.perf_counter() - start)
+                    slowest = max(slowest, time.process_time() - start)
     assert "torch" not in sys.modules
     print(refused, accepted, slowest, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
@@ -241,7 +240,8 @@ def test_made_up_payloads_neither_crash_nor_hang():
 
 BESIDE_COMPRESSAI = """
     import numpy as np
-    from oscar.bitstream import *
+    from oscar.bitstream import Coding
+    from oscar.bitstream.entropy import decode_indices, encode_indices, normalise_counts
     table = normalise_counts(np.array([90, 6, 4]))
     coding, payload = encode_indices(np.zeros(500, int), table)
     assert coding == Coding.TABLE and not decode_indices(payload, coding, 500, table).any()

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from oscar.bitstream import dequantise_rms, quantise_rms
+from oscar.bitstream.norms import dequantise_rms, quantise_rms
 from oscar.bitstream.norms import LARGEST_RMS, MAX_RELATIVE_ERROR, SMALLEST_RMS
 
 ALL_CODES = np.arange(256, dtype=np.uint8)

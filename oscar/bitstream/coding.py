@@ -1,0 +1,22 @@
+"""How a payload holds its indices, and the length that fixed-length packing gives them. Imports no numpy."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Coding(IntEnum):
+    """How a payload holds the indices; the number is stored in files."""
+
+    PACKED = 0  # ceil(log2 K) bits each, most significant first, zero bits up to a whole byte
+    TABLE = 1  # rANS with the frequency table of the rate
+
+
+def bits_per_packed_index(codebook_size: int) -> int:
+    """Whole bits that an index of a codebook of this size needs at fixed length."""
+    return (codebook_size - 1).bit_length()
+
+
+def packed_length(count: int, codebook_size: int) -> int:
+    """Bytes of `count` indices at fixed length: the most that any payload takes."""
+    return -(-count * bits_per_packed_index(codebook_size) // 8)

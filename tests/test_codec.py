@@ -1,0 +1,279 @@
+"""Picture to bytes and back with the tiny random model, and the golden model against the published implementation."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from oscar.bitstream import BitstreamError, Coding, Container, UnknownRateError, WrongModelError
+from oscar.bitstream.norms import quantise_rms
+from oscar.codec import OscarCodec, channel_rms, rescale
+from oscar.images import ImageError, to_pil, to_tensor
+from oscar.rates import PAPER_RATES, RATES
+
+TOP = PAPER_RATES[7]
+SIZES = [(1, 1), (7, 5), (333, 517), (64, 2048)]
+
+
+def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Of images in [-1, 1], in dB."""
+    return 10 * torch.log10(4 / (one - other).square().mean()).item()
+
+
+@pytest.fixture
+def no_networks(monkeypatch) -> None:
+    """Fail if a decoder gets past the bitstream."""
+
+    def fail(*_):
+        raise AssertionError("damage reached the networks")
+
+    monkeypatch.setattr(OscarCodec, "synthesise", fail)
+
+
+@pytest.mark.parametrize("rate", PAPER_RATES, ids=str)
+def test_round_trip_at_every_rate(tiny: OscarCodec, picture, rate) -> None:
+    image = picture(96, 72)
+    data = tiny.compress(image, rate.bpp)
+    decoded = tiny.decompress(data)
+    assert decoded.size == image.size and decoded.mode == "RGB"
+    container = Container.unpack(data)
+    assert (container.rate_id, container.width, container.height) == (rate.id, 96, 72)
+    assert container.model_tag == tiny.model_tag
+    in_process = tiny.reconstruct(to_tensor(image), rate, protocol="bitstream")
+    _, indices = tiny.read(data)
+    assert np.array_equal(indices, in_process.indices[0].numpy())
+    assert np.array_equal(np.asarray(decoded), np.asarray(to_pil(in_process.image)))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_any_size(tiny: OscarCodec, picture, size: tuple[int, int]) -> None:
+    image = picture(*size)
+    for rate in (PAPER_RATES[0], TOP):
+        data = tiny.compress(image, rate)
+        decoded = tiny.decompress(data)
+        assert decoded.size == size
+        in_process = tiny.reconstruct(to_tensor(image), rate)
+        assert np.array_equal(np.asarray(decoded), np.asarray(to_pil(in_process.image)))
+
+
+@pytest.mark.parametrize("rate", PAPER_RATES, ids=str)
+def test_real_length_is_bounded_by_the_nominal_one(tiny: OscarCodec, picture, rate) -> None:
+    for size in ((96, 72), (1, 1), (130, 257)):
+        data = tiny.compress(picture(*size), rate)
+        container = Container.unpack(data)
+        assert container.header_bytes <= 16
+        assert len(data) <= container.header_bytes + -(-rate.nominal_bits(size[1], size[0]) // 8)
+
+
+def test_tables_pay(tiny: OscarCodec, picture) -> None:
+    """The tiny model's indices are far from uniform, so that its files are shorter than fixed-length ones."""
+    data = tiny.compress(picture(256, 256), TOP)
+    nominal = TOP.nominal_bits(256, 256) / 8
+    assert len(data) < 0.9 * nominal
+    container, indices = tiny.read(data)
+    estimated = tiny.estimated_bits(torch.from_numpy(indices), TOP) / 8
+    assert abs(len(container.payload) - estimated) < 16
+
+
+def test_pictures_arrays_and_tensors_are_the_same(tiny: OscarCodec, picture) -> None:
+    image = picture(40, 24)
+    pixels = np.asarray(image)
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    expected = tiny.compress(image, TOP)
+    for other in (pixels, tensor, tensor[None], tensor.float() / 127.5 - 1):
+        assert tiny.compress(other, TOP) == expected
+
+
+def test_grey_is_rgb_with_equal_channels(tiny: OscarCodec, picture) -> None:
+    grey = picture(40, 24).convert("L")
+    expected = tiny.compress(grey.convert("RGB"), TOP)
+    assert tiny.compress(grey, TOP) == tiny.compress(np.asarray(grey), TOP) == expected
+    assert tiny.compress(np.asarray(grey)[..., None], TOP) == expected
+
+
+def test_alpha_is_dropped_if_opaque_and_refused_otherwise(tiny: OscarCodec, picture) -> None:
+    image = picture(40, 24)
+    opaque = image.convert("RGBA")
+    expected = tiny.compress(image, TOP)
+    assert tiny.compress(opaque, TOP) == tiny.compress(np.asarray(opaque), TOP) == expected
+    opaque.putpixel((3, 3), (0, 0, 0, 254))
+    with pytest.raises(ImageError, match="transparent pixels"):
+        tiny.compress(opaque, TOP)
+
+
+@pytest.mark.parametrize(
+    "image", ["photo.png", np.zeros((4, 4), dtype=np.float32), torch.zeros(1, 4, 4), torch.full((3, 4, 4), 2.0), None]
+)
+def test_what_is_no_picture_is_refused(tiny: OscarCodec, image) -> None:
+    with pytest.raises(ImageError, match="not allowed; allowed: "):
+        tiny.compress(image)
+
+
+def test_too_wide_a_picture_is_refused_before_it_is_encoded(tiny: OscarCodec, monkeypatch) -> None:
+    monkeypatch.setattr(OscarCodec, "analyse", lambda *_: pytest.fail("was encoded"))
+    with pytest.raises(ImageError, match="65537x1 .* allowed: .*65536"):
+        tiny.compress(np.zeros((1, 65537, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.0, -1, float("nan"), RATES[8]], ids=str)
+def test_unknown_rate(tiny: OscarCodec, picture, rate) -> None:
+    with pytest.raises(ValueError, match=r"does not exist; allowed: 0\.0019, .*0\.1250"):
+        tiny.compress(picture(8, 8), rate)
+
+
+def test_the_default_rate(tiny: OscarCodec, picture) -> None:
+    assert Container.unpack(tiny.compress(picture(8, 8))).rate.bpp == 0.0625
+
+
+def test_reconstruction_has_its_parts(tiny: OscarCodec, picture) -> None:
+    batch = torch.cat([to_tensor(picture(70, 50, seed)) for seed in range(2)])
+    for protocol in ("bitstream", "paper"):
+        result = tiny.reconstruct(batch, 0.0313, protocol)
+        assert result.indices.shape == (2, 4, 5) and result.z_hat.shape == result.x0.shape == (2, 4, 8, 10)
+        assert result.image.shape == batch.shape and result.image.abs().max() <= 1
+    with pytest.raises(ValueError, match="protocol 'file' does not exist; allowed: bitstream, paper"):
+        tiny.reconstruct(batch, 0.0313, "file")
+
+
+def test_protocols_differ_by_the_norms_alone(tiny: OscarCodec, picture) -> None:
+    batch = to_tensor(picture(64, 64))
+    paper, file = tiny.reconstruct(batch, TOP, "paper"), tiny.reconstruct(batch, TOP)
+    assert torch.equal(paper.indices, file.indices) and torch.equal(paper.z_hat, file.z_hat)
+    latent = tiny.analyse(batch, TOP).latent
+    expected = tiny.denoiser(paper.z_hat * latent.norm(dim=(2, 3), keepdim=True)
+                             / paper.z_hat.norm(dim=(2, 3), keepdim=True), TOP.timestep)  # fmt: skip
+    torch.testing.assert_close(paper.x0, expected, rtol=1e-4, atol=1e-5)
+    stored = tiny.stored_rms(torch.from_numpy(quantise_rms(channel_rms(latent).numpy())))
+    torch.testing.assert_close(file.x0, tiny.denoise(file.z_hat, stored, TOP))
+    assert not torch.equal(paper.x0, file.x0)
+
+
+def test_rescale() -> None:
+    z_hat = torch.randn(2, 4, 5, 6)
+    z_hat[0, 0] = 0
+    rms = torch.tensor([[1.0, 0.0, 0.5, 2.0], [1.0, 1.0, 1.0, 1.0]])
+    scaled = channel_rms(rescale(z_hat, rms))
+    assert scaled[0, 0] == 0  # nothing to scale, and no division by zero
+    torch.testing.assert_close(scaled[0, 1:], rms[0, 1:])
+    torch.testing.assert_close(scaled[1], rms[1])
+
+
+def test_a_batch_is_decoded_as_its_files_one_by_one(tiny: OscarCodec, picture) -> None:
+    pictures = [picture(72, 40, 0), picture(64, 64, 1), picture(72, 40, 2), picture(72, 40, 3)]
+    rates = [TOP, TOP, TOP, PAPER_RATES[2]]
+    files = [tiny.compress(image, rate) for image, rate in zip(pictures, rates, strict=True)]
+    together = tiny.decompress_tensor(files)
+    for image, data, decoded in zip(pictures, files, together, strict=True):
+        assert decoded.shape == (3, image.height, image.width)
+        torch.testing.assert_close(decoded, tiny.decompress_tensor([data])[0], rtol=1e-4, atol=1e-5)
+    assert tiny.decompress_tensor([]) == []
+
+
+def test_a_batch_is_encoded_as_its_pictures_one_by_one(tiny: OscarCodec, picture) -> None:
+    pictures = [picture(72, 40, seed) for seed in range(3)]
+    batch = torch.cat([to_tensor(image) for image in pictures])
+    assert tiny.compress_tensor(batch, TOP) == [tiny.compress(image, TOP) for image in pictures]
+
+
+def test_symbols_do_not_depend_on_threads(tiny: OscarCodec, picture) -> None:
+    image = picture(200, 120)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        data = tiny.compress(image, TOP)
+        results.append((data, tiny.read(data)[1], np.asarray(tiny.decompress(data)).astype(int)))
+    assert results[0][0] == results[1][0]
+    assert np.array_equal(results[0][1], results[1][1])
+    assert np.abs(results[0][2] - results[1][2]).max() <= 1
+
+
+def test_a_file_of_another_model(tiny: OscarCodec, make_codec, picture, no_networks) -> None:
+    other = make_codec(seed=1)
+    assert other.model_tag != tiny.model_tag
+    with pytest.raises(WrongModelError, match=f"model {other.model_tag:04x}; this model is {tiny.model_tag:04x}"):
+        tiny.decompress(other.compress(picture(64, 64), TOP))
+
+
+def test_a_rate_that_this_model_lacks(tiny: OscarCodec, picture, no_networks) -> None:
+    container = Container.unpack(tiny.compress(picture(64, 64), TOP))
+    foreign = Container(Coding.PACKED, 11, tiny.model_tag, 64, 64, container.norms, bytes(56))
+    with pytest.raises(UnknownRateError, match=r"0\.1093, which this model does not have"):
+        tiny.decompress(foreign.pack())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_files_end_in_named_errors(tiny: OscarCodec, picture, no_networks, seed: int) -> None:
+    """500 of the 2,000 random truncations, bit flips and extensions, each refused before the networks run."""
+    random = np.random.default_rng(seed)
+    files = [tiny.compress(picture(width, 96, seed), rate) for rate in PAPER_RATES for width in (8, 160)]
+    slowest = 0.0
+    for trial in range(500):
+        data = bytearray(files[random.integers(len(files))])
+        kind = trial % 3
+        if kind == 0:
+            data = data[: random.integers(len(data))]
+        elif kind == 1:
+            for position in random.choice(8 * len(data), size=random.integers(1, 9), replace=False):
+                data[position // 8] ^= 1 << position % 8
+        else:
+            data += random.bytes(random.integers(1, 40))
+        start = time.perf_counter()
+        with pytest.raises(BitstreamError) as error:
+            tiny.decompress(bytes(data))
+        slowest = max(slowest, time.perf_counter() - start)
+        assert str(error.value) and "\n" not in str(error.value)
+    assert slowest < 1
+
+
+def test_damage_behind_a_valid_checksum(tiny: OscarCodec, picture, no_networks) -> None:
+    """Payloads that someone crafted: refused or decoded to indices of the right shape, without any other error."""
+    random = np.random.default_rng(0)
+    container = Container.unpack(tiny.compress(picture(160, 96), TOP))
+    refused = 0
+    for _ in range(200):
+        payload = bytearray(container.payload)
+        payload[random.integers(len(payload))] ^= 1 << random.integers(8)
+        crafted = Container(
+            container.coding, container.rate_id, container.model_tag, 160, 96, container.norms, bytes(payload)
+        )
+        try:
+            _, indices = tiny.read(crafted.pack())
+            assert indices.shape == (12, 20) and 0 <= indices.min() and indices.max() < TOP.codebook_size
+        except BitstreamError:
+            refused += 1
+    assert refused > 0
+
+
+def test_one_bad_file_spoils_the_batch_before_anything_is_decoded(tiny: OscarCodec, picture, no_networks) -> None:
+    data = tiny.compress(picture(8, 8))
+    with pytest.raises(BitstreamError):
+        tiny.decompress_tensor([data, data[:-1]])
+
+
+@pytest.mark.parametrize("rate", PAPER_RATES, ids=str)
+def test_golden_images(golden_codec: OscarCodec, golden_cases, rate) -> None:
+    expected = golden_cases[f"{rate.id}.image"]
+    paper = golden_codec.reconstruct(golden_cases["image"], rate, "paper")
+    assert torch.equal(paper.indices.flatten(), golden_cases[f"{rate.id}.indices"].long().flatten())
+    assert (paper.z_hat - golden_cases[f"{rate.id}.z_hat"]).abs().max() < 1e-4
+    assert (paper.x0 - golden_cases[f"{rate.id}.x0"]).abs().max() < 1e-4
+    assert (paper.image - expected).abs().max() < 1e-4
+    file = golden_codec.reconstruct(golden_cases["image"], rate, "bitstream")
+    assert psnr(file.image, expected) > 45  # what one byte per norm costs
+
+
+def test_half_precision(tiny_folder, tiny: OscarCodec, picture) -> None:
+    half = OscarCodec.from_pretrained(tiny_folder, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and half.model_tag == tiny.model_tag
+    data = half.compress(picture(64, 48), TOP)
+    assert isinstance(tiny.decompress(data), Image.Image)  # a file does not say in which precision it was made
+    assert half.decompress(data).size == (64, 48)
+
+
+def test_inference_leaves_no_gradients(tiny: OscarCodec, picture) -> None:
+    assert not tiny.training and not any(parameter.requires_grad for parameter in tiny.parameters())
+    assert not tiny.reconstruct(to_tensor(picture(8, 8)), TOP).image.requires_grad
