@@ -23,7 +23,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from oscar.models.backbone import PARTS, Backbone, BackboneError
+from oscar.bitstream.entropy import check_frequencies
+from oscar.models.backbone import Backbone, BackboneError
 from oscar.models.denoiser import Denoiser
 from oscar.models.hyper_encoder import VQBottleneck
 from oscar.rates import rate_by_id
@@ -182,8 +183,9 @@ def load(source: str | Path) -> OscarCodec:
         config = json.loads((folder / CONFIG).read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"model {str(source)!r}: {CONFIG} cannot be read ({error})") from None
-    if config.get("format") != FORMAT:
-        raise CheckpointError(f"model {str(source)!r}: format is {config.get('format')!r}; allowed: {FORMAT}")
+    version = config.get("format") if isinstance(config, dict) else None
+    if version != FORMAT:
+        raise CheckpointError(f"model {str(source)!r}: format is {version!r}; allowed: {FORMAT}")
     try:
         for name, expected in {WEIGHTS: None, **config["sha256"]}.items():
             if _sha256(folder / name) != expected:
@@ -191,16 +193,16 @@ def load(source: str | Path) -> OscarCodec:
         backbone = Backbone.from_pretrained(config["backbone"] or folder)
         codec = build(config, backbone)
         state = load_file(folder / WEIGHTS)
+        codec._fingerprint = f"{int(config['fingerprint'], 16):064x}"
     except BackboneError as error:
         raise CheckpointError(f"model {str(source)!r}: {error}") from None
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"model {str(source)!r} cannot be read: {type(error).__name__}: {error}") from None
     if config["backbone"] is None:
         codec.backbone.source = None
     _fill(codec, state, source)
-    codec._fingerprint = config["fingerprint"]
     return codec
 
 
@@ -223,14 +225,17 @@ def locate(source: str | Path) -> Path:
         raise CheckpointError(f"model {str(source)!r} does not exist; {allowed}") from None
     except Exception as error:  # the hub client raises its HTTP library's errors too
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"model {str(source)!r} is no folder and could not be downloaded; {allowed} ({reason})") from None
+        raise CheckpointError(
+            f"model {str(source)!r} is no folder and could not be downloaded; {allowed} ({reason})"
+        ) from None
 
 
 def _fill(codec: OscarCodec, state: dict[str, Tensor], source: str | Path) -> None:
     expected = tensors(codec)
     for problem, names in (("lacks", expected.keys() - state.keys()), ("has unknown", state.keys() - expected.keys())):
         if names:
-            raise CheckpointError(f"model {str(source)!r}: {WEIGHTS} {problem} {min(names)} ({len(names)} tensors in all)")
+            count = f"({len(names)} tensors in all)"
+            raise CheckpointError(f"model {str(source)!r}: {WEIGHTS} {problem} {min(names)} {count}")
     for name, value in state.items():
         if value.shape != expected[name].shape:
             raise CheckpointError(
@@ -251,7 +256,10 @@ def _fill(codec: OscarCodec, state: dict[str, Tensor], source: str | Path) -> No
         codebook.initted.fill_(bool(codebook.embed.any()))
     for name, value in state.items():
         if name.startswith("frequencies."):
-            codec.frequencies[int(name.removeprefix("frequencies."))] = value.numpy()
+            try:
+                codec.frequencies[int(name.removeprefix("frequencies."))] = check_frequencies(value.numpy())
+            except ValueError as error:
+                raise CheckpointError(f"model {str(source)!r}: {name}: {error}") from None
 
 
 def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:

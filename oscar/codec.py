@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from oscar import checkpoint, images
-from oscar.bitstream import Container, UnknownRateError, WrongModelError
+from oscar.bitstream import MAX_SIDE, Container, UnknownRateError, WrongModelError
 from oscar.bitstream.entropy import decode_indices, encode_indices, estimated_bits, uniform_frequencies
 from oscar.bitstream.norms import dequantise_rms, quantise_rms
 from oscar.models.backbone import Backbone
@@ -145,7 +145,11 @@ class OscarCodec(nn.Module):
             ValueError: for a rate that this model does not have.
         """
         rate = self.find_rate(rate)
-        return self.compress_tensor(images.to_tensor(image), rate)[0]
+        batch = images.to_tensor(image)
+        height, width = batch.shape[-2:]
+        if max(height, width) > MAX_SIDE:
+            raise images.ImageError(f"picture of {width}x{height} pixels is not allowed; allowed: {MAX_SIDE} a side")
+        return self.compress_tensor(batch, rate)[0]
 
     def decompress(self, data: bytes) -> Image.Image:
         """Restore the picture of an `.oscar` file.

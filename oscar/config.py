@@ -317,7 +317,8 @@ class TrainConfig:
         if self.init_from is None:
             self.backbone.check()
         elif self.stage.name in ("vae", "prior"):
-            raise ConfigError(f"init_from is set, but stage {self.stage.name} starts from backbone.source; allowed: null")
+            name = self.stage.name
+            raise ConfigError(f"init_from is set, but stage {name} starts from backbone.source; allowed: null")
         self.bottleneck.check()
         self.denoiser.check()
         self.data.check()

@@ -198,5 +198,8 @@ def quick_tables(monkeypatch):
     from oscar.training import hyper, joint
     from oscar.training.tables import estimate_frequencies
 
+    def one_batch(codec, batches) -> None:
+        estimate_frequencies(codec, batches, 1)
+
     for module in (hyper, joint):
-        monkeypatch.setattr(module, "estimate_frequencies", lambda codec, batches: estimate_frequencies(codec, batches, 1))
+        monkeypatch.setattr(module, "estimate_frequencies", one_batch)

@@ -115,7 +115,7 @@ def test_what_is_no_picture_is_refused(tiny: OscarCodec, image) -> None:
 
 def test_too_wide_a_picture_is_refused_before_it_is_encoded(tiny: OscarCodec, monkeypatch) -> None:
     monkeypatch.setattr(OscarCodec, "analyse", lambda *_: pytest.fail("was encoded"))
-    with pytest.raises(ImageError, match="65537x1 .* allowed: .*65536"):
+    with pytest.raises(ImageError, match="65537x1 pixels is not allowed; allowed: 65536 a side"):
         tiny.compress(np.zeros((1, 65537, 3), dtype=np.uint8))
 
 

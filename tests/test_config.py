@@ -91,7 +91,7 @@ CONTRADICTIONS = [
     ("vae", "stage.image_losses={l1:-1}", "stage.image_losses.l1 is -1", "at least 0"),
     ("vae", "stage.kl=-1", "stage.kl is -1", "at least 0"),
     ("vae", "stage.vae=decoder", "stage.vae is 'decoder', but stage vae does not use it", "image_losses"),
-    ("joint", "stage.vae=all", "stage.vae is 'all'", "frozen, decoder"),
+    ("joint", "stage.vae=encoder", "stage.vae is 'encoder'", "frozen, decoder, all"),
     ("joint", "stage.rates_per_step=2", "stage.rates_per_step is 2, but stage joint does not use it", "image_losses"),
     ("joint", "stage.critic.timesteps=[500,20]", "stage.critic.timesteps is [500, 20]", "0 <= low < high <= 1000"),
     ("joint", "stage.critic.timesteps=[20]", "stage.critic.timesteps is [20]", "0 <= low < high <= 1000"),

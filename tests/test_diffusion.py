@@ -85,5 +85,5 @@ def test_unused_options_and_defaults() -> None:
 
 
 def test_unknown_prediction_type() -> None:
-    with pytest.raises(ValueError, match="prediction_type 'flow' is not supported; allowed: epsilon, v_prediction, sam"):
+    with pytest.raises(ValueError, match="prediction_type 'flow' is not supported; allowed: epsilon, v_pred"):
         NoiseSchedule({**SD, "prediction_type": "flow"})

@@ -68,7 +68,7 @@ def estimated_bits(indices: np.ndarray, frequencies: np.ndarray) -> float:
     Raises:
         ValueError: as `encode_indices`.
     """
-    frequencies = _check_frequencies(frequencies)
+    frequencies = check_frequencies(frequencies)
     indices = _check_indices(indices, len(frequencies))
     histogram = np.bincount(indices, minlength=len(frequencies))
     return float(histogram @ (_PRECISION - np.log2(frequencies)))
@@ -87,7 +87,7 @@ def encode_indices(indices: np.ndarray, frequencies: np.ndarray) -> tuple[Coding
     Raises:
         ValueError: if the indices or the frequencies are not as above.
     """
-    frequencies = _check_frequencies(frequencies)
+    frequencies = check_frequencies(frequencies)
     indices = _check_indices(indices, len(frequencies))
     limit = packed_length(len(indices), len(frequencies))
     # rANS never takes less than its state; CompressAI's encoder also writes out of its buffer for under four symbols.
@@ -118,7 +118,7 @@ def decode_indices(payload: bytes, coding: Coding, count: int, frequencies: np.n
         PayloadError: if the payload does not decode to n indices under this table.
         ValueError: if the frequencies or the count are not as above, which is not the payload's fault.
     """
-    frequencies = _check_frequencies(frequencies)
+    frequencies = check_frequencies(frequencies)
     if count < 0:
         raise ValueError(f"count {count} is not allowed; allowed: from 0")
     if coding == Coding.PACKED:
@@ -134,7 +134,8 @@ def decode_indices(payload: bytes, coding: Coding, count: int, frequencies: np.n
     return indices
 
 
-def _check_frequencies(frequencies: np.ndarray) -> np.ndarray:
+def check_frequencies(frequencies: np.ndarray) -> np.ndarray:
+    """The table as int32, or ValueError if it is none: integers from 1 on, summing to `FREQUENCY_TOTAL`."""
     frequencies = np.asarray(frequencies)
     if frequencies.ndim != 1 or frequencies.size == 0 or frequencies.dtype.kind not in "iu":
         raise ValueError(

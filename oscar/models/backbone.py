@@ -120,6 +120,10 @@ class Backbone(nn.Module):
         folder = Path(folder)
         self.vae.save_pretrained(folder / "vae")
         self.plain_unet().save_pretrained(folder / "unet")
+        for part in ("vae", "unet"):  # diffusers notes the folder that it was read from, which is no one's business
+            path = folder / part / "config.json"
+            config = {name: value for name, value in json.loads(path.read_text()).items() if name != "_name_or_path"}
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (folder / "scheduler").mkdir(parents=True, exist_ok=True)
         text = json.dumps({"_class_name": "DDPMScheduler", **self.schedule.config}, indent=2, sort_keys=True)
         (folder / "scheduler" / "scheduler_config.json").write_text(text + "\n")

@@ -17,6 +17,11 @@ def build_stage(config: TrainConfig) -> Stage:
     Raises:
         ConfigError, CheckpointError, BackboneError, PerceptualUnavailable: where something named cannot be had.
     """
+    # Denormal gradients slow a CPU down several times. Worker threads inherit the flag when the first parallel operation
+    # makes them, so this comes before any.
+    torch.set_flush_denormal(True)
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
     torch.manual_seed(config.seed)
     if config.stage.name == "vae":
         from oscar.training.vae import VAEStage

@@ -28,6 +28,8 @@ class JointStage(Stage):
         stage = config.stage
         self.codec = codec
         self.stage = stage
+        if stage.vae != "frozen":
+            codec.backbone.source = None  # it becomes another backbone, which the checkpoint must bundle
         self.draw_weights = stage.draw_weights(codec.rates)
         self.image_loss = ImageLoss(stage.image_losses, stage.network_files)
         self.metrics = ("loss", "rate", *self.image_loss.weights, "latent", "cosine", "commitment", "gan", "critic")

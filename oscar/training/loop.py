@@ -111,9 +111,6 @@ class Trainer:
 
     def __init__(self, stage: Stage, config: TrainConfig, accelerator: Accelerator | None = None):
         trainer = config.trainer
-        if trainer.threads is not None:
-            torch.set_num_threads(trainer.threads)
-        torch.set_flush_denormal(True)  # denormal gradients slow a CPU down several times
         self.config = config
         self.output = Path(config.output)
         self.accelerator = accelerator or make_accelerator(config)

@@ -7,8 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from oscar.bitstream.norms import dequantise_rms, quantise_rms
-from oscar.bitstream.norms import LARGEST_RMS, MAX_RELATIVE_ERROR, SMALLEST_RMS
+from oscar.bitstream.norms import LARGEST_RMS, MAX_RELATIVE_ERROR, SMALLEST_RMS, dequantise_rms, quantise_rms
 
 ALL_CODES = np.arange(256, dtype=np.uint8)
 

@@ -143,7 +143,7 @@ def test_unknown_prediction_type_is_refused(folder: Path) -> None:
 def test_wrong_channels_are_refused(make_backbone) -> None:
     backbone = make_backbone()
     with pytest.raises(BackboneError, match="4 channels in and 8 out; allowed: the vae's 4 for both"):
-        Backbone.from_configs(backbone.vae.config, {**backbone.unet.config, "out_channels": 8}, backbone.schedule.config)
+        Backbone.from_configs(backbone.vae.config, {**backbone.unet.config, "out_channels": 8}, {})
     with pytest.raises(BackboneError, match="allowed: the vae's 16 for both"):
         Backbone.from_configs({**backbone.vae.config, "latent_channels": 16}, backbone.unet.config, {})
 

@@ -1,0 +1,231 @@
+"""Two steps of each stage with the tiny backbone: what must change changes, what is frozen does not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from oscar import OscarCodec, checkpoint
+from oscar.config import ConfigError, TrainConfig
+from oscar.models.backbone import Backbone
+from oscar.training.build import build_stage
+from oscar.training.loop import Trainer
+from oscar.training.stage import Pass, Stage, draw_rates
+
+TRAINED = {  # by stage, the first parts of the names of trained tensors
+    "vae": ("backbone.vae.",),
+    "prior": ("backbone.unet.",),
+    "hyper": ("codec.bottleneck.",),
+    "joint": ("codec.bottleneck.", "codec.denoiser.prompt", "lora_"),
+}
+
+
+@pytest.fixture
+def configure(compose, photos: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    """Composes the tiny experiment of a stage, for two steps."""
+
+    def make(stage: str, *overrides: str) -> TrainConfig:
+        return compose(
+            f"experiment=tiny/{stage}", f"data.train=[{photos}]", f"output={tmp_path / stage}",
+            "trainer.max_steps=2", "logger.tensorboard=false", *overrides,
+        )  # fmt: skip
+
+    return make
+
+
+def images(batch: int = 2) -> torch.Tensor:
+    return torch.rand(batch, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def snapshot(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def changed(before: dict[str, torch.Tensor], module: torch.nn.Module) -> set[str]:
+    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def is_trained(stage: str, name: str) -> bool:
+    return any(part in name for part in TRAINED[stage])
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_two_steps(configure, quick_tables, name: str) -> None:
+    config = configure(name)
+    stage = build_stage(config)
+    before = snapshot(stage)
+    trained = {key for key, parameter in stage.named_parameters() if parameter.requires_grad}
+    assert trained and all(is_trained(name, key) for key in trained)
+    metrics = stage(images(), Pass(0, 0))
+    assert metrics["loss"].requires_grad and set(metrics) <= set(stage.metrics)
+    assert all(math.isfinite(value) for value in metrics.values())
+    stage.load_state_dict(before)
+    assert Trainer(stage, config).run()
+    moved = changed(before, stage)
+    assert all(is_trained(name, key) for key in moved)
+    if name != "joint":
+        assert trained <= moved
+    else:  # the two steps draw two rates, and an adapter's A waits for its B, which starts at zero
+        assert {"codec.denoiser.prompt"} <= moved and any("lora_B" in key for key in moved)
+        assert len({key.split(".")[3] for key in moved if "hyper_encoders" in key}) in (1, 2)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_only_trained_parts_are_in_training_mode(configure, name: str) -> None:
+    stage = build_stage(configure(name)).train()
+    inside = {id(module) for trained in stage.trained_modules() for module in trained.modules()}
+    for key, module in stage.named_modules():
+        if key:
+            assert module.training == (id(module) in inside), key
+    assert not any(module.training for module in stage.eval().modules())
+
+
+def test_the_vae_stage_scales_latents_to_unit_variance(configure) -> None:
+    config = configure("vae")
+    stage = build_stage(config)
+    Trainer(stage, config).run()
+    backbone = Backbone.from_pretrained(config.output + "/final")
+    assert backbone.vae.config.scaling_factor == stage.backbone.vae.config.scaling_factor != 1.0
+    with torch.no_grad():
+        assert 0.5 < backbone.encode(images(8)).std() < 2
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_the_prior_learns_the_target_of_its_schedule(configure, prediction_type: str) -> None:
+    stage = build_stage(configure("prior", f"backbone.scheduler.prediction_type={prediction_type}"))
+    assert stage.backbone.schedule.prediction_type == prediction_type
+    assert stage(images(), Pass(0, 0))["loss"].item() > 0
+
+
+def test_hyper_trains_all_rates_or_some(configure) -> None:
+    stage = build_stage(configure("hyper", "bottleneck.rates=[0.0019,0.0313,0.125]"))
+    metrics = stage(images(), Pass(0, 0))
+    cosines = [metrics[f"cosine_{bpp}"].item() for bpp in ("0.0019", "0.0313", "0.1250")]
+    assert metrics["loss"].item() == pytest.approx(sum(cosines) / 3)
+    stage = build_stage(configure("hyper", "stage.rates_per_step=2", "+stage.rate_weights={0.125:0}"))
+    for number in range(8):
+        drawn = [name for name in stage(images(), Pass(number, 0)) if name.startswith("cosine")]
+        assert len(drawn) == 2 and "cosine_0.1250" not in drawn
+
+
+def test_the_adversarial_gradient_reaches_the_codec(configure) -> None:
+    """Which it does not in the published code, whose critic computes its features without gradient."""
+    stage = build_stage(configure("joint")).train()
+    stage.critic.requires_grad_(False)
+    stage(images(), Pass(0, 0))["gan"].backward()
+    gradients = {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
+    for part in (".backbone.0.weight", ".project_in.weight", ".project_out.weight", ".proj.0.weight"):
+        assert any(part in name and grad.abs().max() > 0 for name, grad in gradients.items()), part
+    for adapter in ("encoder", "decoder", "others"):
+        assert any(f"lora_B.default_{adapter}" in name and grad.abs().max() > 0 for name, grad in gradients.items())
+    assert gradients["codec.denoiser.prompt"].abs().max() > 0
+    assert not any("vae" in name for name in gradients)
+    assert all(parameter.grad is None for parameter in stage.critic.parameters())
+
+
+def test_the_critic_trains(configure, quick_tables) -> None:
+    config = configure("joint")
+    stage = build_stage(config)
+    before = snapshot(stage.critic)
+    learned = {name for name, parameter in stage.critic.named_parameters() if parameter.requires_grad}
+    assert learned and not any(name.startswith("critic") for name, _ in stage.named_parameters())
+    Trainer(stage, config).run()
+    moved = changed(before, stage.critic)
+    assert moved <= learned
+    assert any("lora_B" in name for name in moved) and any("head" in name for name in moved)
+    real, fake, prompt = stage.critic_inputs()
+    assert real.shape == fake.shape == (2, 4, 8, 8) and not fake.requires_grad and not prompt.requires_grad
+
+
+def test_without_an_adversary(configure, quick_tables) -> None:
+    config = configure("joint", "stage.gan=0")
+    stage = build_stage(config)
+    assert stage.critic is None
+    assert "gan" not in stage(images(), Pass(0, 0))
+    assert Trainer(stage, config).run()
+
+
+@pytest.mark.parametrize("vae", ["decoder", "all"])
+def test_joint_may_train_the_vae(configure, make_backbone, quick_tables, tmp_path: Path, vae: str) -> None:
+    """Then the checkpoint holds the backbone, although it came from a folder and the UNet has adapters."""
+    make_backbone().save_pretrained(tmp_path / "backbone")
+    config = configure("joint", f"stage.vae={vae}", f"backbone.source={tmp_path / 'backbone'}", "stage.gan=0")
+    stage = build_stage(config)
+    before = snapshot(stage.codec.backbone.vae)
+    Trainer(stage, config).run()
+    parts = {name.split(".")[0] for name in changed(before, stage.codec.backbone.vae)}
+    assert parts == {"decoder", "post_quant_conv"} | ({"encoder", "quant_conv"} if vae == "all" else set())
+    loaded = checkpoint.load(config.output + "/final")
+    for name, value in stage.codec.backbone.vae.state_dict().items():
+        assert torch.equal(loaded.backbone.vae.state_dict()[name], value)
+
+
+def test_joint_with_full_tuning(configure, quick_tables) -> None:
+    config = configure("joint", "denoiser.tuning=full", "stage.critic.lora_rank=null")
+    stage = build_stage(config)
+    before = snapshot(stage)
+    Trainer(stage, config).run()
+    moved = changed(before, stage)
+    assert "codec.backbone.unet.conv_in.weight" in moved and not any("vae" in name for name in moved)
+    assert not torch.equal(stage.critic.trunk.conv_in.weight, stage.codec.backbone.unet.conv_in.weight)
+    loaded = OscarCodec.from_pretrained(config.output + "/final")
+    assert torch.equal(loaded.backbone.unet.conv_in.weight, stage.codec.backbone.unet.conv_in.weight)
+
+
+def test_joint_starts_from_the_checkpoint_of_hyper(configure, quick_tables) -> None:
+    first = configure("hyper", "bottleneck.rates=[0.125]", "bottleneck.kmeans_init=true")
+    stage = build_stage(first)
+    Trainer(stage, first).run()
+    second = build_stage(configure("joint", f"init_from={first.output}/final"))
+    for name, value in stage.codec.bottleneck.state_dict().items():
+        if "cluster_size" not in name and "embed_avg" not in name:
+            assert torch.equal(second.codec.bottleneck.state_dict()[name], value), name
+    assert second.codec.rates == stage.codec.rates
+    second.codec.bottleneck.train()(torch.randn(2, 4, 8, 8), second.codec.rates[0])  # no second k-means start
+    with pytest.raises(ConfigError, match=r"stage.rate_weights: rate 0\.0625 does not exist"):
+        build_stage(configure("joint", f"init_from={first.output}/final", "+stage.rate_weights={0.0625:2}"))
+
+
+def test_the_prompt_from_text_needs_a_source(configure) -> None:
+    with pytest.raises(ConfigError, match="denoiser.prompt_init is 'text', but backbone.source is unset"):
+        build_stage(configure("joint", "denoiser.prompt_init=text"))
+
+
+def test_an_unknown_loss_is_refused(configure) -> None:
+    with pytest.raises(ValueError, match="image loss 'l3' does not exist; allowed: l1"):
+        build_stage(configure("vae", "+stage.image_losses.l3=1"))
+
+
+def test_equal_seeds_give_equal_stages(configure) -> None:
+    one, two, other = (build_stage(configure("joint", f"seed={seed}")) for seed in (0, 0, 1))
+    assert not changed(snapshot(one), two)
+    assert changed(snapshot(one), other)
+    a, b = (stage.train()(images(), Pass(3, 0)) for stage in (one, two))
+    assert {name: value.item() for name, value in a.items()} == {name: value.item() for name, value in b.items()}
+
+
+def test_all_randomness_follows_from_the_pass() -> None:
+    assert torch.equal(*(torch.rand(3, generator=Pass(5, 1).noise(torch.device("cpu"))) for _ in range(2)))
+    draws = {(turn.number, turn.seed, turn.rank): torch.rand(1, generator=turn.noise(torch.device("cpu"))).item()
+             for turn in (Pass(5, 1), Pass(6, 1), Pass(5, 2), Pass(5, 1, rank=1))}  # fmt: skip
+    assert len(set(draws.values())) == 4
+
+
+def test_every_process_draws_the_same_rates() -> None:
+    from oscar.rates import PAPER_RATES
+
+    weights = [1, 1, 1, 1, 1, 1, 1, 0]
+    drawn = [draw_rates(Pass(number, 0), PAPER_RATES, weights, 1)[0] for number in range(300)]
+    assert drawn == [draw_rates(Pass(number, 0, rank=3), PAPER_RATES, weights, 1)[0] for number in range(300)]
+    assert {rate.id for rate in drawn} == set(range(7))
+    assert draw_rates(Pass(0, 0), PAPER_RATES, weights, None) == list(PAPER_RATES[:7])
+    assert draw_rates(Pass(0, 0), PAPER_RATES, weights, 8) == list(PAPER_RATES[:7])
+
+
+def test_a_stage_is_abstract() -> None:
+    with pytest.raises(NotImplementedError):
+        Stage()(images(), Pass(0, 0))
