@@ -61,16 +61,22 @@ class Learner:
 
     def state(self) -> dict:
         """What resuming needs: trained parameters and buffers, optimiser and schedule."""
+        return {"model": self._model(), "optimiser": self.optimiser.state_dict(), "schedule": self.schedule.state_dict()}
+
+    def _model(self) -> dict[str, Tensor]:
         trained = {name for name, parameter in self.plain.named_parameters() if parameter.requires_grad}
         trained |= {name for name, _ in self.plain.named_buffers()}
-        model = {name: value for name, value in self.plain.state_dict().items() if name in trained}
-        return {"model": model, "optimiser": self.optimiser.state_dict(), "schedule": self.schedule.state_dict()}
+        return {name: value for name, value in self.plain.state_dict().items() if name in trained}
 
     def restore(self, state: dict) -> None:
-        own = self.plain.state_dict()
-        for name, value in state["model"].items():
-            if name not in own or own[name].shape != value.shape:
-                raise ValueError(f"checkpoint: {name} of shape {tuple(value.shape)} does not fit this configuration")
+        shapes, own = ({name: tuple(value.shape) for name, value in model.items()}
+                       for model in (state["model"], self._model()))  # fmt: skip
+        for name in sorted(shapes.keys() | own.keys()):
+            if shapes.get(name) != own.get(name):
+                raise ValueError(
+                    f"checkpoint: {name} of shape {shapes.get(name)} does not fit this configuration, "
+                    f"which has {own.get(name)}"
+                )
         self.plain.load_state_dict(state["model"], strict=False)
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
@@ -259,7 +265,11 @@ class Trainer:
         paths = find_checkpoints(self.output)
         if not paths:
             return 0
-        state = torch.load(paths[-1], map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(paths[-1], map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for damaged files
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ValueError(f"checkpoint {paths[-1]} cannot be read: {reason}") from None
         self.learner.restore(state["learner"])
         for name, target in (("critic", self.critic), ("ema", self.ema), ("scaler", self.accelerator.scaler)):
             if (state[name] is None) != (target is None):

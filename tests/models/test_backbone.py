@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from oscar.diffusion import PREDICTION_TYPES
 from oscar.models.backbone import Backbone, BackboneError
 
+ROOT = Path(__file__).parents[2]
 UNET_WEIGHTS = Path("unet/diffusion_pytorch_model.safetensors")
 
 
@@ -57,6 +59,34 @@ def test_folder_round_trip(make_backbone, folder: Path) -> None:
         assert torch.equal(value, loaded.state_dict()[name]), name
     assert loaded.schedule.config == backbone.schedule.config
     assert torch.equal(loaded.schedule.alphas_cumprod, backbone.schedule.alphas_cumprod)
+
+
+@torch.no_grad()
+def test_an_autoencoder_without_posterior(tmp_path: Path) -> None:
+    """The nano backbone's kind, from configurations and from a folder."""
+    config = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/backbone/nano.yaml"))
+    backbone = Backbone.from_configs(config["vae"], config["unet"], config["scheduler"])
+    assert type(backbone.vae).__name__ == "AutoencoderDC"
+    backbone.vae.register_to_config(scaling_factor=0.5)
+    backbone.save_pretrained(tmp_path)
+    loaded = Backbone.from_pretrained(tmp_path)
+    images = torch.rand(1, 3, 64, 128) * 2 - 1
+    latent = backbone.encode(images)
+    assert latent.shape == (1, 4, 8, 16) and torch.equal(loaded.encode(images), latent)
+    assert backbone.decode(latent).shape == images.shape
+    assert torch.equal(loaded.decode(latent), backbone.decode(latent))
+    assert backbone.decoder_modules() == [backbone.vae.decoder]
+
+
+def test_an_unknown_autoencoder_is_refused(folder: Path) -> None:
+    edit(folder / "vae/config.json", _class_name="VQModel")
+    assert "VQModel" in refused(folder)
+
+
+def test_no_path_is_written(folder: Path, tmp_path: Path) -> None:
+    Backbone.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    for path in (tmp_path / "again").rglob("*.json"):
+        assert str(tmp_path) not in path.read_text()
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)

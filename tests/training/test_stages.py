@@ -12,6 +12,7 @@ import torch
 from oscar import OscarCodec, checkpoint
 from oscar.config import ConfigError, TrainConfig
 from oscar.models.backbone import Backbone
+from oscar.rates import PAPER_RATES, RATES
 from oscar.training.build import build_stage
 from oscar.training.loop import Trainer
 from oscar.training.stage import Pass, Stage, draw_rates
@@ -62,13 +63,14 @@ def test_two_steps(configure, quick_tables, name: str) -> None:
     assert trained and all(is_trained(name, key) for key in trained)
     metrics = stage(images(), Pass(0, 0))
     assert metrics["loss"].requires_grad and set(metrics) <= set(stage.metrics)
-    assert all(math.isfinite(value) for value in metrics.values())
+    assert all(math.isfinite(value.item()) for value in metrics.values())
     stage.load_state_dict(before)
     assert Trainer(stage, config).run()
     moved = changed(before, stage)
     assert all(is_trained(name, key) for key in moved)
     if name != "joint":
-        assert trained <= moved
+        # a prior without a prompt gives its cross-attention one token, whose share is 1 whatever the query
+        assert not {key for key in trained - moved if "norm2.bias" not in key}
     else:  # the two steps draw two rates, and an adapter's A waits for its B, which starts at zero
         assert {"codec.denoiser.prompt"} <= moved and any("lora_B" in key for key in moved)
         assert len({key.split(".")[3] for key in moved if "hyper_encoders" in key}) in (1, 2)
@@ -105,7 +107,7 @@ def test_hyper_trains_all_rates_or_some(configure) -> None:
     stage = build_stage(configure("hyper", "bottleneck.rates=[0.0019,0.0313,0.125]"))
     metrics = stage(images(), Pass(0, 0))
     cosines = [metrics[f"cosine_{bpp}"].item() for bpp in ("0.0019", "0.0313", "0.1250")]
-    assert metrics["loss"].item() == pytest.approx(sum(cosines) / 3)
+    assert metrics["loss"].item() == pytest.approx(sum(cosines) / 3, abs=1e-6)
     stage = build_stage(configure("hyper", "stage.rates_per_step=2", "+stage.rate_weights={0.125:0}"))
     for number in range(8):
         drawn = [name for name in stage(images(), Pass(number, 0)) if name.startswith("cosine")]
@@ -185,7 +187,7 @@ def test_joint_starts_from_the_checkpoint_of_hyper(configure, quick_tables) -> N
         if "cluster_size" not in name and "embed_avg" not in name:
             assert torch.equal(second.codec.bottleneck.state_dict()[name], value), name
     assert second.codec.rates == stage.codec.rates
-    second.codec.bottleneck.train()(torch.randn(2, 4, 8, 8), second.codec.rates[0])  # no second k-means start
+    assert second.codec.bottleneck.at(RATES[7]).quantizer._codebook.initted  # no second k-means start
     with pytest.raises(ConfigError, match=r"stage.rate_weights: rate 0\.0625 does not exist"):
         build_stage(configure("joint", f"init_from={first.output}/final", "+stage.rate_weights={0.0625:2}"))
 
@@ -216,8 +218,6 @@ def test_all_randomness_follows_from_the_pass() -> None:
 
 
 def test_every_process_draws_the_same_rates() -> None:
-    from oscar.rates import PAPER_RATES
-
     weights = [1, 1, 1, 1, 1, 1, 1, 0]
     drawn = [draw_rates(Pass(number, 0), PAPER_RATES, weights, 1)[0] for number in range(300)]
     assert drawn == [draw_rates(Pass(number, 0, rank=3), PAPER_RATES, weights, 1)[0] for number in range(300)]

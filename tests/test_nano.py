@@ -1,0 +1,87 @@
+"""The shipped model: what the README claims of it, on real photographs and real files."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from oscar import OscarCodec
+from oscar.checkpoint import SHIPPED
+from oscar.evaluation.metrics import ms_ssim, psnr
+from oscar.images import read_image
+from oscar.rates import PAPER_RATES
+
+KODAK = Path(__file__).parents[2] / "shared" / "data" / "kodak"
+MEGABYTE = 10**6
+
+
+@pytest.fixture(scope="module")
+def nano() -> OscarCodec:
+    return OscarCodec.from_pretrained("nano")
+
+
+@pytest.fixture(scope="module")
+def astronaut() -> Image.Image:
+    spec = importlib.util.find_spec("skimage")
+    return read_image(Path(spec.origin).parent / "data" / "astronaut.png")
+
+
+def jpeg(image: Image.Image, quality: int) -> tuple[int, Image.Image]:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.tell(), Image.open(buffer).convert("RGB")
+
+
+def test_it_is_small_and_has_the_papers_rates(nano):
+    files = [path for path in (SHIPPED / "nano").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 20 * MEGABYTE
+    assert nano.rates == PAPER_RATES
+
+
+def test_rate_and_quality_rise_together_on_a_photograph(nano, astronaut):
+    sizes, decibels, similarity = [], [], []
+    for rate in nano.rates:
+        data = nano.compress(astronaut, rate)
+        decoded = nano.decompress(data)
+        assert decoded.size == astronaut.size
+        sizes.append(len(data))
+        decibels.append(psnr(astronaut, decoded))
+        similarity.append(ms_ssim(astronaut, decoded))
+    assert sizes == sorted(sizes)
+    assert decibels == sorted(decibels)
+    assert similarity == sorted(similarity)
+    assert decibels[-1] > 22
+    assert similarity[-1] > 0.85
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (333, 517), (64, 2048)])
+def test_any_size(nano, astronaut, size):
+    image = astronaut.resize(size)
+    decoded = nano.decompress(nano.compress(image, 0.125))
+    assert decoded.size == size
+    error = np.abs(np.asarray(decoded, dtype=int) - np.asarray(image, dtype=int))
+    assert error.mean() < 30
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not KODAK.is_dir(), reason="the Kodak pictures are not beside the checkout")
+def test_it_beats_jpeg_at_its_lowest_rates_on_kodak(nano):
+    """Means over the 24 pictures at the top rate against JPEG at quality 5, which needs more bits."""
+    ours, theirs = [], []
+    for path in sorted(KODAK.glob("*.png")):
+        image = read_image(path)
+        pixels = image.width * image.height
+        data = nano.compress(image, 0.125)
+        decoded = nano.decompress(data)
+        ours.append((8 * len(data) / pixels, psnr(image, decoded), ms_ssim(image, decoded)))
+        size, decoded = jpeg(image, 5)
+        theirs.append((8 * size / pixels, psnr(image, decoded), ms_ssim(image, decoded)))
+    (bpp, decibels, similarity), (jpeg_bpp, jpeg_decibels, jpeg_similarity) = np.mean(ours, 0), np.mean(theirs, 0)
+    assert bpp <= 0.128 < jpeg_bpp
+    assert decibels > jpeg_decibels
+    assert similarity > jpeg_similarity
