@@ -36,12 +36,19 @@ def run() -> None:
     """`main`, with expected errors as one line and exit code 2."""
     try:
         main()
-    except (ValueError, RuntimeError, HydraException, OmegaConfBaseException) as error:
+    except (ValueError, RuntimeError, OSError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("OSCAR_TRACEBACK"):
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        print(f"train: {lines[0] if lines else type(error).__name__}", file=sys.stderr)
+        message = first_line(error)
+        if isinstance(error, HydraException) and error.__cause__ is not None:
+            message += f": {first_line(error.__cause__)}"  # what is wrong with an override
+        print(f"train: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 if __name__ == "__main__":

@@ -183,8 +183,7 @@ def test_a_description_that_does_not_fit(folder: Path) -> None:
     OscarCodec.from_pretrained(folder)
 
 
-def test_a_model_that_does_not_exist(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_model_that_does_not_exist(tmp_path: Path) -> None:
     assert "is a folder without oscar.json; allowed: an OSCAR checkpoint" in refused(tmp_path)
     for name in (tmp_path / "none", "no/such/model", "nan0"):
         message = refused(name)

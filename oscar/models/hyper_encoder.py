@@ -76,8 +76,10 @@ class HyperEncoder(nn.Module):
         codebook_dim: dimensions of the codebook space (32 in the paper).
         latent_channels: channels of the latent.
         codebook_size: number of codes, where it departs from the rate's.
-        kmeans_init, dead_code_threshold, decay, rotation_trick: options of the library's quantiser for training. The
-            paper's setting is no k-means start and no dead-code revival (threshold 0).
+        kmeans_init, decay, rotation_trick: options of the library's quantiser for training; the paper has no k-means
+            start.
+        dead_code_threshold: share of the uses that a code would have if all were used alike, in the moving average,
+            under which it is replaced by a feature of the batch; 0, the paper's setting, never.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class HyperEncoder(nn.Module):
         super().__init__()
         self.rate = rate
         self.codebook_size = codebook_size or rate.codebook_size
+        self.dead_code_threshold = dead_code_threshold
         steps = rate.downsample.bit_length() - 1
         first, second, third = (steps > 2, steps > 1, steps > 0)
         self.backbone = nn.Sequential(
@@ -147,6 +150,10 @@ class HyperEncoder(nn.Module):
         """The training pass: quantised latent with gradients through the quantiser, indices and commitment loss."""
         features = self.backbone(latent).permute(0, 2, 3, 1)
         batch, rows, columns, channels = features.shape
+        if self.training and self.dead_code_threshold:  # the library counts uses per pass, whatever its size
+            uses = self.dead_code_threshold * batch * rows * columns / self.codebook_size
+            codebook = self.quantizer._codebook
+            codebook.threshold_ema_dead_code = codebook.reset_cluster_size = uses
         quantised, indices, commitment = self.quantizer(features.reshape(batch, rows * columns, channels))
         z_hat = self.proj(quantised.reshape(batch, rows, columns, channels).permute(0, 3, 1, 2))
         return BottleneckOutput(z_hat, indices.reshape(batch, rows, columns), commitment.mean())

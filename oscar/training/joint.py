@@ -56,9 +56,11 @@ class JointStage(Stage):
         with torch.set_grad_enabled(self.stage.vae == "all"):
             latent = self.codec.backbone.encode(images)
         quantised = self.codec.bottleneck(latent, rate)
-        x0 = self.codec.denoiser(rescale(quantised.z_hat, channel_rms(latent)), self.codec.mapping(rate))
+        # The norms carry no gradient: a trained encoder could else grow its latents until the denoiser's part is nothing.
+        rms = channel_rms(latent.detach())
+        x0 = self.codec.denoiser(rescale(quantised.z_hat, rms), self.codec.mapping(rate))
         loss, terms = self.image_loss(self.codec.backbone.decode(x0), images)
-        target = latent.detach()  # a trained encoder must not drift towards what is easy to quantise
+        target = latent.detach()  # nor may it drift towards what is easy to quantise
         terms["latent"] = F.mse_loss(x0.float(), target.float())
         terms["cosine"] = cosine_loss_channel(quantised.z_hat, target)
         terms["commitment"] = quantised.commitment

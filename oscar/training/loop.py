@@ -61,7 +61,8 @@ class Learner:
 
     def state(self) -> dict:
         """What resuming needs: trained parameters and buffers, optimiser and schedule."""
-        return {"model": self._model(), "optimiser": self.optimiser.state_dict(), "schedule": self.schedule.state_dict()}
+        optimiser, schedule = self.optimiser.state_dict(), self.schedule.state_dict()
+        return {"model": self._model(), "optimiser": optimiser, "schedule": schedule}
 
     def _model(self) -> dict[str, Tensor]:
         trained = {name for name, parameter in self.plain.named_parameters() if parameter.requires_grad}
