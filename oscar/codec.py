@@ -1,8 +1,8 @@
 """The codec: image <-> bytes. The whole flow of the method can be read on this page.
 
-    compress    image - VAE encoder - latent z0 - bottleneck(rate) - indices - entropy coder - bytes
-    decompress  bytes - entropy coder - indices - bottleneck(rate) - z_hat - rescale - UNet at t(rate), one step - x0
-                - VAE decoder - image
+compress    image - VAE encoder - latent z0 - bottleneck(rate) - indices - entropy coder - bytes
+decompress  bytes - entropy coder - indices - bottleneck(rate) - z_hat - rescale - UNet at t(rate), one step - x0
+            - VAE decoder - image
 """
 
 from __future__ import annotations
@@ -128,8 +128,12 @@ class OscarCodec(nn.Module):
 
     def train(self, mode: bool = True) -> OscarCodec:
         if mode:
-            self._fingerprint = None  # the weights are about to change
+            self.forget_fingerprint()  # the weights are about to change
         return super().train(mode)
+
+    def forget_fingerprint(self) -> None:
+        """Have the fingerprint computed anew, after weights or tables were changed."""
+        self._fingerprint = None
 
     # Pictures and bytes.
 
@@ -173,9 +177,7 @@ class OscarCodec(nn.Module):
         files = []
         for grid, norms in zip(indices.cpu().numpy(), quantise_rms(rms.float().cpu().numpy()), strict=True):
             coding, payload = encode_indices(grid.reshape(-1), self.frequencies[rate.id])
-            files.append(
-                Container(coding, rate.id, self.model_tag, width, height, norms.tobytes(), payload).pack()
-            )
+            files.append(Container(coding, rate.id, self.model_tag, width, height, norms.tobytes(), payload).pack())
         return files
 
     @torch.inference_mode()

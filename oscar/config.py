@@ -59,7 +59,7 @@ class BottleneckConfig:
     codebook_dim: int = 32
     kmeans_init: bool = False
     dead_code_threshold: float = 0.0
-    """share of its uses, were all codes used alike, under which a code is revived from the batch; 0 never (the paper)"""
+    """share of its uses, were all codes used alike, below which it is revived; 0 never (the paper)"""
     decay: float = 0.8
     """of the codebook's moving average"""
     rotation_trick: bool = True

@@ -17,7 +17,7 @@ def build_stage(config: TrainConfig) -> Stage:
     Raises:
         ConfigError, CheckpointError, BackboneError, PerceptualUnavailable: where something named cannot be had.
     """
-    # Denormal gradients slow a CPU down several times. Worker threads inherit the flag when the first parallel operation
+    # Denormal gradients slow a CPU down several times. Worker threads inherit the flag when the first parallel step
     # makes them, so this comes before any.
     torch.set_flush_denormal(True)
     if config.trainer.threads is not None:
@@ -51,11 +51,7 @@ def build_backbone(config: TrainConfig) -> Backbone:
 
 
 def build_codec(config: TrainConfig) -> OscarCodec:
-    """The codec of `init_from`, or a new one on the configured backbone.
-
-    With both, the bottleneck, denoiser and mapping are those of the checkpoint; a UNet that is trained in full is taken
-    from `backbone.source`, so that a prior trained meanwhile is used.
-    """
+    """The codec of `init_from`, all of it, or a new one on the configured backbone."""
     if config.init_from is not None:
         return checkpoint.load(config.init_from)
     rates = config.bottleneck.rate_points()

@@ -56,7 +56,7 @@ class JointStage(Stage):
         with torch.set_grad_enabled(self.stage.vae == "all"):
             latent = self.codec.backbone.encode(images)
         quantised = self.codec.bottleneck(latent, rate)
-        # The norms carry no gradient: a trained encoder could else grow its latents until the denoiser's part is nothing.
+        # The norms carry no gradient: a trained encoder could else grow its latents until the denoiser hardly counts.
         rms = channel_rms(latent.detach())
         x0 = self.codec.denoiser(rescale(quantised.z_hat, rms), self.codec.mapping(rate))
         loss, terms = self.image_loss(self.codec.backbone.decode(x0), images)

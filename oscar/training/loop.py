@@ -192,7 +192,7 @@ class Trainer:
                 if self.critic is not None:
                     for parameter in self.critic.parameters:
                         parameter.requires_grad_(True)
-                    metrics["critic"] = self._train_critic(turn)
+                    metrics["critic"] = self._train_critic(turn, batch)
             if accelerator.sync_gradients and self.ema is not None:
                 self.ema.step(self.learner.parameters)
         return {name: value.detach() for name, value in metrics.items()}
@@ -200,11 +200,12 @@ class Trainer:
     def _images(self, batch: dict) -> Tensor:
         return batch["image"].to(self.accelerator.device, memory_format=self.layout, non_blocking=True)
 
-    def _train_critic(self, turn: Pass) -> Tensor:
+    def _train_critic(self, turn: Pass, batch: dict) -> Tensor:
         real, fake, prompt = self.stage.critic_inputs()
         latents = torch.cat([real, fake])
         logits = self.critic.module(latents, prompt, turn.noise(latents.device, stream=4))
         loss = critic_loss(*logits.chunk(2))
+        self._check_finite(loss, batch)
         self.accelerator.backward(self.config.stage.critic.weight * loss)
         if self.accelerator.sync_gradients:
             self.critic.update()
@@ -227,19 +228,18 @@ class Trainer:
         return iter(loader)
 
     def _finish(self) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        if self.ema is not None:
-            self.ema.store(self.learner.parameters)
-            self.ema.copy_to(self.learner.parameters)
-        self.stage.eval()
-        batches = self._batches(0)
-        self.stage.finish(self._images(batch) for batch in batches)
-        self.stage.save(self.output / "final")
+        if self.accelerator.is_main_process:
+            if self.ema is not None:
+                self.ema.store(self.learner.parameters)
+                self.ema.copy_to(self.learner.parameters)
+            self.stage.eval()
+            self.stage.finish(self._images(batch) for batch in self._batches(0))
+            self.stage.save(self.output / "final")
+            if self.ema is not None:
+                self.ema.restore(self.learner.parameters)
+            log.info("saved %s", self.output / "final")
+        self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-        if self.ema is not None:
-            self.ema.restore(self.learner.parameters)
-        log.info("saved %s", self.output / "final")
 
     # Checkpoints.
 

@@ -24,3 +24,4 @@ def estimate_frequencies(codec: OscarCodec, batches, limit: int = TABLE_BATCHES)
             indices = codec.bottleneck.encode(latent, rate).cpu().numpy().reshape(-1)
             counts[rate.id] += np.bincount(indices, minlength=len(counts[rate.id]))
     codec.frequencies = {rate_id: normalise_counts(count) for rate_id, count in counts.items()}
+    codec.forget_fingerprint()
