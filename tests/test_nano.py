@@ -62,13 +62,14 @@ def test_rate_and_quality_rise_together_on_a_photograph(nano, astronaut):
     assert similarity[-1] > 0.85
 
 
-@pytest.mark.parametrize("size", [(1, 1), (7, 5), (333, 517), (64, 2048)])
-def test_any_size(nano, astronaut, size):
+@pytest.mark.parametrize(("size", "limit"), [((1, 1), 60), ((7, 5), 60), ((333, 517), 20), ((64, 2048), 30)])
+def test_any_size(nano, astronaut, size, limit):
+    """Mean absolute error in levels of 255; the two smallest pictures are a single index of 8 bits."""
     image = astronaut.resize(size)
     decoded = nano.decompress(nano.compress(image, 0.125))
     assert decoded.size == size
     error = np.abs(np.asarray(decoded, dtype=int) - np.asarray(image, dtype=int))
-    assert error.mean() < 30
+    assert error.mean() < limit
 
 
 @pytest.fixture(scope="module")
