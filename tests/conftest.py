@@ -42,6 +42,12 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
+def kodak() -> Path:
+    """The 24 Kodak pictures."""
+    return shared_folder("data/kodak")
+
+
+@pytest.fixture(scope="session")
 def sd21() -> Path:
     """Configurations, without weights, of Stable Diffusion 2.1."""
     return shared_folder("sd21") / "stable-diffusion-2-1"

@@ -16,7 +16,6 @@ from oscar.evaluation.metrics import ms_ssim, psnr
 from oscar.images import read_image
 from oscar.rates import PAPER_RATES
 
-KODAK = Path(__file__).parents[2] / "shared" / "data" / "kodak"
 MEGABYTE = 10**6
 
 
@@ -73,12 +72,10 @@ def test_any_size(nano, astronaut, size, limit):
 
 
 @pytest.fixture(scope="module")
-def on_kodak(nano) -> tuple[np.ndarray, np.ndarray]:
+def on_kodak(nano, kodak) -> tuple[np.ndarray, np.ndarray]:
     """Means of bpp, PSNR and MS-SSIM over the 24 pictures: nano at its top rate, JPEG at quality 5."""
-    if not KODAK.is_dir():
-        pytest.skip("the Kodak pictures are not in a folder shared/ beside the repository")
     ours, theirs = [], []
-    for path in sorted(KODAK.glob("*.png")):
+    for path in sorted(kodak.glob("*.png")):
         image = read_image(path)
         pixels = image.width * image.height
         data = nano.compress(image, 0.125)

@@ -32,7 +32,6 @@ def build_stage(config: TrainConfig) -> Stage:
 
         return PriorStage(build_backbone(config), config)
     codec = build_codec(config)
-    config.stage.draw_weights(codec.rates)
     if config.stage.name == "hyper":
         from oscar.training.hyper import HyperStage
 

@@ -56,11 +56,11 @@ class JointStage(Stage):
         with torch.set_grad_enabled(self.stage.vae == "all"):
             latent = self.codec.backbone.encode(images)
         quantised = self.codec.bottleneck(latent, rate)
-        # The norms carry no gradient: a trained encoder could else grow its latents until the denoiser hardly counts.
-        rms = channel_rms(latent.detach())
-        x0 = self.codec.denoiser(rescale(quantised.z_hat, rms), self.codec.mapping(rate))
+        # Norms and targets carry no gradient: a trained encoder could else grow its latents until the denoiser hardly
+        # counts, or drift towards what is easy to quantise.
+        target = latent.detach()
+        x0 = self.codec.denoiser(rescale(quantised.z_hat, channel_rms(target)), self.codec.mapping(rate))
         loss, terms = self.image_loss(self.codec.backbone.decode(x0), images)
-        target = latent.detach()  # nor may it drift towards what is easy to quantise
         terms["latent"] = F.mse_loss(x0.float(), target.float())
         terms["cosine"] = cosine_loss_channel(quantised.z_hat, target)
         terms["commitment"] = quantised.commitment
@@ -69,7 +69,7 @@ class JointStage(Stage):
         if self.critic is not None:
             terms["gan"] = generator_loss(self.critic(x0, self.codec.denoiser.prompt, turn.noise(x0.device)))
             loss = loss + self.stage.gan * terms["gan"]
-            self._last = (latent.detach(), x0.detach())
+            self._last = (target, x0.detach())
         return {"loss": loss, "rate": loss.new_tensor(rate.bpp), **terms}
 
     def critic_inputs(self) -> tuple[Tensor, ...]:
