@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from oscar.bitstream.entropy import check_frequencies
+from oscar.errors import first_line
 from oscar.models.backbone import Backbone, BackboneError
 from oscar.models.denoiser import Denoiser
 from oscar.models.hyper_encoder import VQBottleneck
@@ -224,9 +225,8 @@ def locate(source: str | Path) -> Path:
     except HFValidationError:
         raise CheckpointError(f"model {str(source)!r} does not exist; {allowed}") from None
     except Exception as error:  # the hub client raises its HTTP library's errors too
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"model {str(source)!r} is no folder and could not be downloaded; {allowed} ({reason})"
+            f"model {str(source)!r} is no folder and could not be downloaded; {allowed} ({first_line(error)})"
         ) from None
 
 

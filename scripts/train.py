@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from oscar.config import parse, register
+from oscar.errors import first_line
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach `run`, which prints one line
 register()
@@ -44,11 +45,6 @@ def run() -> None:
             message += f": {first_line(error.__cause__)}"  # what is wrong with an override
         print(f"train: {message}", file=sys.stderr)
         sys.exit(2)
-
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 if __name__ == "__main__":

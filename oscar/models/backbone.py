@@ -11,6 +11,7 @@ from diffusers import AutoencoderDC, AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from oscar.diffusion import NoiseSchedule
+from oscar.errors import first_line
 from oscar.rates import PIXELS_PER_LATENT
 
 PARTS = ("vae", "unet", "scheduler")
@@ -62,10 +63,9 @@ class Backbone(nn.Module):
             unet = _load(UNet2DConditionModel, source, "unet")
             schedule = NoiseSchedule(_scheduler_config(source))
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise BackboneError(
                 f"backbone {source!r} could not be read as a diffusers folder or hub id with "
-                f"{', '.join(PARTS)}: {reason}"
+                f"{', '.join(PARTS)}: {first_line(error)}"
             ) from error
         return cls(vae, unet, schedule, source)
 
@@ -86,7 +86,7 @@ class Backbone(nn.Module):
     @property
     def unet_multiple(self) -> int:
         """Latents that the UNet sees must have sides that are a multiple of this."""
-        return 2 ** (len(self.unet.config.block_out_channels) - 1)
+        return unet_multiple(self.unet)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], H and W multiples of 8 -> scaled posterior mode (B, 4, H/8, W/8)."""
@@ -137,6 +137,11 @@ def _load(part: type, source: str, subfolder: str):
         missing = sorted(report["missing_keys"])
         raise ValueError(f"the weights of {subfolder} lack {missing[0]} ({len(missing)} tensors in all)")
     return model
+
+
+def unet_multiple(unet: UNet2DConditionModel) -> int:
+    """Latents that a UNet sees must have sides that are a multiple of this."""
+    return 2 ** (len(unet.config.block_out_channels) - 1)
 
 
 def _vae_class(config: Mapping) -> type[VAE]:

@@ -14,6 +14,8 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from oscar.diffusion import NoiseSchedule
+from oscar.errors import first_line
+from oscar.models.backbone import unet_multiple
 
 # Adapter names of the published checkpoint: down path and conv_in; up path and conv_out; the rest.
 ADAPTERS = ("default_encoder", "default_decoder", "default_others")
@@ -110,9 +112,8 @@ class Denoiser(nn.Module):
             tokenizer = AutoTokenizer.from_pretrained(source, subfolder="tokenizer")
             encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder")
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(
-                f"denoiser.prompt_init: tokenizer and text_encoder of {source} could not be read: {reason}"
+                f"denoiser.prompt_init: tokenizer and text_encoder of {source} could not be read: {first_line(error)}"
             ) from error
         tokens = tokenizer("", padding="max_length", max_length=self.prompt.shape[1], return_tensors="pt")
         with torch.no_grad():
@@ -148,7 +149,7 @@ class Denoiser(nn.Module):
 def predict(unet: UNet2DConditionModel, latent: Tensor, timestep: int | Tensor, prompt: Tensor | None) -> Tensor:
     """The UNet's output (B, 4, h, w) for a latent of any size: replicated to the UNet's multiple and cropped back."""
     batch, _, height, width = latent.shape
-    multiple = 2 ** (len(unet.config.block_out_channels) - 1)
+    multiple = unet_multiple(unet)
     pad_h, pad_w = -height % multiple, -width % multiple
     padded = F.pad(latent, (0, pad_w, 0, pad_h), mode="replicate") if pad_h or pad_w else latent
     if prompt is None:  # no layer reads it, but diffusers' signature asks for one

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from oscar.config import OptimiserConfig, TrainConfig
+from oscar.errors import first_line
 from oscar.training.data import build_loader
 from oscar.training.losses import critic_loss
 from oscar.training.stage import Pass, Stage
@@ -269,8 +270,7 @@ class Trainer:
         try:
             state = torch.load(paths[-1], map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for damaged files
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ValueError(f"checkpoint {paths[-1]} cannot be read: {reason}") from None
+            raise ValueError(f"checkpoint {paths[-1]} cannot be read: {first_line(error)}") from None
         self.learner.restore(state["learner"])
         for name, target in (("critic", self.critic), ("ema", self.ema), ("scaler", self.accelerator.scaler)):
             if (state[name] is None) != (target is None):

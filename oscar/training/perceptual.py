@@ -16,6 +16,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from oscar.errors import first_line
 from oscar.models.features import SqueezeNetFeatures
 
 DOWNLOAD_TIMEOUT = 20.0  # seconds without a byte
@@ -207,7 +208,3 @@ def fetch(name: str, destination: Path) -> None:
         raise PerceptualUnavailable(f"{name} weights cannot be downloaded: {first_line(error)}") from error
     finally:
         socket.setdefaulttimeout(before)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
