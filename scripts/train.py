@@ -5,19 +5,14 @@ Every field of the configuration can be overridden on the command line; the same
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
 import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from oscar.config import parse, register
-from oscar.errors import first_line
+from oscar.errors import run_script
 
-os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach `run`, which prints one line
 register()
 
 
@@ -34,17 +29,7 @@ def main(config: DictConfig) -> None:
 
 
 def run() -> None:
-    """`main`, with expected errors as one line and exit code 2."""
-    try:
-        main()
-    except (ValueError, RuntimeError, OSError, HydraException, OmegaConfBaseException) as error:
-        if os.environ.get("OSCAR_TRACEBACK"):
-            raise
-        message = first_line(error)
-        if isinstance(error, HydraException) and error.__cause__ is not None:
-            message += f": {first_line(error.__cause__)}"  # what is wrong with an override
-        print(f"train: {message}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main, "train")
 
 
 if __name__ == "__main__":
