@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from oscar.models.features import CAFFE_NAMES, SqueezeNetFeatures
-from oscar.training import losses, perceptual
+from oscar.training import losses
 from oscar.training.losses import ImageLoss
-from oscar.training.perceptual import FeatureDistance, PerceptualUnavailable
+from oscar.training.perceptual import FeatureDistance
+from oscar.weights import DOWNLOAD_TIMEOUT, WeightsUnavailable
 
 SHARED = Path(__file__).parents[3] / "shared"
 SQUEEZENET = SHARED / "weights" / "squeezenet_v1_0.pth"
@@ -206,7 +207,7 @@ def test_trunk_weights_land_in_their_layers(weight_files: dict[str, Path]) -> No
 def test_missing_weights_are_named_without_touching_the_network(name: str, no_network: None) -> None:
     if name in ("dists", "lpips_vgg", "lpips_alex"):
         pytest.importorskip({"dists": "pyiqa"}.get(name, "lpips"))
-    with pytest.raises(PerceptualUnavailable, match="paths") as caught:
+    with pytest.raises(WeightsUnavailable, match="paths") as caught:
         ImageLoss({name: 1.0})
     assert len(str(caught.value).splitlines()) == 1
 
@@ -215,28 +216,28 @@ def test_failed_downloads_end_in_the_named_error(monkeypatch: pytest.MonkeyPatch
     pytest.importorskip("lpips")
 
     def silent(*args, **kwargs):
-        assert socket.getdefaulttimeout() == perceptual.DOWNLOAD_TIMEOUT
+        assert socket.getdefaulttimeout() == DOWNLOAD_TIMEOUT
         raise TimeoutError("timed out")
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", silent)
-    with pytest.raises(PerceptualUnavailable, match="alexnet weights cannot be downloaded: timed out"):
+    with pytest.raises(WeightsUnavailable, match="alexnet weights cannot be downloaded: timed out"):
         ImageLoss({"lpips_alex": 1.0}, download=True)
     assert socket.getdefaulttimeout() is None
 
 
 def test_unusable_weight_files(weight_files: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("lpips")
-    with pytest.raises(PerceptualUnavailable, match="no file"):
+    with pytest.raises(WeightsUnavailable, match="no file"):
         ImageLoss({"features": 1.0}, {"squeezenet": tmp_path / "absent.pth"})
     damaged = tmp_path / "damaged.pth"
     damaged.write_bytes(b"not a torch file")
     for name, weight in (("features", "squeezenet"), ("lpips_alex", "alexnet")):
-        with pytest.raises(PerceptualUnavailable, match="damaged.pth"):
+        with pytest.raises(WeightsUnavailable, match="damaged.pth"):
             ImageLoss({name: 1.0}, {weight: damaged})
-    with pytest.raises(PerceptualUnavailable, match="lack slice2.3.weight"):
+    with pytest.raises(WeightsUnavailable, match="lack slice2.3.weight"):
         ImageLoss({"lpips_alex": 1.0}, {"alexnet": weight_files["vgg16"]})
-    with pytest.raises(PerceptualUnavailable, match="not a torchvision alexnet"):
+    with pytest.raises(WeightsUnavailable, match="not a torchvision alexnet"):
         ImageLoss({"lpips_alex": 1.0}, {"alexnet": weight_files["squeezenet"]})
 
 
