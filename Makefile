@@ -2,6 +2,7 @@
 #   make PYTHON=python3.12 setup      choose the interpreter
 #   make demo IMAGES=~/photos         your own pictures
 #   make test ARGS='-k container'     options for pytest
+#   make benchmark ARGS='parts=[quality,report]'    overrides of configs/benchmark.yaml
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,7 +22,7 @@ endif
 export OMP_NUM_THREADS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint clean
+.PHONY: help setup demo benchmark test test-fast lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 16
@@ -40,6 +41,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## compress photographs at every rate (IMAGES=folder for your own) and write $(OUT)/index.html
 	$(BIN)/python scripts/demo.py --model '$(MODEL)' --out '$(OUT)' $(if $(IMAGES),--images '$(IMAGES)')
 
+benchmark: OUT = benchmark
+benchmark: $(STAMP)  ## compare nano with JPEG and others on photographs (IMAGES=folder for your own), write $(OUT)/report.html
+	$(BIN)/python scripts/benchmark.py "output='$(OUT)'" $(if $(IMAGES),"data.images='$(IMAGES)'") $(ARGS)
+
 test: $(STAMP)  ## run all tests
 	$(BIN)/python -m pytest $(ARGS)
 
@@ -49,6 +54,6 @@ test-fast: $(STAMP)  ## run the tests that take no more than a few seconds each
 lint: $(STAMP)  ## check the style with ruff
 	$(BIN)/python -m ruff check oscar scripts tests
 
-clean:  ## remove the environment, caches and the demo's output
-	rm -rf $(VENV) *.egg-info build dist .pytest_cache .ruff_cache demo
+clean:  ## remove the environment, caches and the outputs of demo and benchmark
+	rm -rf $(VENV) *.egg-info build dist .pytest_cache .ruff_cache demo benchmark test-artefacts
 	find oscar scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

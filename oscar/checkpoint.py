@@ -52,8 +52,9 @@ def build(config: dict, backbone: Backbone) -> OscarCodec:
 
     options = dict(config["bottleneck"])
     rates = [rate_by_id(rate_id) for rate_id in options.pop("rates")]
-    sizes = {int(key): value for key, value in options.pop("codebook_sizes", {}).items()}
-    bottleneck = VQBottleneck(rates, sizes, latent_channels=backbone.latent_channels, **options)
+    sizes, dither = ({int(key): value for key, value in options.pop(name, {}).items()}
+                     for name in ("codebook_sizes", "dither"))  # fmt: skip
+    bottleneck = VQBottleneck(rates, sizes, dither, latent_channels=backbone.latent_channels, **options)
     denoiser = Denoiser(backbone.unet, backbone.schedule, **config["denoiser"])
     return OscarCodec(backbone, bottleneck, denoiser, mapping_from_config(config["timesteps"]))
 

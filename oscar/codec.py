@@ -3,6 +3,8 @@
 compress    image - VAE encoder - latent z0 - bottleneck(rate) - indices - entropy coder - bytes
 decompress  bytes - entropy coder - indices - bottleneck(rate) - z_hat - rescale - UNet at t(rate), one step - x0
             - VAE decoder - image
+
+Only under mapping `per_image` is t the picture's own: `compress` measures it, and the file carries it.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from oscar import checkpoint, images
-from oscar.bitstream import MAX_SIDE, Container, UnknownRateError, WrongModelError
+from oscar.bitstream import MAX_SIDE, Container, HeaderError, UnknownRateError, WrongModelError
 from oscar.bitstream.entropy import decode_indices, encode_indices, estimated_bits, uniform_frequencies
 from oscar.bitstream.norms import dequantise_rms, quantise_rms
 from oscar.models.backbone import Backbone
 from oscar.models.denoiser import Denoiser
 from oscar.models.hyper_encoder import VQBottleneck
 from oscar.rates import RatePoint, find_rate, rate_by_id
-from oscar.timesteps import TableMapping
+from oscar.timesteps import TimestepMapping, timestep_code, timestep_of_code
 
 
 class Analysis(NamedTuple):
@@ -34,11 +36,13 @@ class Analysis(NamedTuple):
         latent: z0, scaled posterior mode of the padded images (B, 4, h, w).
         indices: code indices, int64 (B, rows, columns).
         rms: root mean square of each latent channel (B, 4), which is the norm over the square root of h * w.
+        timesteps: the pictures' own, int64 (B,), as a file can say them; None where the rate determines them.
     """
 
     latent: Tensor
     indices: Tensor
     rms: Tensor
+    timesteps: Tensor | None
 
 
 class Reconstruction(NamedTuple):
@@ -64,7 +68,7 @@ class OscarCodec(nn.Module):
         backbone: VAE, UNet and noise schedule.
         bottleneck: symbols of a latent and back, at each of its rates.
         denoiser: the backbone's UNet, adapted.
-        mapping: pseudo-timestep of each rate.
+        mapping: pseudo-timestep of each rate, or of each picture.
         frequencies: integer frequency table by rate id, int32 (K,); a rate without one is coded uniformly.
     """
 
@@ -73,18 +77,16 @@ class OscarCodec(nn.Module):
         backbone: Backbone,
         bottleneck: VQBottleneck,
         denoiser: Denoiser,
-        mapping: TableMapping,
+        mapping: TimestepMapping,
         frequencies: dict[int, np.ndarray] | None = None,
     ):
         super().__init__()
-        mapping.check(bottleneck.rates, len(backbone.schedule))
         self.backbone = backbone
         self.bottleneck = bottleneck
         self.denoiser = denoiser
-        self.mapping = mapping
+        self.set_mapping(mapping)
         self.frequencies = {rate.id: uniform_frequencies(bottleneck.at(rate).codebook_size) for rate in self.rates}
         self.frequencies.update(frequencies or {})
-        self._fingerprint: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -133,7 +135,17 @@ class OscarCodec(nn.Module):
 
     def forget_fingerprint(self) -> None:
         """Have the fingerprint computed anew, after weights or tables were changed."""
-        self._fingerprint = None
+        self._fingerprint: str | None = None
+
+    def set_mapping(self, mapping: TimestepMapping) -> None:
+        """Decode at other timesteps from now on; files written before are another model's then.
+
+        Raises:
+            ValueError: if it lacks one of this model's rates, or points outside its schedule.
+        """
+        mapping.check(self.rates, len(self.backbone.schedule))
+        self.mapping = mapping
+        self.forget_fingerprint()
 
     # Pictures and bytes.
 
@@ -170,14 +182,19 @@ class OscarCodec(nn.Module):
         """Images (B, 3, H, W) in [-1, 1] -> the bytes of one file each."""
         rate = self.find_rate(rate)
         analysis = self.analyse(batch, rate)
-        return self.write(analysis.indices, analysis.rms, rate, height=batch.shape[-2], width=batch.shape[-1])
+        return self.write(analysis, rate, height=batch.shape[-2], width=batch.shape[-1])
 
-    def write(self, indices: Tensor, rms: Tensor, rate: RatePoint, height: int, width: int) -> list[bytes]:
-        """Indices (B, rows, columns) and channel rms (B, 4) of images of `height` x `width` -> files."""
+    def write(self, analysis: Analysis, rate: RatePoint, height: int, width: int) -> list[bytes]:
+        """What was found in images of `height` x `width` -> files."""
+        grids, norms = analysis.indices.cpu().numpy(), quantise_rms(analysis.rms.float().cpu().numpy())
+        codes = [None] * len(grids)
+        if analysis.timesteps is not None:
+            codes = timestep_code(analysis.timesteps, len(self.backbone.schedule)).tolist()
         files = []
-        for grid, norms in zip(indices.cpu().numpy(), quantise_rms(rms.float().cpu().numpy()), strict=True):
+        for grid, norm, code in zip(grids, norms, codes, strict=True):
             coding, payload = encode_indices(grid.reshape(-1), self.frequencies[rate.id])
-            files.append(Container(coding, rate.id, self.model_tag, width, height, norms.tobytes(), payload).pack())
+            container = Container(coding, rate.id, self.model_tag, width, height, norm.tobytes(), payload, code)
+            files.append(container.pack())
         return files
 
     @torch.inference_mode()
@@ -193,9 +210,11 @@ class OscarCodec(nn.Module):
             groups.setdefault((container.rate_id, container.height, container.width), []).append(position)
         result: list[Tensor] = [torch.empty(0)] * len(files)
         for (rate_id, height, width), positions in groups.items():
+            containers = [parsed[position][0] for position in positions]
             indices = torch.stack([torch.from_numpy(parsed[position][1]) for position in positions]).to(self.device)
-            rms = self.stored_rms(torch.tensor([list(parsed[position][0].norms) for position in positions]))
-            decoded = self.synthesise(indices, rms, rate_by_id(rate_id)).image[..., :height, :width]
+            rms = self.stored_rms(torch.tensor([list(container.norms) for container in containers]))
+            timesteps = self.stored_timesteps(containers)
+            decoded = self.synthesise(indices, rms, rate_by_id(rate_id), timesteps).image[..., :height, :width]
             for position, image in zip(positions, decoded, strict=True):
                 result[position] = image
         return result
@@ -214,6 +233,9 @@ class OscarCodec(nn.Module):
         rate = rate_by_id(container.rate_id)
         if rate not in self.rates:
             raise UnknownRateError(f"the file has rate {rate.bpp:.4f}, which this model does not have")
+        if (container.timestep is not None) != self.mapping.per_picture:
+            has, wants = ("no", "one") if self.mapping.per_picture else ("a", "none")
+            raise HeaderError(f"the file has {has} timestep of its own; allowed for this model: {wants}")
         rows, columns = rate.grid_shape(container.height, container.width)
         table = self.frequencies[rate.id]
         symbols = decode_indices(container.payload, container.coding, rows * columns, table)
@@ -239,7 +261,7 @@ class OscarCodec(nn.Module):
         if protocol == "bitstream":
             rms = self.stored_rms(torch.from_numpy(quantise_rms(rms.float().cpu().numpy())))
         height, width = batch.shape[-2:]
-        result = self.synthesise(analysis.indices, rms, rate)
+        result = self.synthesise(analysis.indices, rms, rate, analysis.timesteps)
         return result._replace(image=result.image[..., :height, :width])
 
     # The two halves.
@@ -250,17 +272,38 @@ class OscarCodec(nn.Module):
         pad_h, pad_w = -height % rate.pixels_per_index, -width % rate.pixels_per_index
         padded = F.pad(batch.to(self.device, self.dtype), (0, pad_w, 0, pad_h), mode="replicate")
         latent = self.backbone.encode(padded)
-        return Analysis(latent, self.bottleneck.encode(latent, rate), channel_rms(latent))
+        indices = self.bottleneck.encode(latent, rate)
+        timesteps = None
+        if self.mapping.per_picture:
+            timesteps = self.measure_timesteps(self.bottleneck.decode(indices, rate), latent)
+        return Analysis(latent, indices, channel_rms(latent), timesteps)
 
-    def synthesise(self, indices: Tensor, rms: Tensor, rate: RatePoint) -> Reconstruction:
-        """Decoder half: indices (B, rows, columns) and channel rms (B, 4) -> the padded images and what led there."""
+    def synthesise(
+        self, indices: Tensor, rms: Tensor, rate: RatePoint, timesteps: Tensor | None = None
+    ) -> Reconstruction:
+        """Decoder half: indices (B, rows, columns) and channel rms (B, 4) -> the padded images and what led there.
+
+        Under a mapping that goes by picture it needs their timesteps (B,) too.
+        """
         z_hat = self.bottleneck.decode(indices, rate)
-        x0 = self.denoise(z_hat, rms, rate)
+        x0 = self.denoise(z_hat, rms, rate, timesteps)
         return Reconstruction(indices, z_hat, x0, self.backbone.decode(x0).clamp(-1, 1))
 
-    def denoise(self, z_hat: Tensor, rms: Tensor, rate: RatePoint) -> Tensor:
-        """Rescale z_hat (B, 4, h, w) to the original's rms (B, 4) and denoise it in one step -> x0."""
-        return self.denoiser(rescale(z_hat, rms), self.mapping(rate))
+    def denoise(
+        self, z_hat: Tensor, rms: Tensor, rate: RatePoint, timesteps: Tensor | float | None = None
+    ) -> Tensor:
+        """Rescale z_hat (B, 4, h, w) to the original's rms (B, 4) and denoise it in one step -> x0.
+
+        The step is at the rate's timestep, or at `timesteps` (one, or B of them).
+        """
+        return self.denoiser(rescale(z_hat, rms), self.mapping(rate) if timesteps is None else timesteps)
+
+    def measure_timesteps(self, z_hat: Tensor, latent: Tensor) -> Tensor:
+        """The timesteps, int64 (B,), whose sqrt(alpha_bar) are nearest to the mean cosine similarity of z_hat and the
+        latent (B, 4, h, w), among those that a file can say."""
+        steps = len(self.backbone.schedule)
+        timesteps = self.backbone.schedule.timestep_of_signal(channel_cosine(z_hat, latent).mean(dim=1))
+        return timestep_of_code(timestep_code(timesteps, steps), steps)
 
     # Helpers.
 
@@ -271,6 +314,13 @@ class OscarCodec(nn.Module):
     def stored_rms(self, codes: Tensor) -> Tensor:
         """The rms (B, 4) that a decoder reads from codes (B, 4) in a file."""
         return torch.from_numpy(dequantise_rms(codes.numpy().astype(np.uint8))).to(self.device, self.dtype)
+
+    def stored_timesteps(self, containers: list[Container]) -> Tensor | None:
+        """The timesteps (B,) that a decoder reads from files, None where the rate determines them."""
+        if not self.mapping.per_picture:
+            return None
+        steps = len(self.backbone.schedule)
+        return torch.tensor([timestep_of_code(container.timestep, steps) for container in containers]).to(self.device)
 
     def estimated_bits(self, indices: Tensor, rate: RatePoint) -> float:
         """Ideal code length in bits of indices (rows, columns) under this model's table, without header."""
@@ -288,6 +338,11 @@ class OscarCodec(nn.Module):
 def channel_rms(latent: Tensor) -> Tensor:
     """Root mean square over space of each channel: (B, C, h, w) -> (B, C)."""
     return latent.square().mean(dim=(2, 3)).sqrt()
+
+
+def channel_cosine(z_hat: Tensor, latent: Tensor) -> Tensor:
+    """Cosine similarity over space of each channel: two of (B, C, h, w) -> (B, C), float32 (paper section 3.1)."""
+    return F.cosine_similarity(z_hat.float().flatten(2), latent.float().flatten(2), dim=2)
 
 
 def rescale(z_hat: Tensor, rms: Tensor, eps: float = 1e-8) -> Tensor:

@@ -5,6 +5,7 @@ A script parses its Hydra config once with `parse` and passes the typed result o
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional  # noqa: UP035 (OmegaConf reads Optional from the annotations)
@@ -63,6 +64,9 @@ class BottleneckConfig:
     decay: float = 0.8
     """of the codebook's moving average"""
     rotation_trick: bool = True
+    dither: dict[float, float] = field(default_factory=dict)
+    """noise at the encoder's input by nominal bpp, as a share of each channel's root mean square; 0 (the paper) where a
+    rate is not named. With `init_from` too, it replaces the checkpoint's if it is not empty"""
 
     def check(self) -> None:
         _choose("bottleneck.kind", self.kind, ("vq",))
@@ -70,7 +74,9 @@ class BottleneckConfig:
             _at_least(f"bottleneck.{name}", getattr(self, name), 2)
         if not self.rates:
             raise ConfigError("bottleneck.rates is empty; allowed: one or more of the configured rates")
-        self.rate_points()
+        for bpp, share in self.dither.items():
+            _at_least(f"bottleneck.dither.{bpp}", share, 0)
+        self.dither_by_id()
 
     def rate_points(self) -> tuple[RatePoint, ...]:
         try:
@@ -79,10 +85,17 @@ class BottleneckConfig:
             raise ConfigError(f"bottleneck.rates: {error}") from None
         return tuple(sorted(points, key=lambda rate: rate.id))
 
+    def dither_by_id(self) -> dict[int, float]:
+        """The dither by rate id."""
+        try:
+            return {find_rate(float(bpp), self.rate_points()).id: share for bpp, share in self.dither.items()}
+        except ValueError as error:
+            raise ConfigError(f"bottleneck.dither: {error}") from None
+
     def options(self) -> dict[str, Any]:
         """Arguments of `VQBottleneck` beside the rates."""
         names = ("width", "features", "codebook_dim", "kmeans_init", "dead_code_threshold", "decay", "rotation_trick")
-        return {name: getattr(self, name) for name in names}
+        return {**{name: getattr(self, name) for name in names}, "dither": self.dither_by_id()}
 
 
 @dataclass
@@ -302,11 +315,13 @@ class TrainConfig:
     """folder of logs, checkpoints and the final model"""
     seed: int = 0
     init_from: Optional[str] = None
-    """hyper, joint: OSCAR checkpoint folder to start from, instead of backbone, bottleneck, denoiser and timesteps"""
+    """hyper, joint: OSCAR checkpoint folder to start from, instead of backbone, bottleneck and denoiser"""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
-    timesteps: dict[str, Any] = field(default_factory=lambda: {"kind": "table", "timesteps": "paper"})
+    timesteps: Optional[dict[str, Any]] = None
+    """hyper, joint: mapping from rate to pseudo-timestep (configs/timesteps); None keeps that of `init_from`, and takes
+    the paper's table without it"""
     data: DataConfig = field(default_factory=DataConfig)
     stage: StageConfig = field(default_factory=StageConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -314,6 +329,8 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
     def check(self) -> None:
+        if self.timesteps is not None and self.stage.name in ("vae", "prior"):
+            raise ConfigError(f"timesteps is set, but stage {self.stage.name} has no rates; allowed: null")
         if self.init_from is None:
             self.backbone.check()
         elif self.stage.name in ("vae", "prior"):
@@ -327,11 +344,239 @@ class TrainConfig:
         self.trainer.check()
 
 
+@dataclass
+class PicturesConfig:
+    """Pictures to evaluate on."""
+
+    images: Optional[str] = None
+    """folder, searched recursively"""
+    limit: Optional[int] = None
+    """only so many, the first in the order of their paths"""
+
+    def check(self) -> None:
+        if self.images is None:
+            raise ConfigError("data.images is unset; allowed: a folder of pictures")
+        _at_least("data.limit", self.limit, 1)
+
+
+@dataclass
+class MetricsConfig:
+    """Which metrics are scored (`oscar.evaluation.metrics.METRICS`), and where their weights come from."""
+
+    names: list[str] = field(default_factory=lambda: ["psnr", "ms_ssim"])
+    files: dict[str, str] = field(default_factory=dict)
+    """local weight files by name, used in place of downloads"""
+    download: bool = False
+    """fetch weights that are not there; without it such a metric is reported as unavailable"""
+
+    def check(self) -> None:
+        if not self.names:
+            raise ConfigError("metrics.names is empty; allowed: one or more metrics")
+        for name, path in self.files.items():
+            if not Path(path).exists():
+                raise ConfigError(f"metrics.files.{name} is {path!r}, which does not exist; allowed: a weight file")
+
+
+@dataclass
+class EvaluateConfig:
+    """One evaluation: one codec on one folder of pictures."""
+
+    output: str = "runs/evaluate"
+    """folder of the results; a run that was interrupted goes on in it"""
+    codec: str = "oscar"
+    """oscar, or the name of a baseline (`oscar.baselines.registry.BASELINES`)"""
+    model: str = "nano"
+    """oscar: nano, a checkpoint folder or a hub id"""
+    protocol: str = "bitstream"
+    """oscar: bitstream (real files, any size), or paper (the published code's: resized pictures, no file)"""
+    dtype: str = "float32"
+    """oscar: precision of the networks"""
+    options: dict[str, Any] = field(default_factory=dict)
+    """baselines: arguments of their constructor"""
+    points: Optional[list[float]] = None
+    """operating points: nominal bpp of oscar's rates, quality of a baseline; None takes the codec's own list"""
+    data: PicturesConfig = field(default_factory=PicturesConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    save_images: bool = False
+    """keep decoded pictures in output/images and files in output/files"""
+    device: Optional[str] = None
+    """of the networks, also the metrics'; None leaves it to Accelerate: a GPU per process if there are any"""
+    threads: Optional[int] = None
+    """CPU threads of each process; None leaves the library's choice"""
+
+    def check(self) -> None:
+        _choose("protocol", self.protocol, ("bitstream", "paper"))
+        _choose("dtype", self.dtype, ("float32", "float16", "bfloat16"))
+        if self.codec != "oscar" and self.protocol == "paper":
+            raise ConfigError(f"protocol is 'paper', but codec is {self.codec!r}; allowed there: bitstream")
+        if self.codec == "oscar" and self.options:
+            raise ConfigError(f"options is {self.options}, but codec oscar has none; allowed there: {{}}")
+        if self.points is not None and not self.points:
+            raise ConfigError("points is empty; allowed: one or more points, or null for the codec's own")
+        _at_least("threads", self.threads, 1)
+        self.data.check()
+        self.metrics.check()
+
+
+@dataclass
+class BenchmarkPicturesConfig(PicturesConfig):
+    """Pictures of a benchmark; without a folder scikit-image's packaged photographs."""
+
+    dataset: Optional[str] = None
+    """whose published curves are drawn beside ours: kodak, div2k_val, clic2020; None goes by the folder's name"""
+
+    def check(self) -> None:
+        _choose("data.dataset", self.dataset, (None, "kodak", "div2k_val", "clic2020"))
+        _at_least("data.limit", self.limit, 1)
+
+
+@dataclass
+class TimingConfig:
+    """The timing part of a benchmark (`oscar.evaluation.timing`), on the first picture."""
+
+    points: dict[str, list[float]] = field(default_factory=dict)
+    """operating points by codec name; a codec that is not named is timed at the middle one of its own"""
+    repeats: int = 10
+    warmup: int = 2
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 4])
+    """of the throughput"""
+    memory: bool = True
+    """measure peak memory, in processes of their own that load the model anew"""
+
+    def check(self) -> None:
+        _at_least("timing.repeats", self.repeats, 1)
+        _at_least("timing.warmup", self.warmup, 0)
+        _at_least("timing.batch_sizes", min(self.batch_sizes, default=1), 1)
+
+
+@dataclass
+class BenchmarkConfig:
+    """One benchmark: several codecs on one data set."""
+
+    output: str = "benchmark"
+    """folder of the results; a run that was interrupted goes on in it"""
+    parts: list[str] = field(default_factory=lambda: ["quality", "matched", "timing", "report"])
+    """quality: every codec at its points; matched: baselines at the sizes of OSCAR's files; timing; report: the page.
+    Parts that are left out stand in tables and page as an earlier run left them"""
+    models: dict[str, str] = field(default_factory=lambda: {"nano": "nano"})
+    """OSCAR models by their name in the results: nano, a checkpoint folder or a hub id"""
+    protocols: list[str] = field(default_factory=lambda: ["bitstream"])
+    """of the OSCAR models: bitstream (real files, any size), paper (the published code's: resized pictures, no file)"""
+    dtype: str = "float32"
+    """precision of the OSCAR models' networks"""
+    rates: Optional[list[float]] = None
+    """nominal bpp of the OSCAR models' rates; None takes all"""
+    baselines: dict[str, Any] = field(default_factory=dict)
+    """by any name: `name` of a baseline, `points`, and its options (configs/baselines)"""
+    data: BenchmarkPicturesConfig = field(default_factory=BenchmarkPicturesConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    bd_method: str = "pchip"
+    """interpolation of BD-rate: pchip, akima or cubic"""
+    timing: TimingConfig = field(default_factory=TimingConfig)
+    report_pictures: int = 6
+    """pictures in the report's browser, spread over the data set; each costs the page some megabytes"""
+    device: Optional[str] = None
+    """of the networks, also the metrics'; None takes a GPU if there is one"""
+    threads: Optional[int] = None
+    """CPU threads; None leaves the library's choice"""
+
+    def check(self) -> None:
+        for part in self.parts:
+            _choose("parts", part, ("quality", "matched", "timing", "report"))
+        for protocol in self.protocols:
+            _choose("protocols", protocol, ("bitstream", "paper"))
+        _choose("dtype", self.dtype, ("float32", "float16", "bfloat16"))
+        _choose("bd_method", self.bd_method, ("pchip", "akima", "cubic"))
+        if not (self.models and self.protocols) and not self.baselines:
+            raise ConfigError("models and baselines are empty; allowed: at least one codec")
+        for name in self.models:
+            if not re.fullmatch(r"[\w.+-]+", name):
+                raise ConfigError(f"models.{name} is no name; allowed: letters, digits and . _ + -")
+        for key, options in self.baselines.items():
+            if not isinstance(options, dict) or not isinstance(options.get("name"), str):
+                raise ConfigError(f"baselines.{key} is {options!r}; allowed: name: BASELINE, and its options")
+        if self.rates is not None and not self.rates:
+            raise ConfigError("rates is empty; allowed: one or more nominal bpp, or null for all")
+        _at_least("report_pictures", self.report_pictures, 0)
+        _at_least("threads", self.threads, 1)
+        self.data.check()
+        self.metrics.check()
+        self.timing.check()
+
+
+@dataclass
+class PackagedPicturesConfig(PicturesConfig):
+    """Pictures to measure; without a folder scikit-image's packaged photographs."""
+
+    def check(self) -> None:
+        _at_least("data.limit", self.limit, 1)
+
+
+@dataclass
+class CalibrateTimestepsConfig:
+    """One measurement of how noisy a checkpoint's quantised latents are."""
+
+    output: str = "runs/calibrate_timesteps"
+    """folder of the results"""
+    model: str = "nano"
+    """nano, a checkpoint folder or a hub id"""
+    data: PackagedPicturesConfig = field(default_factory=PackagedPicturesConfig)
+    save_to: Optional[str] = None
+    """folder for a copy of the checkpoint with the measured mapping"""
+    save_mapping: str = "cosine"
+    """which one that copy gets: cosine or snr"""
+    device: str = "cpu"
+    threads: Optional[int] = None
+    """CPU threads; None leaves the library's choice"""
+
+    def check(self) -> None:
+        _choose("save_mapping", self.save_mapping, ("cosine", "snr"))
+        _at_least("threads", self.threads, 1)
+        self.data.check()
+
+
+@dataclass
+class AblateTimestepsConfig:
+    """Mappings and a sweep of timesteps over one checkpoint."""
+
+    output: str = "runs/ablate_timesteps"
+    """folder of the results; a run that was interrupted goes on in it"""
+    model: str = "nano"
+    """nano, a checkpoint folder or a hub id"""
+    mappings: dict[str, Any] = field(default_factory=dict)
+    """by any name (configs/timesteps); cosine and snr without a calibration file are measured on the pictures below"""
+    sweep: list[int] = field(default_factory=list)
+    """timesteps to decode every rate at, beside those of the mappings"""
+    rates: Optional[list[float]] = None
+    """nominal bpp of the rates; None takes all of the model's"""
+    data: PackagedPicturesConfig = field(default_factory=PackagedPicturesConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    device: str = "cpu"
+    threads: Optional[int] = None
+    """CPU threads; None leaves the library's choice"""
+
+    def check(self) -> None:
+        if not self.mappings:
+            raise ConfigError("mappings is empty; allowed: one or more by name")
+        for name, mapping in self.mappings.items():
+            if name == "best" or not isinstance(mapping, dict):
+                raise ConfigError(f"mappings.{name} is {mapping!r}; allowed: a mapping of any name but best")
+        if self.rates is not None and not self.rates:
+            raise ConfigError("rates is empty; allowed: one or more nominal bpp, or null for all")
+        _at_least("threads", self.threads, 1)
+        self.data.check()
+        self.metrics.check()
+
+
 def register() -> None:
     """Give Hydra the schemas, so that every documented field can be overridden on the command line."""
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
+    ConfigStore.instance().store(name="benchmark_schema", node=BenchmarkConfig)
+    ConfigStore.instance().store(name="calibrate_timesteps_schema", node=CalibrateTimestepsConfig)
+    ConfigStore.instance().store(name="ablate_timesteps_schema", node=AblateTimestepsConfig)
 
 
 def parse(config: DictConfig, schema: type = TrainConfig) -> Any:

@@ -43,18 +43,33 @@ class NoiseSchedule(nn.Module):
         self.alphas_cumprod = self.alphas_cumprod.to(device)
         return self
 
-    def signal_and_noise(self, timestep: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to broadcast over `like` (B, ...), in its dtype."""
+    def alpha_bar(self, timestep: Tensor | float) -> Tensor:
+        """alpha_bar_t, in the timestep's shape.
+
+        Between whole timesteps sqrt(alpha_bar) is a straight line, so that a learned t gets a gradient.
+        """
         timestep = torch.as_tensor(timestep, device=self.alphas_cumprod.device)
-        alpha = self.alphas_cumprod[timestep].reshape(-1, *[1] * (like.dim() - 1)).to(like.device)
+        if not timestep.is_floating_point():
+            return self.alphas_cumprod[timestep]
+        below = timestep.detach().long().clamp(0, len(self) - 2)
+        signal = self.alphas_cumprod.sqrt()
+        return torch.lerp(signal[below], signal[below + 1], timestep - below).square()
+
+    def timestep_of_signal(self, signal: Tensor) -> Tensor:
+        """The whole timesteps whose sqrt(alpha_bar) are nearest to `signal` (any shape), int64."""
+        return (self.alphas_cumprod.sqrt() - signal.to(self.alphas_cumprod)[..., None]).abs().argmin(dim=-1)
+
+    def signal_and_noise(self, timestep: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to broadcast over `like` (B, ...), in its dtype."""
+        alpha = self.alpha_bar(timestep).reshape(-1, *[1] * (like.dim() - 1)).to(like.device)
         return alpha.sqrt().to(like.dtype), (1 - alpha).sqrt().to(like.dtype)
 
-    def add_noise(self, x0: Tensor, noise: Tensor, timestep: Tensor | int) -> Tensor:
+    def add_noise(self, x0: Tensor, noise: Tensor, timestep: Tensor | float) -> Tensor:
         """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise (equation 1)."""
         signal, sigma = self.signal_and_noise(timestep, x0)
         return signal * x0 + sigma * noise
 
-    def target(self, x0: Tensor, noise: Tensor, timestep: Tensor | int) -> Tensor:
+    def target(self, x0: Tensor, noise: Tensor, timestep: Tensor | float) -> Tensor:
         """What a network of this prediction type should output for `add_noise(x0, noise, timestep)`."""
         if self.prediction_type == "epsilon":
             return noise
@@ -63,7 +78,7 @@ class NoiseSchedule(nn.Module):
         signal, sigma = self.signal_and_noise(timestep, x0)
         return signal * noise - sigma * x0
 
-    def predict_x0(self, x_t: Tensor, output: Tensor, timestep: Tensor | int) -> Tensor:
+    def predict_x0(self, x_t: Tensor, output: Tensor, timestep: Tensor | float) -> Tensor:
         """The estimate of x0 from one network output at `timestep` (the one step of the method)."""
         if self.prediction_type == "sample":
             return output
@@ -72,7 +87,7 @@ class NoiseSchedule(nn.Module):
             return (x_t - sigma * output) / signal
         return signal * x_t - sigma * output
 
-    def snr(self, timestep: Tensor | int) -> Tensor:
+    def snr(self, timestep: Tensor | float) -> Tensor:
         """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t)."""
-        alpha = self.alphas_cumprod[torch.as_tensor(timestep)]
+        alpha = self.alpha_bar(timestep)
         return alpha / (1 - alpha)

@@ -14,7 +14,7 @@ def first_line(error: BaseException) -> str:
 
 
 def run_script(main: Callable[[], None], name: str) -> None:
-    """Run a script's Hydra main; expected errors become one line on stderr and exit code 2.
+    """Run a script's Hydra main; expected errors become one line on stderr and exit code 2, an interrupt 130.
 
     `OSCAR_TRACEBACK=1` in the environment lets them through.
     """
@@ -32,3 +32,6 @@ def run_script(main: Callable[[], None], name: str) -> None:
             message += f": {first_line(error.__cause__)}"  # what is wrong with an override
         print(f"{name}: {message}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

@@ -1,19 +1,67 @@
 """Mappings from rate to pseudo-timestep: how noisy a quantised latent is taken to be (paper section 3.1).
 
 A mapping is a small object that a config names and a checkpoint stores; `mapping_from_config` is the inverse of its
-`to_config`. This module knows no torch.
+`to_config`. This module knows no torch: what is measured comes from `oscar.evaluation.calibration`, what is learned
+from `oscar.training.timesteps`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 from oscar.rates import PAPER_RATES, RatePoint, rate_by_id
 
+CODES = 256  # timesteps that the one byte of a file tells apart
+
+
+class TimestepMapping(ABC):
+    """The pseudo-timestep of a rate.
+
+    Attributes:
+        kind: the mapping's name in configs.
+        per_picture: whether pictures have timesteps of their own, which the encoder measures and the file carries.
+    """
+
+    kind: str
+    per_picture: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, rate: RatePoint) -> int | float:
+        """The pseudo-timestep of a rate; a fraction only if it was learned.
+
+        Raises:
+            ValueError: if there is none for it.
+        """
+
+    @abstractmethod
+    def to_config(self) -> dict:
+        """A JSON-able description."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Mapping) -> TimestepMapping:
+        """The inverse of `to_config` (ValueError for a malformed one)."""
+
+    def check(self, rates: Iterable[RatePoint], schedule_length: int) -> None:
+        """Refuse a mapping that lacks one of `rates` or points outside the schedule (ValueError)."""
+        for rate in rates:
+            timestep = self(rate)
+            if not 0 <= timestep <= schedule_length - 1:
+                raise ValueError(
+                    f"timesteps: {timestep} of rate {rate.bpp:.4f} is outside the schedule; "
+                    f"allowed: 0 to {schedule_length - 1}"
+                )
+
 
 @dataclass(frozen=True)
-class TableMapping:
+class TableMapping(TimestepMapping):
     """One pseudo-timestep per rate, looked up by the rate's id.
 
     Attributes:
@@ -29,47 +77,254 @@ class TableMapping:
         return cls({rate.id: rate.timestep for rate in PAPER_RATES})
 
     def __call__(self, rate: RatePoint) -> int:
-        """The pseudo-timestep of a rate.
-
-        Raises:
-            ValueError: if the table has no entry for it.
-        """
         if rate.id not in self.timesteps:
             allowed = ", ".join(f"{rate_by_id(key).bpp:.4f}" for key in sorted(self.timesteps))
             raise ValueError(f"timesteps: the table has no pseudo-timestep for rate {rate.bpp:.4f}; it has {allowed}")
         return self.timesteps[rate.id]
 
-    def check(self, rates: Iterable[RatePoint], schedule_length: int) -> None:
-        """Refuse a table that lacks one of `rates` or points outside the schedule (ValueError)."""
-        for rate in rates:
-            timestep = self(rate)
-            if not 0 <= timestep < schedule_length:
-                raise ValueError(
-                    f"timesteps: {timestep} of rate {rate.bpp:.4f} is outside the schedule; "
-                    f"allowed: 0 to {schedule_length - 1}"
-                )
+    def to_config(self) -> dict:
+        return {"kind": self.kind, "timesteps": _by_key(self.timesteps)}
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> TableMapping:
+        return cls(_table(config.get("timesteps", "paper")))
+
+
+@dataclass(frozen=True)
+class CalibratedMapping(TableMapping):
+    """A table whose timesteps come from a measurement, which is kept with them.
+
+    Kind `cosine` is the paper's rule: sqrt(alpha_bar_t) nearest to the mean cosine similarity between z_hat and z0.
+    Kind `snr` matches second moments: 1 - alpha_bar_t nearest to the share of residual in the decoder's input.
+
+    Attributes:
+        values: what was measured, by rate id: mean cosine, or share of residual variance.
+        kind: "cosine" or "snr".
+    """
+
+    values: Mapping[int, float]
+    kind: str = "cosine"
 
     def to_config(self) -> dict:
-        """A JSON-able description, keyed by rate id."""
-        return {"kind": self.kind, "timesteps": {str(key): value for key, value in sorted(self.timesteps.items())}}
+        return {**super().to_config(), "values": _by_key(self.values)}
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> CalibratedMapping:
+        kind = config["kind"]
+        if config.get("values") is None:
+            raise ValueError(
+                f"timesteps.calibration is unset, but kind {kind} is measured; "
+                "allowed: a calibration.json of scripts/calibrate_timesteps.py"
+            )
+        timesteps = _table(config.get("timesteps"))
+        values = _table(config["values"], float, "values", "cosine or variance")
+        if timesteps.keys() != values.keys():
+            raise ValueError("timesteps.values and timesteps.timesteps name different rates; allowed: the same")
+        return cls(timesteps, values, kind)
 
 
-MAPPINGS = {TableMapping.kind: TableMapping}
+@dataclass(frozen=True)
+class LearnedMapping(TableMapping):
+    """One fractional pseudo-timestep per rate, which stage `joint` trains (`oscar.training.timesteps`).
+
+    Attributes:
+        timesteps: where training starts or has arrived, by rate id.
+    """
+
+    timesteps: Mapping[int, float]
+    kind = "learned"
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> LearnedMapping:
+        return cls(_table(config.get("timesteps", "paper"), float))
 
 
-def mapping_from_config(config: Mapping) -> TableMapping:
-    """The mapping that a config or a checkpoint describes: `kind` and, for a table, `timesteps` ("paper" or a dict).
+@dataclass(frozen=True)
+class ShuffledMapping(TableMapping):
+    """A table whose timesteps have changed places, as a control: right values at wrong rates.
+
+    Attributes:
+        timesteps: the table before.
+        seed: of the permutation, which is the same on every machine.
+    """
+
+    seed: int = 0
+    kind = "shuffled"
+
+    def __call__(self, rate: RatePoint) -> int:
+        super().__call__(rate)  # refuses a rate that the table lacks
+        order = sorted(self.timesteps, key=lambda key: hashlib.sha256(f"{self.seed}:{key}".encode()).digest())
+        return self.timesteps[order[sorted(self.timesteps).index(rate.id)]]
+
+    def to_config(self) -> dict:
+        return {**super().to_config(), "seed": self.seed}
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> ShuffledMapping:
+        return cls(_table(config.get("timesteps", "paper")), _number(config.get("seed", 0), int, "seed"))
+
+
+@dataclass(frozen=True)
+class RampMapping(TimestepMapping):
+    """A straight line over bits per pixel (kind `linear`) or their logarithm (kind `log`), rounded.
+
+    Attributes:
+        first: pseudo-timestep at the paper's lowest rate, 0.0019 bpp.
+        last: pseudo-timestep at its highest, 0.125 bpp.
+        kind: "linear" or "log".
+    """
+
+    first: int
+    last: int
+    kind: str
+
+    def __call__(self, rate: RatePoint) -> int:
+        scale = math.log if self.kind == "log" else float
+        low, high, here = (scale(bpp) for bpp in (PAPER_RATES[0].bpp, PAPER_RATES[-1].bpp, rate.bpp))
+        return round(self.first + (self.last - self.first) * (here - low) / (high - low))
+
+    def to_config(self) -> dict:
+        return {"kind": self.kind, "first": self.first, "last": self.last}
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> RampMapping:
+        ends = (PAPER_RATES[0].timestep, PAPER_RATES[-1].timestep)
+        first, last = (_number(config.get(name, end), int, name)
+                       for name, end in zip(("first", "last"), ends, strict=True))  # fmt: skip
+        return cls(first, last, config["kind"])
+
+
+@dataclass(frozen=True)
+class ConstantMapping(TimestepMapping):
+    """The same pseudo-timestep at every rate.
+
+    Attributes:
+        timestep: that one.
+    """
+
+    timestep: int
+    kind = "constant"
+
+    def __call__(self, rate: RatePoint) -> int:
+        return self.timestep
+
+    def to_config(self) -> dict:
+        return {"kind": self.kind, "timestep": self.timestep}
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> ConstantMapping:
+        return cls(_number(config.get("timestep"), int, "timestep"))
+
+
+@dataclass(frozen=True)
+class PerImageMapping(TimestepMapping):
+    """Each picture's own pseudo-timestep, from the cosine similarity of its z_hat and z0; one byte of its file."""
+
+    kind = "per_image"
+    per_picture = True
+
+    def __call__(self, rate: RatePoint) -> int:
+        raise ValueError("timesteps: kind per_image has a timestep for each picture, not for each rate")
+
+    def check(self, rates: Iterable[RatePoint], schedule_length: int) -> None:
+        """Every rate and every schedule will do."""
+
+    def to_config(self) -> dict:
+        return {"kind": self.kind}
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> PerImageMapping:
+        return cls()
+
+
+MAPPINGS: dict[str, tuple[type[TimestepMapping], tuple[str, ...]]] = {  # class, and what its config may name
+    "table": (TableMapping, ("timesteps",)),
+    "cosine": (CalibratedMapping, ("timesteps", "values", "calibration")),
+    "snr": (CalibratedMapping, ("timesteps", "values", "calibration")),
+    "linear": (RampMapping, ("first", "last")),
+    "log": (RampMapping, ("first", "last")),
+    "constant": (ConstantMapping, ("timestep",)),
+    "shuffled": (ShuffledMapping, ("timesteps", "seed")),
+    "per_image": (PerImageMapping, ()),
+    "learned": (LearnedMapping, ("timesteps",)),
+}
+
+
+def mapping_from_config(config: Mapping) -> TimestepMapping:
+    """The mapping that a config or a checkpoint describes by `kind` and the fields of this kind.
 
     Raises:
-        ValueError: if the kind is unknown or the table malformed.
+        ValueError: if the kind or a field is unknown, or a value malformed.
     """
     kind = config.get("kind")
     if kind not in MAPPINGS:
         raise ValueError(f"timesteps.kind {kind!r} does not exist; allowed: {', '.join(MAPPINGS)}")
-    table = config.get("timesteps", "paper")
-    if table == "paper":
-        return TableMapping.paper()
+    mapping, fields = MAPPINGS[kind]
+    for name in config:
+        if name not in ("kind", *fields):
+            raise ValueError(f"timesteps.{name} is unknown to kind {kind}; allowed: {', '.join(('kind', *fields))}")
+    return mapping.from_config(config)
+
+
+def read_calibration(config: Mapping) -> dict:
+    """A config whose `calibration` names a file, with what that file holds in its place; others as they are.
+
+    Args:
+        config: with kind `cosine` or `snr` and the path of a calibration.json (scripts/calibrate_timesteps.py).
+
+    Raises:
+        ValueError: naming the file, if it is none.
+    """
+    if config.get("calibration") is None:
+        return dict(config)
+    path = Path(config["calibration"])
     try:
-        return TableMapping({rate_by_id(int(key)).id: int(value) for key, value in table.items()})
+        return dict(json.loads(path.read_text())["mappings"][config["kind"]])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"timesteps.calibration is {str(path)!r}, which cannot be read ({reason}); "
+            "allowed: a calibration.json of scripts/calibrate_timesteps.py"
+        ) from None
+
+
+# The one byte of a file. Integers alone, or integer tensors, so that every machine gets the same timestep.
+
+
+def timestep_code(timestep: int, schedule_length: int) -> int:
+    """The code, 0 to 255, whose timestep is nearest."""
+    last = max(schedule_length - 1, 1)
+    return ((CODES - 1) * timestep + last // 2) // last
+
+
+def timestep_of_code(code: int, schedule_length: int) -> int:
+    """The timestep of a code: 256 steps, evenly over the schedule."""
+    return (code * (schedule_length - 1) + (CODES - 1) // 2) // (CODES - 1)
+
+
+# Parsing.
+
+
+def _by_key(table: Mapping[int, float]) -> dict[str, float]:
+    return {str(key): value for key, value in sorted(table.items())}
+
+
+def _table(table: object, number: type = int, field: str = "timesteps", what: str = "timestep") -> dict:
+    """Numbers by rate id, from "paper" or a dict."""
+    if table == "paper" and field == "timesteps":
+        return {rate.id: number(rate.timestep) for rate in PAPER_RATES}
+    try:
+        return {rate_by_id(int(key)).id: _number(value, number, field) for key, value in table.items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"timesteps.timesteps must be 'paper' or a table rate id: timestep ({error})") from None
+        paper = "'paper' or " if field == "timesteps" else ""
+        raise ValueError(f"timesteps.{field} must be {paper}a table rate id: {what} ({error})") from None
+
+
+def _number(value: object, number: type, field: str) -> int | float:
+    """A number that is finite and, if it is to be an int, whole."""
+    whole = number is int
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or (
+        whole and value != int(value)
+    ):  # fmt: skip
+        raise ValueError(f"timesteps.{field} is {value!r}; allowed: {'whole numbers' if whole else 'numbers'}")
+    return number(value)

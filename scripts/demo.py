@@ -9,7 +9,6 @@ Each picture is compressed to a file, and the reconstruction is decoded from wha
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 import time
 import warnings
@@ -22,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from oscar.evaluation.metrics import MS_SSIM_UNAVAILABLE, ms_ssim, psnr
+from oscar.evaluation.pictures import find_pictures
 from oscar.evaluation.sheet import (
     Result,
     format_ms_ssim,
@@ -31,34 +31,12 @@ from oscar.evaluation.sheet import (
     write_csv,
     write_html,
 )
-from oscar.images import ImageError, list_images, read_image
+from oscar.images import ImageError, read_image
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from oscar import OscarCodec
-
-# Colour photographs inside scikit-image's wheel; its other pictures are downloaded on first use.
-PACKAGED = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
-
-
-def find_pictures(folder: Path | None) -> list[Path]:
-    """The pictures of a folder, or scikit-image's packaged photographs.
-
-    Raises:
-        ImageError: if there are none.
-    """
-    if folder is not None:
-        pictures = list_images(folder)
-        if not pictures:
-            raise ImageError(f"{folder}: no pictures in this folder")
-        return pictures
-    spec = importlib.util.find_spec("skimage")
-    data = Path(spec.origin).parent / "data" if spec else Path()
-    pictures = [data / name for name in PACKAGED if spec and (data / name).is_file()]
-    if not pictures:
-        raise ImageError("scikit-image's photographs are not installed; allowed: --images FOLDER with your own")
-    return pictures
 
 
 def name_pictures(paths: list[Path]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from oscar.bitstream import BitstreamError, Coding, Container, UnknownRateError, WrongModelError
+from oscar import checkpoint
+from oscar.bitstream import BitstreamError, Coding, Container, HeaderError, UnknownRateError, WrongModelError
 from oscar.bitstream.norms import quantise_rms
-from oscar.codec import OscarCodec, channel_rms, rescale
+from oscar.codec import OscarCodec, channel_cosine, channel_rms, rescale
 from oscar.images import ImageError, to_pil, to_tensor
 from oscar.rates import PAPER_RATES, RATES
+from oscar.timesteps import ConstantMapping, LearnedMapping, PerImageMapping, TableMapping, timestep_of_code
 
 TOP = PAPER_RATES[7]
 SIZES = [(1, 1), (7, 5), (333, 517), (64, 2048)]
@@ -252,6 +255,113 @@ def test_one_bad_file_spoils_the_batch_before_anything_is_decoded(tiny: OscarCod
     data = tiny.compress(picture(8, 8))
     with pytest.raises(BitstreamError):
         tiny.decompress_tensor([data, data[:-1]])
+
+
+# Other mappings.
+
+
+@pytest.fixture(scope="module")
+def per_image(tiny_folder, tmp_path_factory) -> OscarCodec:
+    """The tiny codec with a timestep for each picture, saved and loaded."""
+    codec = checkpoint.load(tiny_folder).eval()
+    codec.set_mapping(PerImageMapping())
+    folder = tmp_path_factory.mktemp("per-image") / "model"
+    codec.save_pretrained(folder)
+    return OscarCodec.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("rate", (PAPER_RATES[0], PAPER_RATES[4], TOP), ids=str)
+def test_a_picture_carries_its_own_timestep(per_image: OscarCodec, tiny: OscarCodec, picture, rate) -> None:
+    for size in ((96, 72), (1, 1), (130, 257)):
+        image = picture(*size)
+        data, plain = per_image.compress(image, rate), tiny.compress(image, rate)
+        container = Container.unpack(data)
+        assert len(data) == len(plain) + 1 and container.header_bytes <= 17
+        analysis = per_image.analyse(to_tensor(image), rate)
+        z_hat = per_image.bottleneck.decode(analysis.indices, rate)
+        signal = per_image.backbone.schedule.alphas_cumprod.sqrt()
+        distance = (signal - channel_cosine(z_hat, analysis.latent).mean()).abs()
+        reached = [timestep_of_code(code, 1000) for code in range(256)]
+        timestep = timestep_of_code(container.timestep, 1000)
+        assert abs(timestep - distance.argmin().item()) <= 2 and timestep in reached  # the nearest of 256
+        decoded = per_image.decompress(data)
+        expected = per_image.denoiser(rescale(z_hat, per_image.stored_rms(
+            torch.tensor([list(container.norms)]))), timestep)  # fmt: skip
+        in_process = per_image.reconstruct(to_tensor(image), rate)
+        torch.testing.assert_close(in_process.x0, expected)
+        assert np.array_equal(np.asarray(decoded), np.asarray(to_pil(in_process.image)))
+
+
+def test_pictures_of_a_batch_keep_their_timesteps(per_image: OscarCodec, picture) -> None:
+    pictures = [picture(72, 40, seed) for seed in range(3)]
+    batch = torch.cat([to_tensor(image) for image in pictures])
+    files = per_image.compress_tensor(batch, PAPER_RATES[1])
+    assert files == [per_image.compress(image, PAPER_RATES[1]) for image in pictures]
+    for image, data in zip(per_image.decompress_tensor(files), files, strict=True):
+        torch.testing.assert_close(image, per_image.decompress_tensor([data])[0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_file_with_or_without_a_timestep_where_it_should_not(
+    tiny: OscarCodec, per_image: OscarCodec, picture, no_networks
+) -> None:
+    """Only someone who knows the other model's tag can make one."""
+    def crafted(codec: OscarCodec, timestep: int | None) -> bytes:
+        norms, payload = bytes(4), bytes(64)
+        return Container(Coding.PACKED, TOP.id, codec.model_tag, 64, 64, norms, payload, timestep).pack()
+
+    with pytest.raises(HeaderError, match="a timestep of its own; allowed for this model: none"):
+        tiny.decompress(crafted(tiny, 100))
+    with pytest.raises(HeaderError, match="no timestep of its own; allowed for this model: one"):
+        per_image.decompress(crafted(per_image, None))
+
+
+def test_damaged_files_with_a_timestep_end_in_named_errors(per_image: OscarCodec, picture, no_networks) -> None:
+    data = per_image.compress(picture(96, 72), TOP)
+    for bit in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(BitstreamError):
+            per_image.decompress(bytes(damaged))
+    for length in range(len(data)):
+        with pytest.raises(BitstreamError):
+            per_image.decompress(data[:length])
+
+
+def test_another_mapping_is_another_model(make_codec, picture) -> None:
+    codec = make_codec(rates=[0, 7])
+    tags, pictures = set(), []
+    mappings = (TableMapping.paper(), ConstantMapping(500), LearnedMapping({0: 500.0, 7: 150.5}), PerImageMapping())
+    for mapping in mappings:
+        codec.set_mapping(mapping)
+        tags.add(codec.model_tag)
+        pictures.append(codec.reconstruct(to_tensor(picture(64, 48)), TOP).image)
+    assert len(tags) == len(mappings)
+    assert not torch.equal(pictures[0], pictures[1])
+    assert 0 < (pictures[2] - pictures[0]).abs().max() < (pictures[1] - pictures[0]).abs().max()
+    for mapping in (ConstantMapping(1000), LearnedMapping({0: 3.5})):
+        with pytest.raises(ValueError, match="timesteps: "):
+            codec.set_mapping(mapping)
+    assert codec.mapping == PerImageMapping()
+
+
+@pytest.mark.parametrize("mapping", (LearnedMapping({0: 481.37, 7: 150.5}), PerImageMapping()), ids=lambda m: m.kind)
+def test_a_mapping_is_stored(make_codec, picture, tmp_path, mapping) -> None:
+    codec = make_codec(rates=[0, 7])
+    codec.set_mapping(mapping)
+    codec.save_pretrained(tmp_path / "model")
+    loaded = OscarCodec.from_pretrained(tmp_path / "model")
+    assert loaded.mapping == mapping and loaded.fingerprint == codec.fingerprint
+    data = codec.compress(picture(64, 48), TOP)
+    before, after = (np.asarray(model.decompress(data)).astype(int) for model in (codec, loaded))
+    assert np.abs(before - after).max() <= 1  # merging the adapters rounds
+
+
+def test_the_shipped_model_keeps_its_tag() -> None:
+    """Files that it wrote must stay readable: neither the mapping's description nor anything else may change it."""
+    stored = json.loads((checkpoint.SHIPPED / "nano/oscar.json").read_text())
+    codec = checkpoint.load("nano")
+    assert checkpoint.fingerprint(codec, torch.float16) == stored["fingerprint"] == codec.fingerprint
+    assert codec.mapping == TableMapping.paper()
 
 
 @pytest.mark.parametrize("rate", PAPER_RATES, ids=str)

@@ -61,6 +61,39 @@ def test_signal_at_the_paper_timesteps() -> None:
         assert schedule.snr(rate.timestep).item() == pytest.approx((signal / sigma).item() ** 2, rel=1e-5)
 
 
+def test_between_timesteps_the_signal_is_a_straight_line() -> None:
+    schedule = NoiseSchedule(SD)
+    signal = schedule.alphas_cumprod.sqrt()
+    for timestep in (0.0, 150.25, 498.5, 998.75, 999.0):
+        below = min(int(timestep), 998)
+        expected = (below + 1 - timestep) * signal[below] + (timestep - below) * signal[below + 1]
+        torch.testing.assert_close(schedule.alpha_bar(timestep).sqrt(), expected)
+    whole = torch.arange(1000)
+    torch.testing.assert_close(schedule.alpha_bar(whole.float()), schedule.alpha_bar(whole), rtol=1e-6, atol=0)
+    assert schedule.snr(150.5).item() == pytest.approx((schedule.snr(150) * schedule.snr(151)).sqrt().item(), rel=1e-4)
+
+
+def test_a_fractional_timestep_gets_the_gradient_of_the_estimate(schedule: NoiseSchedule) -> None:
+    noisy, output = draw(1, 4, 8, 6), draw(1, 4, 8, 6, seed=1)
+    timestep = torch.tensor(310.5, requires_grad=True)
+    value = schedule.predict_x0(noisy, output, timestep).square().mean()
+    if schedule.prediction_type == "sample":
+        assert not value.requires_grad  # the estimate is the network's output, whatever t
+        return
+    (gradient,) = torch.autograd.grad(value, timestep)
+    low, high = (schedule.predict_x0(noisy, output, t).square().mean() for t in (310, 311))
+    assert gradient.item() == pytest.approx((high - low).item(), rel=0.02) and gradient.item() != 0
+
+
+def test_the_timestep_of_a_signal() -> None:
+    schedule = NoiseSchedule(SD)
+    whole = torch.tensor([[0, 150], [500, 999]])
+    assert torch.equal(schedule.timestep_of_signal(schedule.alpha_bar(whole).sqrt()), whole)
+    assert schedule.timestep_of_signal(torch.tensor([1.0, -0.5])).tolist() == [0, 999]
+    between = (schedule.alpha_bar(280).sqrt() * 0.6 + schedule.alpha_bar(281).sqrt() * 0.4).double()
+    assert schedule.timestep_of_signal(between).item() == 280
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_schedule_stays_in_float32(dtype: torch.dtype) -> None:
     schedule = NoiseSchedule(SD)

@@ -52,11 +52,9 @@ def test_rate_and_quality_rise_together_on_a_photograph(nano, astronaut):
         decibels.append(psnr(astronaut, decoded))
         similarity.append(ms_ssim(astronaut, decoded))
     assert sizes == sorted(sizes)
-    assert similarity == sorted(similarity)
-    assert decibels[:4] == sorted(
-        decibels[:4]
-    )  # 0.0625, the 16-code rate, falls back behind 0.0430 in PSNR: README, Limits
-    assert decibels[4:] == sorted(decibels[4:])
+    for quality in (decibels, similarity):  # 0.0625, with 16 codes, falls back behind 0.0430: README, Limits
+        assert quality[:4] == sorted(quality[:4])
+        assert quality[4:] == sorted(quality[4:])
     assert decibels[-1] > 21
     assert similarity[-1] > 0.85
 
@@ -87,14 +85,8 @@ def on_kodak(nano, kodak) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_fewer_bits_and_higher_ms_ssim_than_jpeg_at_quality_5_on_kodak(on_kodak):
-    (bpp, _, similarity), (jpeg_bpp, _, jpeg_similarity) = on_kodak
+def test_fewer_bits_and_better_quality_than_jpeg_at_quality_5_on_kodak(on_kodak):
+    (bpp, decibels, similarity), (jpeg_bpp, jpeg_decibels, jpeg_similarity) = on_kodak
     assert bpp <= 0.128 < jpeg_bpp
-    assert similarity > jpeg_similarity
-
-
-@pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="nano's autoencoder is trained too briefly: a third of a decibel is missing")
-def test_higher_psnr_than_jpeg_at_quality_5_on_kodak(on_kodak):
-    (_, decibels, _), (_, jpeg_decibels, _) = on_kodak
     assert decibels > jpeg_decibels
+    assert similarity > jpeg_similarity

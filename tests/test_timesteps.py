@@ -1,24 +1,122 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from oscar.rates import PAPER_RATES, RATES
-from oscar.timesteps import TableMapping, mapping_from_config
+from oscar.timesteps import (
+    MAPPINGS,
+    CalibratedMapping,
+    ConstantMapping,
+    LearnedMapping,
+    PerImageMapping,
+    RampMapping,
+    ShuffledMapping,
+    TableMapping,
+    mapping_from_config,
+    read_calibration,
+    timestep_code,
+    timestep_of_code,
+)
+
+PAPER = [500, 400, 310, 280, 210, 190, 170, 150]
+EXAMPLES = {
+    "table": TableMapping({0: 700, 9: 330}),
+    "cosine": CalibratedMapping({0: 480, 7: 120}, {0: 0.55, 7: 0.93}, "cosine"),
+    "snr": CalibratedMapping({0: 480, 7: 120}, {0: 0.7, 7: 0.1}, "snr"),
+    "linear": RampMapping(600, 100, "linear"),
+    "log": RampMapping(600, 100, "log"),
+    "constant": ConstantMapping(280),
+    "shuffled": ShuffledMapping({0: 500, 1: 400, 2: 300}, seed=3),
+    "per_image": PerImageMapping(),
+    "learned": LearnedMapping({0: 481.25, 7: 149.5}),
+}
 
 
 def test_the_paper_table() -> None:
     mapping = TableMapping.paper()
-    assert [mapping(rate) for rate in PAPER_RATES] == [500, 400, 310, 280, 210, 190, 170, 150]
+    assert [mapping(rate) for rate in PAPER_RATES] == PAPER
     mapping.check(PAPER_RATES, 1000)
 
 
-def test_config_round_trip() -> None:
-    mapping = TableMapping({0: 700, 9: 330})
-    assert mapping_from_config(json.loads(json.dumps(mapping.to_config()))) == mapping
-    assert mapping_from_config({"kind": "table"}) == TableMapping.paper()
-    assert mapping_from_config({"kind": "table", "timesteps": "paper"}) == TableMapping.paper()
+def test_every_kind_has_an_example() -> None:
+    assert list(EXAMPLES) == list(MAPPINGS)
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_config_round_trip(kind: str) -> None:
+    mapping = EXAMPLES[kind]
+    config = json.loads(json.dumps(mapping.to_config()))
+    assert mapping.kind == config["kind"] == kind
+    restored = mapping_from_config(config)
+    assert restored == mapping and type(restored) is type(mapping) and restored.to_config() == mapping.to_config()
+    assert restored.per_picture == (kind == "per_image")
+
+
+def test_the_config_of_a_table_does_not_change() -> None:
+    """It is part of a checkpoint's fingerprint, which every file carries."""
+    assert TableMapping({7: 150, 0: 500}).to_config() == {"kind": "table", "timesteps": {"0": 500, "7": 150}}
+
+
+@pytest.mark.parametrize("kind", ["table", "linear", "log", "shuffled", "learned"])
+def test_without_further_fields_it_begins_with_the_paper(kind: str) -> None:
+    mapping = mapping_from_config({"kind": kind})
+    timesteps = [mapping(rate) for rate in PAPER_RATES]
+    if kind == "shuffled":
+        assert timesteps != PAPER and sorted(timesteps, reverse=True) == PAPER
+    elif kind in ("linear", "log"):
+        assert (timesteps[0], timesteps[-1]) == (500, 150) and timesteps == sorted(timesteps, reverse=True)
+    else:
+        assert timesteps == PAPER
+    mapping.check(PAPER_RATES, 1000)
+    if kind == "learned":
+        assert all(isinstance(timestep, float) for timestep in timesteps)
+
+
+def test_ramps() -> None:
+    linear, log = RampMapping(600, 100, "linear"), RampMapping(600, 100, "log")
+    for rate in RATES:
+        share = (rate.bpp - 0.0019) / (0.125 - 0.0019)
+        assert linear(rate) == round(600 - 500 * share)
+    assert linear(PAPER_RATES[2]) > log(PAPER_RATES[2])  # most of the rates' logarithms lie at the low end
+    assert isinstance(linear(PAPER_RATES[1]), int) and log(PAPER_RATES[0]) == 600 and log(PAPER_RATES[-1]) == 100
+
+
+def test_a_permutation_is_the_same_everywhere() -> None:
+    shuffled = {seed: [ShuffledMapping(TableMapping.paper().timesteps, seed)(rate) for rate in PAPER_RATES]
+                for seed in (0, 1)}  # fmt: skip
+    assert shuffled[0] == [150, 210, 280, 310, 170, 500, 190, 400]
+    assert shuffled[1] == [150, 210, 170, 190, 310, 280, 500, 400]
+    with pytest.raises(ValueError, match=r"no pseudo-timestep for rate 0\.0024"):
+        ShuffledMapping(TableMapping.paper().timesteps)(RATES[8])
+
+
+def test_per_image_has_no_timestep_of_a_rate() -> None:
+    with pytest.raises(ValueError, match="for each picture, not for each rate"):
+        PerImageMapping()(RATES[0])
+    PerImageMapping().check(RATES, 10)
+
+
+@pytest.mark.parametrize("length", [1000, 256, 300, 50, 2])
+def test_codes_of_timesteps(length: int) -> None:
+    reached = [timestep_of_code(code, length) for code in range(256)]
+    assert reached[0] == 0 and reached[-1] == length - 1 and reached == sorted(reached)
+    assert all(timestep_of_code(timestep_code(timestep, length), length) == timestep for timestep in reached)
+    for timestep in range(length):
+        nearest = min(abs(timestep - other) for other in reached)
+        assert abs(timestep - timestep_of_code(timestep_code(timestep, length), length)) == nearest
+
+
+def test_codes_do_not_change() -> None:
+    """Files hold them."""
+    assert [timestep_of_code(code, 1000) for code in (0, 1, 2, 100, 127, 128, 254, 255)] == [
+        0, 4, 8, 392, 498, 501, 995, 999
+    ]  # fmt: skip
+    assert [timestep_code(timestep, 1000) for timestep in (0, 1, 2, 150, 500, 997, 998, 999)] == [
+        0, 0, 1, 38, 128, 254, 255, 255
+    ]  # fmt: skip
 
 
 def test_a_rate_without_an_entry() -> None:
@@ -34,13 +132,60 @@ def test_outside_the_schedule(timestep: int) -> None:
         TableMapping({0: timestep}).check(RATES[:1], 1000)
 
 
+@pytest.mark.parametrize("timestep", [-0.5, 999.5, float("nan")])
+def test_fractions_outside_the_schedule(timestep: float) -> None:
+    with pytest.raises(ValueError, match="is outside the schedule; allowed: 0 to 999"):
+        LearnedMapping({0: timestep}).check(RATES[:1], 1000)
+
+
 @pytest.mark.parametrize("kind", ["tabel", None])
 def test_unknown_kind(kind) -> None:
-    with pytest.raises(ValueError, match="timesteps.kind .* does not exist; allowed: table"):
+    with pytest.raises(ValueError, match="timesteps.kind .* does not exist; allowed: table, cosine, .*, learned"):
         mapping_from_config({"kind": kind})
 
 
-@pytest.mark.parametrize("table", ["papr", 3, None, {"x": 1}, {"12": 1}, {"0": "late"}, {"0": None}])
+@pytest.mark.parametrize("table", ["papr", 3, None, {"x": 1}, {"12": 1}, {"0": "late"}, {"0": None}, {"0": 3.5}])
 def test_malformed_table(table) -> None:
     with pytest.raises(ValueError, match="timesteps.timesteps must be 'paper' or a table"):
         mapping_from_config({"kind": "table", "timesteps": table})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"kind": "constant"}, "timesteps.timestep is None; allowed: whole numbers"),
+        ({"kind": "constant", "timestep": True}, "timesteps.timestep is True; allowed: whole numbers"),
+        ({"kind": "linear", "first": "high"}, "timesteps.first is 'high'; allowed: whole numbers"),
+        ({"kind": "log", "last": 1.5}, "timesteps.last is 1.5; allowed: whole numbers"),
+        ({"kind": "shuffled", "seed": float("nan")}, "timesteps.seed is nan; allowed: whole numbers"),
+        ({"kind": "constant", "timesteps": 3}, "timesteps.timesteps is unknown to kind constant; allowed: kind, time"),
+        ({"kind": "per_image", "bits": 8}, "timesteps.bits is unknown to kind per_image; allowed: kind"),
+        ({"kind": "learned", "timesteps": {"0": "x"}}, "timesteps.timesteps must be 'paper' or a table"),
+        ({"kind": "cosine"}, "timesteps.calibration is unset, but kind cosine is measured; allowed: a calib"),
+        ({"kind": "snr", "calibration": None}, "timesteps.calibration is unset, but kind snr is measured"),
+        ({"kind": "cosine", "values": {"0": 0.5}, "timesteps": {"1": 3}}, "name different rates"),
+        ({"kind": "cosine", "values": "paper", "timesteps": {"1": 3}}, "timesteps.values must be a table rate id: cos"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(config: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        mapping_from_config(config)
+    assert "\n" not in str(error.value)
+
+
+def test_a_calibration_file(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps({"mappings": {kind: EXAMPLES[kind].to_config() for kind in ("cosine", "snr")}}))
+    for kind in ("cosine", "snr"):
+        assert mapping_from_config(read_calibration({"kind": kind, "calibration": str(path)})) == EXAMPLES[kind]
+    for config in ({"kind": "linear", "first": 300}, {"kind": "snr", "calibration": None}):
+        assert read_calibration(config) == config
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"mappings": {"snr": {}}}', '{"mappings": {"cosine": 3}}'])
+def test_what_is_no_calibration_file(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "calibration.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match="timesteps.calibration is '.*', which cannot be read .*; allowed: a calibra"):
+        read_calibration({"kind": "cosine", "calibration": str(path)})

@@ -1,11 +1,14 @@
 """The `.oscar` container: a header of at most 16 bytes for pictures up to 16384x16384, and the coded indices.
 
+A picture with a timestep of its own (mapping `per_image`) has one byte more.
+
 bytes   field
 2       magic number 0x05C (12 bits), format version (4 bits)
-1       coding (4 bits), rate id (4 bits)
+1       whether the picture has a timestep of its own (1 bit), coding (3 bits), rate id (4 bits)
 2       model tag, big-endian
 2 to 6  width - 1, then height - 1: seven bits a byte, lowest first, high bit set when more follow
 4       codes of the latent norms, one per channel
+0 to 1  code of the picture's own timestep, where the bit says so
 3       checksum: low 24 bits of the CRC-32 of all other bytes, big-endian
 rest    payload: the coded indices, up to the end of the file
 """
@@ -33,6 +36,7 @@ LATENT_CHANNELS = 4
 MAX_SIDE = 65536
 _CHECKSUM_BYTES = 3
 _VARINT_BYTES = 3  # enough for MAX_SIDE - 1
+_HAS_TIMESTEP = 0x80
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Container:
         height: true height likewise.
         norms: codes of the latent norms, one byte per channel.
         payload: the coded indices.
+        timestep: code of the picture's own timestep, 0 to 255; None where the rate determines it.
         version: version of the format.
 
     Raises:
@@ -63,6 +68,7 @@ class Container:
     height: int
     norms: bytes
     payload: bytes
+    timestep: int | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -78,6 +84,8 @@ class Container:
         _check_range("height", self.height, 1, MAX_SIDE)
         if len(self.norms) != LATENT_CHANNELS:
             raise HeaderError(f"norms have {len(self.norms)} codes; allowed: {LATENT_CHANNELS}")
+        if self.timestep is not None:
+            _check_range("timestep code", self.timestep, 0, 255)
         longest = packed_length(self.index_count, self.rate.codebook_size)
         length = len(self.payload)
         if (length != longest) if self.coding == Coding.PACKED else (length >= longest):
@@ -103,14 +111,16 @@ class Container:
         return sum(len(part) for name, part in self.parts().items() if name != "payload")
 
     def parts(self) -> dict[str, bytes]:
-        """The file's parts by name, in the file's order: magic_version, coding_rate, model_tag, size, norms, checksum,
-        payload."""
+        """The file's parts by name, in the file's order: magic_version, coding_rate, model_tag, size, norms, timestep
+        (if there is one), checksum, payload."""
+        flag, timestep = (0, {}) if self.timestep is None else (_HAS_TIMESTEP, {"timestep": bytes([self.timestep])})
         before = {
             "magic_version": (MAGIC << 4 | self.version).to_bytes(2, "big"),
-            "coding_rate": bytes([self.coding << 4 | self.rate_id]),
+            "coding_rate": bytes([flag | self.coding << 4 | self.rate_id]),
             "model_tag": int(self.model_tag).to_bytes(2, "big"),
             "size": _write_varint(self.width - 1) + _write_varint(self.height - 1),
             "norms": bytes(self.norms),
+            **timestep,
         }
         checksum = _checksum(b"".join(before.values()), self.payload)
         return {**before, "checksum": checksum, "payload": bytes(self.payload)}
@@ -132,19 +142,22 @@ class Container:
             raise TruncatedFileError(f"file ends in its header: it has {len(data)} bytes")
         width, position = _read_varint(data, 5, "width")
         height, position = _read_varint(data, position, "height")
-        header_end = position + LATENT_CHANNELS + _CHECKSUM_BYTES
+        norms_end = position + LATENT_CHANNELS
+        checksum_start = norms_end + bool(data[2] & _HAS_TIMESTEP)
+        header_end = checksum_start + _CHECKSUM_BYTES
         if len(data) < header_end:
             raise TruncatedFileError(f"file ends in its header: it has {len(data)} of {header_end} bytes")
-        checksum_start, payload = header_end - _CHECKSUM_BYTES, data[header_end:]
+        payload = data[header_end:]
         if _checksum(data[:checksum_start], payload) != data[checksum_start:header_end]:
             raise ChecksumError("checksum does not match: the file is damaged or cut short")
         return cls(
-            coding=data[2] >> 4,  # checked by the constructor, as are the other fields
+            coding=(data[2] & ~_HAS_TIMESTEP) >> 4,  # checked by the constructor, as are the other fields
             rate_id=data[2] & 0xF,
             model_tag=int.from_bytes(data[3:5], "big"),
             width=width + 1,
             height=height + 1,
-            norms=data[position:checksum_start],
+            norms=data[position:norms_end],
+            timestep=data[norms_end] if norms_end < checksum_start else None,
             payload=payload,
         )
 

@@ -321,10 +321,13 @@ def peak_memory(
     """Memory of one call in a fresh process that loads the model, in MiB: columns of `TimingResult.memory`.
 
     Raises:
-        TimingError: if the process fails or does not end within `timeout` seconds.
+        TimingError: if the codec has no source to be loaded from, or the process fails or does not end within `timeout`
+            seconds.
     """
     import torch
 
+    if codec.source is None:
+        raise TimingError(f"{codec.name} was not loaded from a checkpoint, so that no other process can load it")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "input"
         if direction == "encode":
@@ -332,7 +335,7 @@ def peak_memory(
         else:
             path.write_bytes(codec.codec.compress(image, point))
         request = {
-            "model": str(getattr(codec, "source", codec.model)),
+            "model": str(codec.source),
             "device": str(codec.codec.device),
             "dtype": _dtype_name(codec.codec),
             "threads": torch.get_num_threads(),

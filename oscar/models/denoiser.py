@@ -125,12 +125,12 @@ class Denoiser(nn.Module):
             )
         self.prompt.data.copy_(embedding)
 
-    def forward(self, noisy: Tensor, timestep: int | Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, timestep: float | Tensor) -> Tensor:
         """One denoising step.
 
         Args:
             noisy: rescaled quantised latent (B, 4, h, w), of any size; padded for the UNet and cropped here.
-            timestep: pseudo-timestep, one number or (B,).
+            timestep: pseudo-timestep, one number or (B,); may be a fraction.
 
         Returns:
             x0 (B, 4, h, w).
@@ -146,7 +146,7 @@ class Denoiser(nn.Module):
             self.merged = True
 
 
-def predict(unet: UNet2DConditionModel, latent: Tensor, timestep: int | Tensor, prompt: Tensor | None) -> Tensor:
+def predict(unet: UNet2DConditionModel, latent: Tensor, timestep: float | Tensor, prompt: Tensor | None) -> Tensor:
     """The UNet's output (B, 4, h, w) for a latent of any size: replicated to the UNet's multiple and cropped back."""
     batch, _, height, width = latent.shape
     multiple = unet_multiple(unet)

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from compressai.layers import AttentionBlock
 from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
 from oscar.rates import PAPER_RATES, RatePoint
+
+DITHER_PERIOD = 64  # latents
 
 
 class BottleneckOutput(NamedTuple):
@@ -80,6 +83,9 @@ class HyperEncoder(nn.Module):
             start.
         dead_code_threshold: share of the uses that a code would have if all were used alike, in the moving average,
             under which it is replaced by a feature of the batch; 0, the paper's setting, never.
+        dither: noise added to the encoder's input, as a share of each channel's root mean square; 0 in the paper. A
+            network that sees a flat area gives it one code throughout, so that a small codebook shows as steps;
+            noise lets neighbouring codes differ, and the decoder, which averages over them, find the values between.
     """
 
     def __init__(
@@ -94,9 +100,11 @@ class HyperEncoder(nn.Module):
         dead_code_threshold: float = 0,
         decay: float = 0.8,
         rotation_trick: bool = True,
+        dither: float = 0.0,
     ):
         super().__init__()
         self.rate = rate
+        self.dither = dither
         self.codebook_size = codebook_size or rate.codebook_size
         self.dead_code_threshold = dead_code_threshold
         steps = rate.downsample.bit_length() - 1
@@ -134,8 +142,22 @@ class HyperEncoder(nn.Module):
 
     def codebook_features(self, latent: Tensor) -> Tensor:
         """Unit-norm features (B, rows, columns, codebook_dim) whose nearest codes are the indices."""
-        features = self.backbone(latent).permute(0, 2, 3, 1)
+        features = self.backbone(self.add_dither(latent)).permute(0, 2, 3, 1)
         return F.normalize(self.quantizer.project_in(features), dim=-1)
+
+    def add_dither(self, latent: Tensor) -> Tensor:
+        """The latent with the encoder's noise: random in training, else a fixed pattern, so that files repeat."""
+        if not self.dither:
+            return latent
+        if self.training:
+            noise = torch.randn_like(latent)
+        else:
+            height, width = latent.shape[-2:]
+            generator = torch.Generator().manual_seed(0)
+            pattern = torch.randn(latent.shape[1], DITHER_PERIOD, DITHER_PERIOD, generator=generator)
+            noise = pattern.repeat(1, -(-height // DITHER_PERIOD), -(-width // DITHER_PERIOD))[:, :height, :width]
+        rms = latent.square().mean(dim=(2, 3), keepdim=True).sqrt()
+        return latent + self.dither * rms * noise.to(latent)
 
     def encode(self, latent: Tensor) -> Tensor:
         """Latent (B, 4, h, w), h and w multiples of the rate's downsample -> indices, int64 (B, rows, columns)."""
@@ -148,7 +170,7 @@ class HyperEncoder(nn.Module):
 
     def forward(self, latent: Tensor) -> BottleneckOutput:
         """The training pass: quantised latent with gradients through the quantiser, indices and commitment loss."""
-        features = self.backbone(latent).permute(0, 2, 3, 1)
+        features = self.backbone(self.add_dither(latent)).permute(0, 2, 3, 1)
         batch, rows, columns, channels = features.shape
         if self.training and self.dead_code_threshold:  # the library counts uses per pass, whatever its size
             uses = self.dead_code_threshold * batch * rows * columns / self.codebook_size
@@ -165,13 +187,18 @@ class VQBottleneck(nn.Module):
     Args:
         rates: rate points, each with a hyper-encoder of its own.
         codebook_sizes: codebook size by rate id where it departs from the rate's (as the 8196 of the published code).
+        dither: by rate id, where it is not 0.
         options: further arguments of `HyperEncoder`.
     """
 
     kind = "vq"
 
     def __init__(
-        self, rates: Sequence[RatePoint] = PAPER_RATES, codebook_sizes: dict[int, int] | None = None, **options
+        self,
+        rates: Sequence[RatePoint] = PAPER_RATES,
+        codebook_sizes: dict[int, int] | None = None,
+        dither: dict[int, float] | None = None,
+        **options,
     ):
         super().__init__()
         sizes = codebook_sizes or {}
@@ -180,11 +207,18 @@ class VQBottleneck(nn.Module):
         self.hyper_encoders = nn.ModuleDict(
             {str(rate.id): HyperEncoder(rate, codebook_size=sizes.get(rate.id), **options) for rate in self.rates}
         )
+        self.set_dither(dither or {})
 
     def describe(self) -> dict:
         """Rates and options in JSON-able form, as a checkpoint stores them."""
         options = {name: value for name, value in self.options.items() if name != "latent_channels"}
-        return {"rates": [rate.id for rate in self.rates], **options}
+        dither = {str(rate.id): self.at(rate).dither for rate in self.rates if self.at(rate).dither}
+        return {"rates": [rate.id for rate in self.rates], **options, **({"dither": dither} if dither else {})}
+
+    def set_dither(self, dither: dict[int, float]) -> None:
+        """Noise of the encoder by rate id, 0 where it is not named; decoding does not depend on it."""
+        for rate in self.rates:
+            self.at(rate).dither = float(dither.get(rate.id, 0))
 
     def at(self, rate: RatePoint) -> HyperEncoder:
         """The hyper-encoder of a rate."""

@@ -8,6 +8,7 @@ from oscar import checkpoint
 from oscar.codec import OscarCodec
 from oscar.config import ConfigError, TrainConfig
 from oscar.models.backbone import Backbone
+from oscar.timesteps import TableMapping, mapping_from_config, read_calibration
 from oscar.training.stage import Stage
 
 
@@ -15,7 +16,8 @@ def build_stage(config: TrainConfig) -> Stage:
     """The stage with its networks, on the CPU.
 
     Raises:
-        ConfigError, CheckpointError, BackboneError, PerceptualUnavailable: where something named cannot be had.
+        ConfigError, CheckpointError, BackboneError, WeightsUnavailable: where something named cannot be had.
+        ValueError: for timesteps that do not exist or do not fit.
     """
     # Denormal gradients slow a CPU down several times. Worker threads inherit the flag when the first parallel step
     # makes them, so this comes before any.
@@ -50,14 +52,21 @@ def build_backbone(config: TrainConfig) -> Backbone:
 
 
 def build_codec(config: TrainConfig) -> OscarCodec:
-    """The codec of `init_from`, all of it, or a new one on the configured backbone."""
+    """The codec of `init_from`, with another mapping if `timesteps` is set, or a new one on the configured backbone."""
+    mapping = None if config.timesteps is None else mapping_from_config(read_calibration(config.timesteps))
     if config.init_from is not None:
-        return checkpoint.load(config.init_from)
+        codec = checkpoint.load(config.init_from)
+        if mapping is not None:
+            codec.set_mapping(mapping)
+        if config.bottleneck.dither:
+            codec.bottleneck.set_dither(config.bottleneck.dither_by_id())
+            codec.forget_fingerprint()
+        return codec
     rates = config.bottleneck.rate_points()
     architecture = {
         "bottleneck": {"rates": [rate.id for rate in rates], **config.bottleneck.options()},
         "denoiser": config.denoiser.options(),
-        "timesteps": config.timesteps,
+        "timesteps": (mapping or TableMapping.paper()).to_config(),
     }
     try:
         codec = checkpoint.build(architecture, build_backbone(config))

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from oscar.codec import OscarCodec, channel_rms, rescale
 from oscar.config import TrainConfig
 from oscar.models.discriminator import LatentDiscriminator
+from oscar.rates import RatePoint
+from oscar.timesteps import LearnedMapping
 from oscar.training.losses import ImageLoss, cosine_loss_channel, generator_loss
 from oscar.training.stage import Pass, Stage, draw_rates
 from oscar.training.tables import estimate_frequencies
+from oscar.training.timesteps import LearnedTimesteps
 
 
 class JointStage(Stage):
@@ -33,6 +36,10 @@ class JointStage(Stage):
         self.draw_weights = stage.draw_weights(codec.rates)
         self.image_loss = ImageLoss(stage.image_losses, stage.network_files)
         self.metrics = ("loss", "rate", *self.image_loss.weights, "latent", "cosine", "commitment", "gan", "critic")
+        self.timesteps = None
+        if isinstance(codec.mapping, LearnedMapping):
+            self.timesteps = LearnedTimesteps(codec.mapping, codec.rates, len(codec.backbone.schedule))
+            self.metrics += ("timestep",)
         if stage.gan > 0:
             critic = LatentDiscriminator(
                 codec.backbone.plain_unet(), codec.backbone.schedule.alphas_cumprod, stage.critic.lora_rank,
@@ -44,6 +51,8 @@ class JointStage(Stage):
 
     def trained_modules(self) -> list[nn.Module]:
         modules: list[nn.Module] = [self.codec.bottleneck, self.codec.denoiser]
+        if self.timesteps is not None:
+            modules.append(self.timesteps)
         if self.stage.vae == "decoder":
             modules += self.codec.backbone.decoder_modules()
         elif self.stage.vae == "all":
@@ -59,24 +68,37 @@ class JointStage(Stage):
         # Norms and targets carry no gradient: a trained encoder could else grow its latents until the denoiser hardly
         # counts, or drift towards what is easy to quantise.
         target = latent.detach()
-        x0 = self.codec.denoiser(rescale(quantised.z_hat, channel_rms(target)), self.codec.mapping(rate))
+        timestep = self.timestep(rate, quantised.z_hat, target)
+        x0 = self.codec.denoiser(rescale(quantised.z_hat, channel_rms(target)), timestep)
         loss, terms = self.image_loss(self.codec.backbone.decode(x0), images)
         terms["latent"] = F.mse_loss(x0.float(), target.float())
         terms["cosine"] = cosine_loss_channel(quantised.z_hat, target)
         terms["commitment"] = quantised.commitment
         for name in ("latent", "cosine", "commitment"):
             loss = loss + getattr(self.stage, name) * terms[name]
+        if self.timesteps is not None:
+            terms["timestep"] = timestep.detach()
         if self.critic is not None:
             terms["gan"] = generator_loss(self.critic(x0, self.codec.denoiser.prompt, turn.noise(x0.device)))
             loss = loss + self.stage.gan * terms["gan"]
             self._last = (target, x0.detach())
         return {"loss": loss, "rate": loss.new_tensor(rate.bpp), **terms}
 
+    def timestep(self, rate: RatePoint, z_hat: Tensor, latent: Tensor) -> Tensor | int:
+        """The timestep of this pass: learned, one of each picture (B,), or the rate's."""
+        if self.timesteps is not None:
+            return self.timesteps(rate)
+        if self.codec.mapping.per_picture:
+            return self.codec.measure_timesteps(z_hat.detach(), latent)
+        return self.codec.mapping(rate)
+
     def critic_inputs(self) -> tuple[Tensor, ...]:
         prompt = self.codec.denoiser.prompt
         return (*self._last, None if prompt is None else prompt.detach())
 
     def finish(self, batches) -> None:
+        if self.timesteps is not None:
+            self.codec.set_mapping(self.timesteps.to_mapping())
         estimate_frequencies(self.codec, batches)
 
     def save(self, folder: Path) -> None:

@@ -41,20 +41,24 @@ GOLDEN_HEX = (
     "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f202122232425262728292a2b2c2d2e2f3031323334353637"
     "38393a3b3c3d3e"
 )
+GOLDEN_OWN = dataclasses.replace(GOLDEN, timestep=0x9A)  # with a timestep of its own
+GOLDEN_OWN_HEX = "05c184beefcc0210000180ff9a" "39dbab" + GOLDEN.payload.hex()
 
 
 def skewed_table(size: int) -> np.ndarray:
     return normalise_counts((1_000_000 / (1 + np.arange(size)) ** 1.3).astype(np.int64))
 
 
-def make(rate_id: int = 4, width: int = 333, height: int = 517, skewed: bool = True, seed: int = 0) -> Container:
+def make(
+    rate_id: int = 4, width: int = 333, height: int = 517, skewed: bool = True, timestep: int | None = None
+) -> Container:
     rate = rate_by_id(rate_id)
     rows, columns = rate.grid_shape(height, width)
     table = skewed_table(rate.codebook_size)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     indices = generator.choice(len(table), rows * columns, p=table / table.sum() if skewed else None)
     coding, payload = encode_indices(indices, table)
-    return Container(coding, rate_id, 0xA55A, width, height, bytes([1, 2, 200, 255]), payload)
+    return Container(coding, rate_id, 0xA55A, width, height, bytes([1, 2, 200, 255]), payload, timestep)
 
 
 def read(data: bytes) -> np.ndarray:
@@ -72,15 +76,16 @@ def with_checksum(before: bytes, payload: bytes) -> bytes:
 @pytest.mark.parametrize("skewed", [True, False])
 @pytest.mark.parametrize("rate", RATES, ids=lambda rate: f"{rate.bpp:.4f}")
 def test_round_trip(rate, skewed):
-    for width, height in [(1, 1), (7, 5), (128, 128), (129, 127), (333, 517), (64, 2048)]:
-        container = make(rate.id, width, height, skewed)
+    sizes = [(1, 1), (7, 5), (128, 128), (129, 127), (333, 517), (64, 2048)]
+    for (width, height), timestep in zip(sizes, (None, 0, 255, None, 17, None), strict=True):
+        container = make(rate.id, width, height, skewed, timestep=timestep)
         data = container.pack()
         assert Container.unpack(data) == container
         assert Container.unpack(data).pack() == data
         assert container.rate is rate
         assert container.header_bytes == len(data) - len(container.payload)
-        # The file is never longer than the nominal bits, in whole bytes, and 16 bytes.
-        assert len(data) <= -(-rate.nominal_bits(height, width) // 8) + 16
+        # The file is never longer than the nominal bits, in whole bytes, and 16 bytes, 17 with its own timestep.
+        assert len(data) <= -(-rate.nominal_bits(height, width) // 8) + 16 + (timestep is not None)
 
 
 def test_parts_are_the_file():
@@ -91,8 +96,20 @@ def test_parts_are_the_file():
 
 
 def test_golden_bytes():
-    assert GOLDEN.pack().hex() == GOLDEN_HEX
-    assert Container.unpack(bytes.fromhex(GOLDEN_HEX)) == GOLDEN
+    for golden, expected in ((GOLDEN, GOLDEN_HEX), (GOLDEN_OWN, GOLDEN_OWN_HEX)):
+        assert golden.pack().hex() == expected
+        assert Container.unpack(bytes.fromhex(expected)) == golden
+
+
+def test_a_timestep_of_its_own_is_one_byte():
+    parts = GOLDEN_OWN.parts()
+    names = list(GOLDEN.parts())
+    assert list(parts) == [*names[:-2], "timestep", *names[-2:]]
+    assert GOLDEN_OWN.header_bytes == GOLDEN.header_bytes + 1 and parts["timestep"] == b"\x9a"
+    for timestep in range(256):
+        container = dataclasses.replace(GOLDEN, timestep=timestep)
+        assert Container.unpack(container.pack()).timestep == timestep
+    assert Container.unpack(GOLDEN.pack()).timestep is None
 
 
 @pytest.mark.parametrize(
@@ -117,6 +134,8 @@ def test_header_length(width, height, header):
         ({"width": 0}, HeaderError, "width 0"),
         ({"height": 65537}, HeaderError, "height 65537"),
         ({"norms": bytes(3)}, HeaderError, "3 codes"),
+        ({"timestep": 256}, HeaderError, "timestep code 256"),
+        ({"timestep": -1}, HeaderError, "timestep code -1"),
         ({"payload": bytes(62)}, PayloadError, "62 bytes"),
         ({"payload": bytes(64)}, PayloadError, "64 bytes"),
         ({"coding": 1}, PayloadError, "fewer than 63"),
@@ -137,6 +156,8 @@ def test_bad_fields_are_refused(changes, error, message):
         (b"\x05", TruncatedFileError),
         (b"\x05\xc1\x00\x00\x00\x80", TruncatedFileError),
         (GOLDEN.pack()[:14], TruncatedFileError),
+        (GOLDEN_OWN.pack()[:15], TruncatedFileError),
+        (GOLDEN_OWN.pack()[:-1], ChecksumError),
         (GOLDEN.pack()[:-1], ChecksumError),
         (GOLDEN.pack() + b"\0", ChecksumError),
         (b"\x89PNG\r\n\x1a\n", NotAnOscarFileError),
@@ -154,6 +175,8 @@ def test_each_damage_has_its_name(data, error):
     [
         ("05c10cbeef", "0000", UnknownRateError, "rate id 12"),
         ("05c124beef", "0000", HeaderError, "coding 2"),
+        ("05c1a4beef", "0000", HeaderError, "coding 2"),
+        ("05c1f4beef", "0000", HeaderError, "coding 7"),
         ("05c104beef", "800000", HeaderError, "fewest bytes"),
         ("05c104beef", "00818000", HeaderError, "fewest bytes"),
         ("05c104beef", "ffffff0000", HeaderError, "width takes more than 3"),
@@ -163,8 +186,9 @@ def test_each_damage_has_its_name(data, error):
     ],
 )
 def test_bad_headers_under_a_good_checksum(start, size, error, message):
+    norms = bytes(5 if int(start[4], 16) & 8 else 4)  # and a timestep
     with pytest.raises(error, match=message):
-        Container.unpack(with_checksum(bytes.fromhex(start + size) + bytes(4), b"ab"))
+        Container.unpack(with_checksum(bytes.fromhex(start + size) + norms, b"ab"))
 
 
 def test_bytes_like_data_and_other_data():
@@ -174,7 +198,7 @@ def test_bytes_like_data_and_other_data():
 
 
 def test_every_single_bit_counts():
-    for data in (GOLDEN.pack(), make(0).pack()):
+    for data in (GOLDEN.pack(), make(0).pack(), make(0, timestep=100).pack()):
         for bit in range(8 * len(data)):
             damaged = bytearray(data)
             damaged[bit // 8] ^= 1 << bit % 8
@@ -183,7 +207,8 @@ def test_every_single_bit_counts():
 
 
 def test_random_damage_ends_in_a_named_error():
-    originals = [make(rate.id, 333, 517, skewed).pack() for rate in RATES for skewed in (True, False)]
+    originals = [make(rate.id, 333, 517, skewed, timestep=timestep).pack()
+                 for rate in RATES for skewed, timestep in ((True, None), (False, 100))]  # fmt: skip
     generator = np.random.default_rng(2)
     slowest, kinds = 0.0, set()
     for trial in range(2000):
@@ -206,11 +231,12 @@ def test_random_damage_ends_in_a_named_error():
 
 def test_random_damage_under_a_good_checksum():
     """What a checksum cannot catch: a decoder gets an error or indices in range, and no more of them than they cost."""
-    originals = [make(rate.id, 333, 517, skewed) for rate in RATES for skewed in (True, False)]
+    originals = [make(rate.id, 333, 517, skewed, timestep=timestep)
+                 for rate in RATES for skewed, timestep in ((True, None), (False, 100))]  # fmt: skip
     generator = np.random.default_rng(3)
     for trial in range(1000):
         original = originals[trial % len(originals)]
-        before = bytearray(b"".join(list(original.parts().values())[:5]))
+        before = bytearray(b"".join(list(original.parts().values())[:-2]))
         payload = bytearray(original.payload)
         target = before if trial % 2 else payload
         for position in generator.integers(8 * len(target), size=generator.integers(1, 4)):

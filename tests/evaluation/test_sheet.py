@@ -106,12 +106,6 @@ def test_demo_refusals(demo, tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 2
 
 
-def test_packaged_photographs_are_local(demo):
-    pytest.importorskip("skimage")
-    pictures = demo.find_pictures(None)
-    assert len(pictures) >= 3 and all(path.is_file() for path in pictures)
-
-
 def results(tmp_path: Path) -> list[Result]:
     save_picture(tmp_path / "x.png", 64, 300)
     common = {"encode_seconds": 1.0, "decode_seconds": 2.0, "original": tmp_path / "x.png"}

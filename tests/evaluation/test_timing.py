@@ -74,9 +74,7 @@ def clock(monkeypatch) -> Clock:
 
 @pytest.fixture(scope="module")
 def ours(tiny_folder) -> ImageCodec:
-    codec = make_codec("oscar", model=str(tiny_folder), device="cpu")
-    codec.source = str(tiny_folder)
-    return codec
+    return make_codec("oscar", model=str(tiny_folder), device="cpu")
 
 
 @pytest.fixture

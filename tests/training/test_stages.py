@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from oscar import OscarCodec, checkpoint
 from oscar.config import ConfigError, TrainConfig
 from oscar.models.backbone import Backbone
 from oscar.rates import PAPER_RATES, RATES
+from oscar.timesteps import CalibratedMapping, LearnedMapping, PerImageMapping, RampMapping, TableMapping
 from oscar.training.build import build_stage
 from oscar.training.loop import Trainer
 from oscar.training.stage import Pass, Stage, draw_rates
@@ -190,6 +192,91 @@ def test_joint_starts_from_the_checkpoint_of_hyper(configure, quick_tables) -> N
     assert second.codec.bottleneck.at(RATES[7]).quantizer._codebook.initted  # no second k-means start
     with pytest.raises(ConfigError, match=r"stage.rate_weights: rate 0\.0625 does not exist"):
         build_stage(configure("joint", f"init_from={first.output}/final", "+stage.rate_weights={0.0625:2}"))
+
+
+# Timestep mappings.
+
+
+def test_learned_timesteps(configure, quick_tables) -> None:
+    config = configure("joint", "timesteps=learned", "stage.gan=0", "optimiser.lr=0.01", "optimiser.warmup_steps=0",
+                       "trainer.ema_decay=0.5")  # fmt: skip
+    stage = build_stage(config)
+    assert isinstance(stage.codec.mapping, LearnedMapping)
+    metrics = stage.train()(images(), Pass(0, 0))
+    rate = next(rate for rate in stage.codec.rates if abs(rate.bpp - metrics["rate"].item()) < 1e-6)
+    assert metrics["timestep"].item() == pytest.approx(rate.timestep, abs=0.01)
+    metrics["loss"].backward()
+    gradient = stage.timesteps.offset.grad
+    assert gradient[rate.id] != 0 and gradient.count_nonzero() == 1  # one rate per pass
+    stage.zero_grad()
+    assert Trainer(stage, config).run()
+    loaded = checkpoint.load(config.output + "/final").mapping
+    assert isinstance(loaded, LearnedMapping)
+    moved = {rate.id: abs(loaded(rate) - rate.timestep) for rate in stage.codec.rates}
+    assert 1 <= sum(distance > 0.1 for distance in moved.values()) <= 2  # the two steps draw one rate each
+    assert all(distance < 10 for distance in moved.values())  # some (T - 1) / 4 * lr a step
+    again = build_stage(configure("joint", f"init_from={config.output}/final", "stage.gan=0"))
+    for rate in stage.codec.rates:  # training goes on from there
+        assert again.timesteps(rate).item() == pytest.approx(loaded(rate), abs=0.01)
+
+
+def test_learned_timesteps_are_resumed(configure, quick_tables, tmp_path: Path) -> None:
+    options = ("timesteps=learned", "stage.gan=0", "optimiser.warmup_steps=0", "trainer.checkpoint_every=1")
+    whole = configure("joint", *options, f"output={tmp_path / 'whole'}")
+    Trainer(build_stage(whole), whole).run()
+    part = configure("joint", *options, f"output={tmp_path / 'part'}", "trainer.keep_last=2")
+    Trainer(build_stage(part), part).run()
+    (tmp_path / "part/checkpoints/step-0000002.pt").unlink()
+    Trainer(build_stage(part), part).run()
+    first, second = (checkpoint.load(tmp_path / name / "final").mapping for name in ("whole", "part"))
+    assert first == second != LearnedMapping(TableMapping.paper().timesteps)
+
+
+def test_joint_with_timesteps_of_the_pictures(configure, quick_tables) -> None:
+    config = configure("joint", "timesteps=per_image", "stage.gan=0")
+    stage = build_stage(config)
+    seen = []
+    stage.codec.denoiser.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    stage(images(3), Pass(0, 0))
+    assert seen[0].shape == (3,) and not seen[0].is_floating_point()
+    assert Trainer(stage, config).run()
+    assert checkpoint.load(config.output + "/final").mapping == PerImageMapping()
+
+
+def test_init_from_keeps_its_mapping_unless_another_is_named(configure, tiny_folder: Path, tmp_path: Path) -> None:
+    calibrated = CalibratedMapping({rate.id: 300 + rate.id for rate in PAPER_RATES}, dict.fromkeys(range(8), 0.5))
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps({"mappings": {"cosine": calibrated.to_config()}}))
+    for overrides, mapping in (
+        ([], TableMapping.paper()),
+        (["timesteps=linear"], RampMapping(500, 150, "linear")),
+        (["timesteps=log", "timesteps.first=600"], RampMapping(600, 150, "log")),
+        (["timesteps=cosine", f"timesteps.calibration={path}"], calibrated),
+    ):
+        codec = build_stage(configure("joint", f"init_from={tiny_folder}", "stage.gan=0", *overrides)).codec
+        assert codec.mapping == mapping
+        assert (codec.fingerprint == checkpoint.load(tiny_folder).fingerprint) == (not overrides)
+
+
+@pytest.mark.parametrize("mapping", ["linear", "log", "constant", "shuffled", "per_image", "learned", "paper"])
+def test_a_new_codec_takes_the_mapping_that_is_named(configure, mapping: str) -> None:
+    codec = build_stage(configure("joint", f"timesteps={mapping}", "stage.gan=0")).codec
+    assert codec.mapping.kind == ("table" if mapping == "paper" else mapping)
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "message"),
+    [
+        ("joint", ["timesteps=cosine"], "timesteps.calibration is unset"),
+        ("joint", ["timesteps=snr", "timesteps.calibration=nowhere.json"], "timesteps.calibration is 'nowhere.json'"),
+        ("joint", ["timesteps=constant", "timesteps.timestep=1000"], "1000 of rate .* is outside the schedule"),
+        ("hyper", ["timesteps=linear", "+timesteps.base=3"], "timesteps.base is unknown to kind linear"),
+        ("prior", ["timesteps=linear"], "timesteps is set, but stage prior has no rates"),
+    ],
+)
+def test_mappings_that_are_refused(configure, stage: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_stage(configure(stage, *overrides))
 
 
 def test_the_prompt_from_text_needs_a_source(configure) -> None:

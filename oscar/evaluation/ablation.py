@@ -1,0 +1,306 @@
+"""Which timestep serves a rate best: any set of mappings, and a sweep, over one checkpoint.
+
+    OUTPUT/rates/<rate>/    the evaluation of each rate, whose points are timesteps (`oscar.evaluation.evaluate`)
+    OUTPUT/sweep.csv        all rows: image, rate, timestep (-1: the picture's own), rates in bpp, metrics
+    OUTPUT/tables/          side_by_side_<metric>, mappings_<metric>, timesteps: CSV, Markdown, LaTeX
+    OUTPUT/plots/           quality against timestep, a panel for each rate: PDF, SVG, PNG
+
+The weights stay as they are: this asks where the checkpoint's UNet should be told to stand, not how well another
+mapping would do after training with it (`scripts/train.py init_from=... timesteps=...`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from oscar.baselines.base import Encoded, ImageCodec, RoundTrip
+from oscar.bitstream import Container
+from oscar.bitstream.norms import quantise_rms
+from oscar.codec import OscarCodec
+from oscar.evaluation.calibration import by_bpp, calibrate
+from oscar.evaluation.evaluate import EvaluationError, evaluate, load_results
+from oscar.evaluation.metrics import METRICS, MetricSet
+from oscar.evaluation.pictures import find_pictures
+from oscar.evaluation.tables import Table, metric_title
+from oscar.images import to_pil, to_tensor
+from oscar.jobs import write_whole
+from oscar.rates import RatePoint
+from oscar.timesteps import TimestepMapping, mapping_from_config, read_calibration
+
+if TYPE_CHECKING:
+    from oscar.config import AblateTimestepsConfig
+
+OWN = -1.0  # the point at which a picture is decoded at its own timestep
+BEST = "best"  # stands in tables beside the mappings
+
+
+class _Coded(NamedTuple):
+    """A picture at one rate, encoded once for all timesteps."""
+
+    data: bytes
+    data_own: bytes  # with the byte that says the picture's own timestep
+    own: int
+    z_hat: Tensor
+    rms: Tensor
+    seconds: float
+
+
+class TimestepCodec(ImageCodec):
+    """OSCAR at one rate, decoded at any timestep: its points. `OWN` is the picture's own, one byte more of file.
+
+    Args:
+        codec: the codec, in evaluation mode; its own mapping is not looked at.
+        rate: one of its rate points.
+        model: its name in file names and tables.
+    """
+
+    point_name = "timestep"
+    points = grid = ()
+
+    def __init__(self, codec: OscarCodec, rate: RatePoint, model: str):
+        self.codec, self.rate = codec, rate
+        self.name = f"oscar-{model}-{rate.bpp:.4f}"
+        self.label = f"OSCAR {model} at {rate.bpp:.4f}"
+        self._image: Image.Image | None = None
+        self._coded: _Coded | None = None
+
+    def describe(self) -> dict:
+        return {**super().describe(), "fingerprint": self.codec.fingerprint, "rate": self.rate.bpp,
+                "device": self.codec.device.type}  # fmt: skip
+
+    def check_point(self, point: float) -> float:
+        last = len(self.codec.backbone.schedule) - 1
+        if point == OWN or 0 <= point <= last:
+            return float(point)
+        raise ValueError(f"{self.name}: timestep {point:g} is not allowed; allowed: 0 to {last}")
+
+    def encode(self, image: Image.Image, point: float) -> Encoded:
+        coded = self._encode(image)
+        data = coded.data_own if point == OWN else coded.data
+        parts = {name: len(part) for name, part in Container.unpack(data).parts().items()}
+        return Encoded(data, parts, nominal_bpp=self.rate.bpp)
+
+    def decode(self, data: bytes) -> Image.Image:
+        """Not possible.
+
+        Raises:
+            ValueError: always, since a file does not say at which timestep it is to be decoded.
+        """
+        raise ValueError(f"{self.name}: a file does not say its timestep; allowed: round_trip")
+
+    @torch.inference_mode()
+    def round_trip(self, image: Image.Image, point: float) -> RoundTrip:
+        """Encode a picture, unless it was the last one too, and decode it at a timestep."""
+        coded = self._encode(image)
+        start = time.perf_counter()
+        x0 = self.codec.denoise(coded.z_hat, coded.rms, self.rate, coded.own if point == OWN else _plain(point))
+        pixels = self.codec.backbone.decode(x0)[..., : image.height, : image.width]
+        decoded = to_pil(pixels.clamp(-1, 1))
+        seconds = time.perf_counter() - start
+        encoded = self.encode(image, point)
+        return RoundTrip(image, decoded, encoded, encoded.nominal_bpp, None, coded.seconds, seconds)
+
+    @torch.inference_mode()
+    def _encode(self, image: Image.Image) -> _Coded:
+        if image is not self._image:
+            start = time.perf_counter()
+            codec, rate = self.codec, self.rate
+            analysis = codec.analyse(to_tensor(image), rate)
+            z_hat = codec.bottleneck.decode(analysis.indices, rate)
+            own = codec.measure_timesteps(z_hat, analysis.latent)
+            data, data_own = (
+                codec.write(analysis._replace(timesteps=timesteps), rate, image.height, image.width)[0]
+                for timesteps in (None, own)
+            )
+            rms = codec.stored_rms(torch.from_numpy(quantise_rms(analysis.rms.float().cpu().numpy())))
+            self._coded = _Coded(data, data_own, own.item(), z_hat, rms, time.perf_counter() - start)
+            self._image = image
+        return self._coded
+
+
+def _plain(timestep: float) -> int | float:
+    """Whole timesteps as integers, which is how a mapping gives them."""
+    return int(timestep) if timestep == int(timestep) else timestep
+
+
+def ablate_config(config: AblateTimestepsConfig) -> pd.DataFrame:
+    """Run the ablation of a configuration, with progress, and write tables and plots; returns the choices.
+
+    Raises:
+        ValueError: for an unknown model, mapping, metric or rate, or a folder without pictures.
+    """
+    from oscar.evaluation.timestep_plots import plot_ablation
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    sets = [name for name in config.metrics.names if name in METRICS and METRICS[name].kind == "set"]
+    if sets:
+        raise EvaluationError(f"metrics.names has {sets[0]}, which has no value per picture; allowed: those that do")
+    metrics = MetricSet(config.metrics.names, config.device, files=config.metrics.files,
+                        download=config.metrics.download)  # fmt: skip
+    paths = find_pictures(config.data.images)[: config.data.limit]
+    codec = OscarCodec.from_pretrained(config.model, config.device)
+    rates = by_bpp(codec.rates if config.rates is None else {codec.find_rate(bpp) for bpp in config.rates})
+    mappings, own = make_mappings(codec, config.mappings, paths)
+    for mapping in mappings.values():
+        mapping.check(rates, len(codec.backbone.schedule))
+    output = Path(config.output)
+    rows = sweep(codec, rates, mappings, config.sweep, paths, metrics, output, Path(config.model).absolute().name,
+                 asdict(config))  # fmt: skip
+    write_whole(output / "sweep.csv", rows.to_csv(index=False).encode())
+    names = [name for name in metrics.names if name in rows]
+    choices = choose(rows, rates, mappings, names, own)
+    for table in make_tables(choices, mappings, names):
+        table.write(output / "tables")
+        if table.name.startswith("side_by_side"):
+            print(table.to_markdown())
+    pictures = rows["image"].nunique()
+    for name in names:
+        plot_ablation(output / "plots" / f"sweep_{name.replace('+', '_plus')}", rows, choices, name, pictures)
+    for what in ("sweep.csv", "tables", "plots"):
+        print(f"{what}: {output / what}")
+    return choices
+
+
+def make_mappings(
+    codec: OscarCodec, configs: Mapping[str, Mapping], paths: Sequence[Path]
+) -> tuple[dict[str, TimestepMapping], pd.DataFrame | None]:
+    """The mappings of some configs by name. `cosine` and `snr` without a calibration file are measured on `paths`.
+
+    Returns:
+        The mappings, and the calibration's `pictures` if there was one: per_image needs one too.
+    """
+    pictures = None
+    measured: dict[str, TimestepMapping] = {}
+    resolved = {name: read_calibration(config) for name, config in configs.items()}
+    missing = [name for name, config in resolved.items()
+               if config.get("kind") in ("cosine", "snr") and config.get("values") is None]  # fmt: skip
+    others = {name: mapping_from_config(config) for name, config in resolved.items() if name not in missing}
+    if missing or any(mapping.per_picture for mapping in others.values()):
+        calibration = calibrate(codec, paths)
+        pictures, measured = calibration.pictures, calibration.mappings
+    return {name: others[name] if name in others else measured[resolved[name]["kind"]] for name in configs}, pictures
+
+
+def sweep(
+    codec: OscarCodec,
+    rates: Sequence[RatePoint],
+    mappings: Mapping[str, TimestepMapping],
+    timesteps: Sequence[int],
+    paths: Sequence[Path],
+    metrics: MetricSet,
+    output: Path,
+    model: str,
+    config: dict | None = None,
+) -> pd.DataFrame:
+    """Score every picture and rate at each timestep of the sweep and of a mapping; goes on where it stopped.
+
+    Returns:
+        The rows: image, rate, timestep (`OWN` for the picture's own), nominal_bpp, actual_bpp, and the metrics.
+    """
+    frames = []
+    for rate in rates:
+        points = {float(timestep) for timestep in timesteps}
+        points |= {_point(mapping, rate) for mapping in mappings.values()}
+        folder = output / "rates" / f"{rate.bpp:.4f}"
+        evaluate(TimestepCodec(codec, rate, model), paths, metrics, folder, sorted(points), config=config)
+        frame, _ = load_results(folder)
+        frames.append(frame[frame["point"].isin(points)].assign(rate=rate.bpp))
+    rows = pd.concat(frames, ignore_index=True).rename(columns={"point": "timestep"})
+    scored = [name for name in metrics.names if name in rows]
+    return rows[["image", "rate", "timestep", "nominal_bpp", "actual_bpp", *scored]]
+
+
+def _point(mapping: TimestepMapping, rate: RatePoint) -> float:
+    return OWN if mapping.per_picture else float(mapping(rate))
+
+
+def choose(
+    rows: pd.DataFrame,
+    rates: Sequence[RatePoint],
+    mappings: Mapping[str, TimestepMapping],
+    metrics: Sequence[str],
+    own: pd.DataFrame | None,
+) -> pd.DataFrame:
+    """What each mapping chooses and what comes of it, and the best timestep of all that were tried.
+
+    Args:
+        rows: of `sweep`.
+        rates, mappings: those of the sweep.
+        metrics: names of the columns.
+        own: of `make_mappings`, for the mean of the pictures' own timesteps.
+
+    Returns:
+        Columns rate, mapping, timestep (the mean under per_image), actual_bpp and metrics (means over pictures); with a
+        row for each rate and mapping, and one for each rate and metric whose mapping is `best` and whose other metrics
+        are missing. The best is the best mean over pictures among one timestep for all of them.
+    """
+    means = rows.groupby(["rate", "timestep"])[["actual_bpp", *metrics]].mean()
+    result = []
+    for rate in rates:
+        for name, mapping in mappings.items():
+            point = _point(mapping, rate)
+            timestep = own.loc[own["rate"] == rate.bpp, "timestep"].mean() if point == OWN else point
+            result.append({"rate": rate.bpp, "mapping": name, "timestep": timestep, **means.loc[rate.bpp, point]})
+        tried = means.loc[rate.bpp].drop(index=OWN, errors="ignore")
+        for metric in metrics:
+            values = tried[metric].dropna()
+            if len(values):
+                timestep = values.idxmax() if METRICS[metric].higher_is_better else values.idxmin()
+                result.append({"rate": rate.bpp, "mapping": BEST, "timestep": timestep,
+                               "actual_bpp": tried.loc[timestep, "actual_bpp"], metric: values[timestep]})  # fmt: skip
+    return pd.DataFrame(result)
+
+
+def make_tables(
+    choices: pd.DataFrame, mappings: Mapping[str, TimestepMapping], metrics: Sequence[str]
+) -> list[Table]:
+    """Side by side the measured and tabled mappings and the best timestep; all mappings; and their timesteps."""
+    names = list(mappings)
+    compared = [name for name, mapping in mappings.items() if mapping.kind in ("table", "cosine", "snr")]
+    chosen = choices[choices["mapping"] != BEST]
+    timesteps = chosen.pivot(index="rate", columns="mapping", values="timestep")[names]
+    tables = [Table("timesteps", "Timestep of each mapping by rate; of per_image the mean over pictures.",
+                    _with_rate(timesteps), _titles(names), dict.fromkeys(names, "{:.0f}".format))]  # fmt: skip
+    for metric in metrics:
+        title, digits = metric_title(metric), 2 if METRICS[metric].unit == "dB" else 4
+        best = choices[(choices["mapping"] == BEST) & choices[metric].notna()].set_index("rate")
+        values = chosen.pivot(index="rate", columns="mapping", values=metric)[names].assign(**{BEST: best[metric]})
+        with_mean = pd.concat([values, values.mean().to_frame("mean").T])
+        shown = dict.fromkeys([*names, BEST], f"{{:.{digits}f}}".format)
+        note = ("best: of all timesteps tried the one with the best mean, chosen on these pictures; cosine and snr are "
+                "measured on them too, unless a calibration file is named.")  # fmt: skip
+        tables.append(Table(f"mappings_{metric}", f"{title} by rate under each mapping, same weights throughout.",
+                            _with_rate(with_mean), _titles([*names, BEST]), shown, [note]))  # fmt: skip
+        columns = {}
+        for name in (*compared, BEST):
+            columns[f"{name} t"] = best["timestep"] if name == BEST else timesteps[name]
+            columns[f"{name} {title}"] = values[name]
+        pairs = pd.DataFrame(columns)
+        pairs = pd.concat([pairs, pairs.mean().to_frame("mean").T])
+        pairs.loc["mean", [name for name in pairs if name.endswith(" t")]] = None
+        formats = {name: "{:.0f}".format if name.endswith(" t") else f"{{:.{digits}f}}".format for name in pairs}
+        tables.append(Table(f"side_by_side_{metric}", f"Timestep and {title} by rate, same weights throughout.",
+                            _with_rate(pairs), _titles(list(pairs)), formats, [note]))  # fmt: skip
+    return tables
+
+
+def _with_rate(frame: pd.DataFrame) -> pd.DataFrame:
+    """With the index as a first column of words."""
+    rates = [index if isinstance(index, str) else f"{index:.4f}" for index in frame.index]
+    plain = frame.reset_index(drop=True)
+    plain.insert(0, "rate", rates)
+    return plain
+
+
+def _titles(names: Sequence[str]) -> dict[str, str]:
+    return {name: name for name in ("rate", *names)}

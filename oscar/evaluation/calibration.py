@@ -1,0 +1,243 @@
+"""How noisy quantised latents really are: the measurement behind the mappings `cosine` and `snr`.
+
+    OUTPUT/calibration.json     per rate, with where it comes from, and the mappings that follow (`read_calibration`)
+    OUTPUT/calibration.csv      per rate
+    OUTPUT/pictures.csv         per picture and rate, of which the others are means
+    OUTPUT/calibration.pdf      measured cosine against sqrt(alpha_bar_t), and the timesteps; also as SVG and PNG
+
+The paper takes the decoder's rescaled latent y for a noisy one, y = sqrt(alpha_bar_t) z0 + sqrt(1 - alpha_bar_t) noise
+(section 3.1). Here y is split, in each channel of each picture, into its part along z0 and a residual orthogonal to it.
+If the residual is the noise of timestep t, the cosine of y and z0 is sqrt(alpha_bar_t), the residual's share of y's
+power is 1 - alpha_bar_t, and the residual is Gaussian and does not depend on z0.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from oscar import checkpoint
+from oscar.codec import OscarCodec, channel_cosine, rescale
+from oscar.errors import first_line
+from oscar.evaluation.environment import describe_environment
+from oscar.evaluation.evaluate import EvaluationError
+from oscar.evaluation.pictures import find_pictures
+from oscar.images import ImageError, read_image, to_tensor
+from oscar.jobs import write_whole
+from oscar.rates import RatePoint
+from oscar.timesteps import CalibratedMapping, TimestepMapping
+
+if TYPE_CHECKING:
+    from oscar.config import CalibrateTimestepsConfig
+
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured.
+
+    Attributes:
+        pictures: a row per picture and rate: image, rate, and the columns of `measure`.
+        rates: a row per rate, by bits per pixel: see `summarise`.
+        mappings: `cosine` and `snr`, which follow.
+        failed: pictures that could not be read, with the reason.
+    """
+
+    pictures: pd.DataFrame
+    rates: pd.DataFrame
+    mappings: dict[str, CalibratedMapping]
+    failed: dict[str, str]
+
+
+def calibrate_config(config: CalibrateTimestepsConfig) -> Calibration:
+    """Run the calibration of a configuration, with progress, and write its results.
+
+    Raises:
+        ValueError: for an unknown model, a folder without pictures, or a folder to save to that is no checkpoint.
+    """
+    from oscar.evaluation.timestep_plots import plot_calibration
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    paths = find_pictures(config.data.images)[: config.data.limit]
+    codec = checkpoint.load(config.model).eval().requires_grad_(False).to(config.device)
+    calibration = calibrate(codec, paths)
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    for name, frame in (("pictures", calibration.pictures), ("calibration", calibration.rates)):
+        write_whole(output / f"{name}.csv", frame.to_csv(index=False).encode())
+    record = {
+        "mappings": {name: mapping.to_config() for name, mapping in calibration.mappings.items()},
+        "rates": calibration.rates.astype(object).where(calibration.rates.notna(), None).to_dict("records"),
+        "model": config.model,
+        "fingerprint": codec.fingerprint,
+        "timesteps": codec.mapping.to_config(),
+        "schedule": codec.backbone.schedule.config,
+        "pictures": sorted(set(calibration.pictures["image"])),
+        "failed": calibration.failed,
+        "config": asdict(config),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **describe_environment(),
+    }
+    write_whole(output / "calibration.json", (json.dumps(record, indent=2) + "\n").encode())
+    plot_calibration(output / "calibration", calibration.rates, codec.backbone.schedule, len(record["pictures"]))
+    print(calibration.rates.to_string(index=False, float_format="{:.4f}".format))
+    print(f"calibration: {output / 'calibration.json'}")
+    if config.save_to is not None:
+        codec.set_mapping(calibration.mappings[config.save_mapping])
+        codec.save_pretrained(config.save_to)
+        print(f"checkpoint with mapping {config.save_mapping}: {config.save_to}")
+    return calibration
+
+
+def calibrate(codec: OscarCodec, paths: Sequence[Path], progress: bool = True) -> Calibration:
+    """Measure every rate of a codec on whole pictures; one that cannot be read costs a line on stderr.
+
+    Raises:
+        EvaluationError: if none can be read.
+    """
+    rows: list[dict] = []
+    failed: dict[str, str] = {}
+    root = os.path.commonpath([path.parent for path in paths])
+    every = 0.1 if sys.stderr.isatty() else 10  # seconds between updates of the bar
+    for path in tqdm(paths, desc="calibrate", mininterval=every, disable=not progress):
+        name = path.relative_to(root).as_posix()
+        try:
+            batch = to_tensor(read_image(path))
+        except ImageError as error:
+            failed[name] = first_line(error)
+            tqdm.write(f"left out: {failed[name]}", file=sys.stderr)
+            continue
+        rows += [{"image": name, "rate": rate.bpp, **measure(codec, batch, rate)} for rate in by_bpp(codec.rates)]
+    if not rows:
+        raise EvaluationError(f"none of the {len(paths)} pictures can be read: {next(iter(failed.values()))}")
+    pictures = pd.DataFrame(rows)
+    rates, mappings = summarise(codec, pictures)
+    return Calibration(pictures, rates, mappings, failed)
+
+
+@torch.inference_mode()
+def measure(codec: OscarCodec, batch: Tensor, rate: RatePoint) -> dict[str, float]:
+    """Compare one picture's quantised and original latents.
+
+    Args:
+        codec: the codec.
+        batch: the picture (1, 3, H, W) in [-1, 1].
+        rate: one of the codec's rate points.
+
+    Returns:
+        Means over the latent's channels: `cosine` over space, `cosine_position` (over channels, mean over positions);
+        `signal_power` and `residual_power`, mean squares of the two parts of the rescaled latent; of the residual,
+        standardised, `skewness`, `excess_kurtosis` and `ks_distance` (Kolmogorov-Smirnov, to the standard normal);
+        `correlation` of z0 with what is left of the rescaled latent at the codec's own timestep (0 if that fits, below
+        if the timestep is too low), and `magnitude_correlation` of the residual's and z0's absolute values; also
+        `timestep`, the picture's own (mapping `per_image`).
+    """
+    analysis = codec.analyse(batch, rate)
+    z_hat = codec.bottleneck.decode(analysis.indices, rate)
+    own = codec.measure_timesteps(z_hat, analysis.latent)
+    latent = analysis.latent[0].flatten(1).double()
+    noisy = rescale(z_hat, analysis.rms)[0].flatten(1).double()
+    signal = _dot(noisy, latent) / _dot(latent, latent).clamp_min(_TINY) * latent
+    residual = noisy - signal
+    timestep = own if codec.mapping.per_picture else codec.mapping(rate)
+    rest = noisy - codec.backbone.schedule.alpha_bar(timestep).sqrt().double() * latent
+    shape = _standardise(residual)
+    columns = {
+        "cosine": channel_cosine(z_hat, analysis.latent)[0],
+        "cosine_position": F.cosine_similarity(z_hat.float(), analysis.latent.float(), dim=1),
+        "signal_power": signal.square(),
+        "residual_power": residual.square(),
+        "skewness": shape**3,
+        "excess_kurtosis": shape**4 - 3,
+        "ks_distance": normal_distance(shape),
+        "correlation": F.cosine_similarity(rest, latent, dim=1),
+        "magnitude_correlation": _standardise(residual.abs()) * _standardise(latent.abs()),
+        "timestep": own,
+    }
+    return {name: values.double().mean().item() for name, values in columns.items()}
+
+
+def normal_distance(values: Tensor) -> Tensor:
+    """Kolmogorov-Smirnov distance of each row's distribution to the standard normal one: (C, N) -> (C,)."""
+    count = values.shape[1]
+    expected = torch.special.ndtr(values.sort(dim=1).values)
+    above = torch.arange(1, count + 1, dtype=values.dtype, device=values.device) / count
+    return torch.maximum((above - expected).amax(dim=1), (expected - above).amax(dim=1) + 1 / count)
+
+
+def summarise(codec: OscarCodec, pictures: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, CalibratedMapping]]:
+    """Means over pictures, and the timesteps that follow.
+
+    Returns:
+        The frame: rate, pictures, cosine and cosine_std over pictures, cosine_position, residual_variance (the share of
+        residual in the power of all pictures), skewness, excess_kurtosis, ks_distance, correlation,
+        magnitude_correlation; timesteps: of the paper's table, the codec's own mapping, `cosine`, `snr`, and mean and
+        standard deviation of the pictures' own (per_image). And the mappings `cosine` and `snr`.
+    """
+    groups = pictures.groupby("rate")
+    means = groups.mean(numeric_only=True)
+    rates = by_bpp(codec.rates)
+    share = means["residual_power"] / (means["residual_power"] + means["signal_power"])
+    signals = {"cosine": means["cosine"], "snr": (1 - share) ** 0.5}
+    values = {"cosine": means["cosine"], "snr": share}
+    mappings = {}
+    for kind, signal in signals.items():
+        nearest = codec.backbone.schedule.timestep_of_signal(torch.tensor([signal[rate.bpp] for rate in rates]))
+        mappings[kind] = CalibratedMapping(
+            timesteps={rate.id: timestep for rate, timestep in zip(rates, nearest.tolist(), strict=True)},
+            values={rate.id: float(values[kind][rate.bpp]) for rate in rates},
+            kind=kind,
+        )
+    shape = ("skewness", "excess_kurtosis", "ks_distance", "correlation", "magnitude_correlation")
+    bpp = [rate.bpp for rate in rates]
+    frame = pd.DataFrame(
+        {
+            "rate": bpp,
+            "pictures": groups.size()[bpp].to_list(),
+            "cosine": means["cosine"][bpp].to_list(),
+            "cosine_std": groups["cosine"].std(ddof=0)[bpp].to_list(),
+            "cosine_position": means["cosine_position"][bpp].to_list(),
+            "residual_variance": share[bpp].to_list(),
+            **{name: means[name][bpp].to_list() for name in shape},
+            "timestep_paper": pd.array([rate.timestep for rate in rates], dtype="Int64"),
+            "timestep_own": [_of_rate(codec.mapping, rate) for rate in rates],
+            **{f"timestep_{kind}": [mapping(rate) for rate in rates] for kind, mapping in mappings.items()},
+            "timestep_per_image": means["timestep"][bpp].to_list(),
+            "timestep_per_image_std": groups["timestep"].std(ddof=0)[bpp].to_list(),
+        }
+    )
+    return frame, mappings
+
+
+def _of_rate(mapping: TimestepMapping, rate: RatePoint) -> float | None:
+    return None if mapping.per_picture else mapping(rate)
+
+
+def by_bpp(rates: Iterable[RatePoint]) -> list[RatePoint]:
+    """Rate points, the lowest rate first."""
+    return sorted(rates, key=lambda rate: rate.bpp)
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    """Of each row: two of (C, N) -> (C, 1)."""
+    return (one * other).sum(dim=1, keepdim=True)
+
+
+def _standardise(values: Tensor) -> Tensor:
+    """Each row of (C, N) with mean 0 and variance 1."""
+    centred = values - values.mean(dim=1, keepdim=True)
+    return centred / centred.square().mean(dim=1, keepdim=True).clamp_min(_TINY).sqrt()

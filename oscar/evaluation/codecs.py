@@ -1,0 +1,183 @@
+"""Codecs under evaluation by name: OSCAR under the interface of the baselines, and the baselines themselves."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+
+import oscar
+from oscar import checkpoint
+from oscar.baselines.base import Encoded, ImageCodec, RoundTrip
+from oscar.codec import OscarCodec
+from oscar.images import to_pil, to_tensor
+
+PAPER_MULTIPLE = 128  # the published code's pictures have sides that are multiples of this
+PROTOCOLS = ("bitstream", "paper")
+
+
+class OscarImageCodec(ImageCodec):
+    """OSCAR as a codec under evaluation; its points are the nominal bpp of the model's rates.
+
+    Protocol `bitstream` writes and reads real files of pictures of any size. Protocol `paper` is what the published
+    implementation does: the picture is resized (`paper_size`, Lanczos), the decoder gets the original latent's norms,
+    no file is written, and the result is scored against the resized picture. Its rate is the nominal one.
+
+    nominal_bpp is the rate's name, as the paper prints it; estimated_bpp is the ideal code length of the indices under
+    the model's frequency tables over the coded picture's pixels, without header and norms.
+
+    Args:
+        codec: the codec, in evaluation mode.
+        model: its name in tables, "nano" or the name of the checkpoint's folder.
+        protocol: "bitstream" or "paper".
+        sha256: hashes of the checkpoint's weight files, by name.
+        source: where the checkpoint can be loaded from again, by a process of its own; None if nowhere.
+
+    Raises:
+        ValueError: for an unknown protocol.
+    """
+
+    point_name = "rate"
+
+    def __init__(
+        self,
+        codec: OscarCodec,
+        model: str,
+        protocol: Literal["bitstream", "paper"] = "bitstream",
+        sha256: dict[str, str] | None = None,
+        source: str | Path | None = None,
+    ):
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"protocol {protocol!r} does not exist; allowed: {', '.join(PROTOCOLS)}")
+        self.codec, self.model, self.protocol, self.sha256 = codec, model, protocol, sha256 or {}
+        self.source = source
+        paper = protocol == "paper"
+        self.name = f"oscar-{model}" + ("-paper" if paper else "")
+        self.label = f"OSCAR {model}" + (" (paper protocol)" if paper else "")
+        self.points = self.grid = tuple(sorted(rate.bpp for rate in codec.rates))
+
+    def describe(self) -> dict:
+        return {
+            **super().describe(),
+            "protocol": self.protocol,
+            "fingerprint": self.codec.fingerprint,
+            "sha256": self.sha256,
+            "backbone": self.codec.backbone.source,
+            "timesteps": self.codec.mapping.to_config(),
+            "device": self.codec.device.type,
+            "dtype": str(self.codec.dtype).removeprefix("torch."),
+            "version": oscar.__version__,
+        }
+
+    def check_point(self, point: float) -> float:
+        return self.codec.find_rate(point).bpp
+
+    def encode(self, image: Image.Image, point: float) -> Encoded:
+        """Compress an RGB picture to an `.oscar` file.
+
+        Raises:
+            ValueError: for a rate that the model does not have, or in protocol `paper`, which writes no files.
+        """
+        if self.protocol != "bitstream":
+            raise ValueError(f"{self.name}: protocol {self.protocol} writes no files; allowed: bitstream")
+        return self._describe_file(self.codec.compress(image, point))
+
+    def decode(self, data: bytes) -> Image.Image:
+        return self.codec.decompress(data)
+
+    def round_trip(self, image: Image.Image, point: float) -> RoundTrip:
+        """Encode an RGB picture and decode it again, timed; what only measures the file is not counted."""
+        if self.protocol == "paper":
+            return self._paper_round_trip(image, point)
+        start = time.perf_counter()
+        data = self.codec.compress(image, point)
+        middle = time.perf_counter()
+        decoded = self.codec.decompress(data)
+        end = time.perf_counter()
+        encoded = self._describe_file(data)
+        return RoundTrip(
+            reference=image,
+            decoded=decoded,
+            encoded=encoded,
+            nominal_bpp=encoded.nominal_bpp,
+            estimated_bpp=encoded.estimated_bpp,
+            encode_seconds=middle - start,
+            decode_seconds=end - middle,
+        )
+
+    def _describe_file(self, data: bytes) -> Encoded:
+        container, indices = self.codec.read(data)
+        bits = self.codec.estimated_bits(torch.from_numpy(indices), container.rate)
+        return Encoded(
+            data=data,
+            parts={name: len(part) for name, part in container.parts().items()},
+            nominal_bpp=container.rate.bpp,
+            estimated_bpp=bits / (container.width * container.height),
+        )
+
+    @torch.inference_mode()
+    def _paper_round_trip(self, image: Image.Image, point: float) -> RoundTrip:
+        rate = self.codec.find_rate(point)
+        reference = image.resize(paper_size(*image.size), Image.Resampling.LANCZOS)
+        start = time.perf_counter()
+        analysis = self.codec.analyse(to_tensor(reference), rate)
+        bits = self.codec.estimated_bits(analysis.indices[0], rate)  # on the CPU: the device has finished
+        middle = time.perf_counter()
+        decoded = to_pil(self.codec.synthesise(analysis.indices, analysis.rms, rate, analysis.timesteps).image)
+        end = time.perf_counter()
+        return RoundTrip(
+            reference=reference,
+            decoded=decoded,
+            encoded=None,
+            nominal_bpp=rate.bpp,
+            estimated_bpp=bits / (reference.width * reference.height),
+            encode_seconds=middle - start,
+            decode_seconds=end - middle,
+        )
+
+
+def paper_size(width: int, height: int) -> tuple[int, int]:
+    """The size to which protocol `paper` resizes: each side to the nearest multiple of 128 (half up), at least 128."""
+    return tuple(max(1, (side + PAPER_MULTIPLE // 2) // PAPER_MULTIPLE) * PAPER_MULTIPLE for side in (width, height))
+
+
+def make_codec(name: str, **options) -> ImageCodec:
+    """The codec of a name.
+
+    Args:
+        name: "oscar", or a baseline's (`oscar.baselines.registry.BASELINES`).
+        **options: of oscar `model` ("nano", a checkpoint folder or a hub id), `device`, `dtype` ("float32", "float16",
+            "bfloat16") and `protocol` ("bitstream", "paper"); of a baseline its constructor's arguments.
+
+    Raises:
+        ValueError: for an unknown name, naming all that exist, or options that do not fit.
+        BaselineUnavailable: if the codec cannot run here.
+    """
+    if name == "oscar":
+        return load_oscar(**options)
+    from oscar.baselines.registry import BASELINES, make_baseline
+
+    if name not in BASELINES:  # its own message would not name oscar
+        raise ValueError(f"codec {name!r} does not exist; allowed: {', '.join(['oscar', *BASELINES])}")
+    return make_baseline(name, **options)
+
+
+def load_oscar(
+    model: str | Path = "nano",
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+    protocol: Literal["bitstream", "paper"] = "bitstream",
+) -> OscarImageCodec:
+    """Load an OSCAR checkpoint for evaluation; see `make_codec`.
+
+    Raises:
+        CheckpointError: if it cannot be found or read.
+    """
+    folder = checkpoint.locate(model)
+    codec = OscarCodec.from_pretrained(model, device, getattr(torch, dtype))
+    sha256 = json.loads((folder / checkpoint.CONFIG).read_text())["sha256"]
+    return OscarImageCodec(codec, Path(model).absolute().name, protocol, sha256, model)

@@ -1,0 +1,58 @@
+"""The common look of our figures, and how they are written: matplotlib without pyplot, so that no display is needed."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from oscar.jobs import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's, which the common kinds of colour blindness tell apart, and two more.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B58900", "#666666", "#8C510A")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+FORMATS = ("pdf", "svg", "png")
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # text stays text
+    "svg.hashsalt": "oscar",  # the same file from the same data
+}
+
+
+@contextmanager
+def open_figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
+    """A figure to draw on, written when the block ends without an error.
+
+    Args:
+        path: without suffix; PATH.pdf, PATH.svg and PATH.png are written.
+        size: inches.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells every table of every font
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        for suffix in FORMATS:
+            data = io.BytesIO()
+            blank = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
+            figure.savefig(data, format=suffix, metadata=blank, dpi=160, bbox_inches="tight")
+            write_whole(path.with_name(f"{path.name}.{suffix}"), data.getvalue())

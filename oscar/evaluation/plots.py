@@ -1,0 +1,214 @@
+"""Rate-distortion plots in vector form, ours beside the baselines and, dashed, what has been published.
+
+Colours are Okabe and Ito's, which the common kinds of colour blindness tell apart; markers differ as well. matplotlib
+is used without pyplot, so that no display is needed and no state is shared.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from oscar.evaluation.curves import DATASETS, rate_column
+from oscar.evaluation.metrics import METRICS, Metric
+from oscar.jobs import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
+
+OURS = "#D55E00"  # of Okabe and Ito's, the one kept for OSCAR
+_COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#B58900", "#666666", "#8C510A")
+_MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">")
+_FORMATS = ("pdf", "svg", "png")
+_STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # text stays text
+    "svg.hashsalt": "oscar",  # the same file from the same data
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve to draw.
+
+    Attributes:
+        label: in the legend.
+        bpp: bits per pixel.
+        value: of the metric.
+        ours: whether it is an OSCAR model.
+        published: whether it was read somewhere, rather than measured.
+    """
+
+    label: str
+    bpp: Sequence[float]
+    value: Sequence[float]
+    ours: bool = False
+    published: bool = False
+
+
+def measured_series(means: pd.DataFrame, metric: str) -> list[Series]:
+    """The curves of a metric in a frame of means (`oscar.evaluation.tables.means_frame`)."""
+    series = []
+    for codec, group in means.groupby("codec", sort=False) if metric in means else ():
+        rate = rate_column(group)
+        points = group[[rate, metric]].dropna().sort_values(rate)
+        points = points[points[metric].map(math.isfinite)]
+        if len(points):
+            label = group["label"].iloc[0] + (" (nominal bpp)" if rate == "nominal_bpp" else "")
+            series.append(Series(label, list(points[rate]), list(points[metric]), ours=codec.startswith("oscar-")))
+    return series
+
+
+def published_series(curves: pd.DataFrame, metric: str) -> list[Series]:
+    """The curves of a metric in a frame of published ones (`oscar.evaluation.curves.published_curves`)."""
+    groups = curves[curves["metric"] == metric].sort_values("bpp").groupby(["codec", "label"])
+    series = [
+        Series(label, list(group["bpp"]), list(group["value"]), ours=codec == "oscar", published=True)
+        for (codec, label), group in groups
+    ]
+    return sorted(series, key=lambda curve: not curve.ours)
+
+
+def plot_rates(
+    folder: Path,
+    means: pd.DataFrame,
+    published: pd.DataFrame,
+    title: str,
+    unavailable: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """Draw every metric against rate, one figure each, as PDF, SVG and PNG: FOLDER/rd_<metric>.pdf.
+
+    A metric that has published curves but was not measured is drawn from these alone, and the figure says so.
+
+    Args:
+        folder: of the files.
+        means: of the measured codecs.
+        published: `published_curves` of the data set, or an empty frame.
+        title: what the curves are means over.
+        unavailable: metrics that could not be had, with the reason.
+
+    Returns:
+        The PDF files.
+    """
+    names = [name for name in METRICS if name in means or (published["metric"] == name).any()]
+    written = []
+    for name in names:
+        series = [*measured_series(means, name), *published_series(published, name)]
+        if not series:
+            continue
+        reading = published.loc[published["metric"] == name, "reading"]
+        heading = ""
+        if len(reading):
+            heading = fill(f"Dashed: {DATASETS[published['dataset'].iloc[0]]}, {reading.iloc[0]}", 20)
+        text = title
+        if all(curve.published for curve in series):
+            reason = (unavailable or {}).get(name, "not among the metrics of this run")
+            text = fill(f"Published curves only; not measured here: {reason}", 90)
+        written.append(_write(folder / f"rd_{_safe(name)}", METRICS[name], series, text, heading))
+    return written
+
+
+def _write(path: Path, metric: Metric, series: list[Series], title: str, heading: str) -> Path:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every glyph of a PDF
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes, side = figure.subplots(1, 2, width_ratios=(3.3, 1))
+        lines = _draw(axes, series)
+        _axis(axes, metric, series)
+        axes.set_title(title, loc="left", fontsize=10, pad=10)
+        _legend(side, lines, heading)
+        for suffix in _FORMATS:
+            data = io.BytesIO()
+            blank = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
+            figure.savefig(data, format=suffix, metadata=blank, dpi=160, bbox_inches="tight")
+            write_whole(path.with_name(f"{path.name}.{suffix}"), data.getvalue())
+    return path.with_name(f"{path.name}.pdf")
+
+
+def _draw(axes: Axes, series: list[Series]) -> list[tuple[Series, Line2D]]:
+    """Draw published curves beneath, baselines, and ours on top; returns the lines in the order of the legend."""
+    styles = {published: _styles() for published in (False, True)}
+    ours = {published: 0 for published in (False, True)}
+    lines = []
+    for curve in series:
+        if curve.ours:
+            marker, colour = "oP*X"[ours[curve.published] % 4], OURS
+            ours[curve.published] += 1
+        else:
+            marker, colour = next(styles[curve.published])
+        (line,) = axes.plot(
+            curve.bpp,
+            curve.value,
+            color=colour,
+            marker=marker,
+            markersize=(6 if curve.ours else 4.5) - 1.5 * curve.published,
+            markerfacecolor="white" if curve.published else colour,
+            linewidth=(2.2 if curve.ours else 1.4) - 0.4 * curve.published,
+            linestyle=(0, (4, 2)) if curve.published else "-",
+            alpha=0.85 if curve.published and not curve.ours else 1,
+            zorder=2 + 2 * curve.ours + (not curve.published),
+            label=curve.label,
+        )
+        lines.append((curve, line))
+    return lines
+
+
+def _styles() -> Iterator[tuple[str, str]]:
+    for index in range(10**6):
+        yield _MARKERS[index % len(_MARKERS)], _COLOURS[index % len(_COLOURS)]
+
+
+def _axis(axes: Axes, metric: Metric, series: list[Series]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    rates = [rate for curve in series for rate in curve.bpp if rate > 0]
+    if max(rates) > 10 * min(rates):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    unit = f", {metric.unit}" if metric.unit else ""
+    axes.set_ylabel(f"{metric.label}{unit}  ({'higher' if metric.higher_is_better else 'lower'} is better)")
+    axes.set_xlabel("rate, bits per pixel")
+
+
+def _legend(side: Axes, lines: list[tuple[Series, Line2D]], heading: str) -> None:
+    """Beside the plot: above what was measured, below what was published."""
+    from matplotlib.legend import Legend
+
+    side.set_axis_off()
+    for title, published, place in (("Measured here", False, "upper"), (heading, True, "lower")):
+        group = [line for curve, line in lines if curve.published is published]
+        if group:
+            legend = Legend(side, group, [line.get_label() for line in group], title=title, loc=f"{place} left",
+                            alignment="left", borderaxespad=0, handlelength=3, fontsize=8.5)  # fmt: skip
+            legend.get_title().set_fontweight("bold")
+            side.add_artist(legend)
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w]", "_", name.replace("+", "_plus"))

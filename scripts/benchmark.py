@@ -1,0 +1,31 @@
+"""Benchmark of several codecs on one data set: `python scripts/benchmark.py data.images=photos`.
+
+Tables, BD-rate, plots, timing and a report page, in the folder `output`. Every field of the configuration can be
+overridden on the command line; the same command run again resumes.
+"""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+from oscar.config import BenchmarkConfig, parse, register
+from oscar.errors import run_script
+
+register()
+
+
+@hydra.main(config_path="../configs", config_name="benchmark", version_base="1.3")
+def main(config: DictConfig) -> None:
+    typed = parse(config, BenchmarkConfig)
+    from oscar.evaluation.benchmark import run_benchmark
+
+    run_benchmark(typed)
+
+
+def run() -> None:
+    run_script(main, "benchmark")
+
+
+if __name__ == "__main__":
+    run()

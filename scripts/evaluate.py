@@ -1,0 +1,31 @@
+"""Evaluate a codec on a folder of pictures: `python scripts/evaluate.py data.images=photos codec=jpeg`.
+
+Every field of the configuration can be overridden on the command line; the same command run again resumes. Several
+processes share the pictures: `accelerate launch --num_processes 4` with GPUs, `torchrun --nproc-per-node 2` without.
+"""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+from oscar.config import EvaluateConfig, parse, register
+from oscar.errors import run_script
+
+register()
+
+
+@hydra.main(config_path="../configs", config_name="evaluate", version_base="1.3")
+def main(config: DictConfig) -> None:
+    typed = parse(config, EvaluateConfig)
+    from oscar.evaluation.evaluate import evaluate_config
+
+    evaluate_config(typed)
+
+
+def run() -> None:
+    run_script(main, "evaluate")
+
+
+if __name__ == "__main__":
+    run()

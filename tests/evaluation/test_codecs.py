@@ -1,0 +1,123 @@
+"""OSCAR under the interface of the baselines, in both protocols, and codecs by name."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from oscar.bitstream import Container
+from oscar.evaluation.codecs import OscarImageCodec, make_codec, paper_size
+from oscar.images import to_pil, to_tensor
+from oscar.timesteps import PerImageMapping
+
+
+@pytest.fixture(scope="module")
+def bitstream(tiny) -> OscarImageCodec:
+    return OscarImageCodec(tiny, "tiny")
+
+
+@pytest.fixture(scope="module")
+def paper(tiny) -> OscarImageCodec:
+    return OscarImageCodec(tiny, "tiny", "paper")
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image)
+
+
+def test_points_are_the_rates(bitstream, tiny) -> None:
+    assert bitstream.points == bitstream.grid == (0.0019, 0.0098, 0.0313, 0.043, 0.0625, 0.0781, 0.0937, 0.125)
+    assert bitstream.check_point(0.04302) == 0.043
+    with pytest.raises(ValueError, match=r"rate 0\.3 does not exist; allowed: 0\.0019"):
+        bitstream.check_point(0.3)
+
+
+@pytest.mark.parametrize("rate", [0.0019, 0.125])
+def test_a_round_trip_is_that_of_the_codec(bitstream, tiny, picture, rate: float) -> None:
+    image = picture(70, 50)
+    trip = bitstream.round_trip(image, rate)
+    data = tiny.compress(image, rate)
+    assert trip.encoded.data == data == bitstream.encode(image, rate).data
+    assert (pixels(trip.decoded) == pixels(tiny.decompress(data))).all()
+    assert trip.reference is image and trip.decoded.size == (70, 50)
+    assert trip.encode_seconds > 0 and trip.decode_seconds > 0
+
+
+def test_bytes_by_part_and_the_three_rates(bitstream, tiny, picture) -> None:
+    trip = bitstream.round_trip(picture(70, 50), 0.0625)
+    container = Container.unpack(trip.encoded.data)
+    assert trip.encoded.parts == {name: len(part) for name, part in container.parts().items()}
+    assert sum(trip.encoded.parts.values()) == len(trip.encoded.data)
+    assert trip.nominal_bpp == 0.0625  # its name, although 70x50 pixels are padded to more indices
+    _, indices = tiny.read(trip.encoded.data)
+    ideal = (16 - np.log2(tiny.frequencies[container.rate_id][indices])).sum()  # rANS has 16 bits of precision
+    assert trip.estimated_bpp == pytest.approx(ideal / (70 * 50))
+    assert trip.estimated_bpp * 70 * 50 <= 8 * trip.encoded.parts["payload"]
+
+
+@pytest.mark.parametrize(
+    ("size", "resized"),
+    [((768, 512), (768, 512)), ((191, 192), (128, 256)), ((1, 2000), (128, 2048)), ((500, 319), (512, 256))],
+)
+def test_paper_sizes(size: tuple[int, int], resized: tuple[int, int]) -> None:
+    assert paper_size(*size) == resized
+
+
+def test_the_paper_protocol(paper, tiny, picture) -> None:
+    image = picture(200, 150)
+    trip = paper.round_trip(image, 0.0625)
+    reference = image.resize((256, 128), Image.Resampling.LANCZOS)
+    assert (pixels(trip.reference) == pixels(reference)).all()
+    expected = tiny.reconstruct(to_tensor(reference), 0.0625, protocol="paper")
+    assert (pixels(trip.decoded) == pixels(to_pil(expected.image))).all()
+    assert trip.encoded is None and trip.nominal_bpp == 0.0625
+    rate = tiny.find_rate(0.0625)
+    assert trip.estimated_bpp == pytest.approx(tiny.estimated_bits(expected.indices[0], rate) / (256 * 128))
+    stored = tiny.reconstruct(to_tensor(reference), 0.0625, protocol="bitstream")
+    assert not torch.equal(stored.image, expected.image)  # so that the comparison above says something
+
+
+@pytest.mark.parametrize("protocol", ["bitstream", "paper"])
+def test_timesteps_of_the_picture_are_used(make_codec, picture, protocol: str) -> None:
+    tiny = make_codec()
+    tiny.set_mapping(PerImageMapping())
+    image = picture(128, 128)
+    trip = OscarImageCodec(tiny, "tiny", protocol).round_trip(image, 0.0625)
+    with torch.inference_mode():
+        expected = tiny.reconstruct(to_tensor(image), 0.0625, protocol)
+    assert (pixels(trip.decoded) == pixels(to_pil(expected.image))).all()
+    assert trip.encoded is None or trip.encoded.parts["timestep"] == 1
+
+
+def test_the_paper_protocol_writes_no_files(paper, picture) -> None:
+    with pytest.raises(ValueError, match="protocol paper writes no files; allowed: bitstream"):
+        paper.encode(picture(64, 64), 0.0625)
+
+
+def test_descriptions_tell_models_and_protocols_apart(bitstream, paper, make_codec) -> None:
+    other = OscarImageCodec(make_codec(seed=1), "tiny")
+    descriptions = [json.loads(json.dumps(codec.describe())) for codec in (bitstream, paper, other)]
+    assert descriptions[0]["fingerprint"] == bitstream.codec.fingerprint != descriptions[2]["fingerprint"]
+    assert [description["protocol"] for description in descriptions] == ["bitstream", "paper", "bitstream"]
+    assert bitstream.name == "oscar-tiny" and paper.name == "oscar-tiny-paper"
+
+
+def test_codecs_by_name(tiny_folder, tiny) -> None:
+    codec = make_codec("oscar", model=tiny_folder, protocol="paper")
+    assert codec.name == "oscar-model-paper" and codec.label == "OSCAR model (paper protocol)"
+    stored = json.loads((tiny_folder / "oscar.json").read_text())
+    assert codec.describe()["sha256"] == stored["sha256"] and codec.codec.fingerprint == tiny.fingerprint
+    assert make_codec("jpeg").name == "jpeg"
+
+
+def test_names_that_do_not_exist(tiny_folder) -> None:
+    with pytest.raises(ValueError, match="codec 'jpg' does not exist; allowed: oscar, jpeg, "):
+        make_codec("jpg")
+    with pytest.raises(ValueError, match="protocol 'official' does not exist; allowed: bitstream, paper"):
+        make_codec("oscar", model=tiny_folder, protocol="official")
+    with pytest.raises(ValueError, match="model 'nowhere'"):
+        make_codec("oscar", model="nowhere")

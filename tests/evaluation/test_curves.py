@@ -1,0 +1,183 @@
+"""BD-rate equals the bjontegaard package on published curves, says over what it holds and refuses where it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import bjontegaard
+import numpy as np
+import pandas as pd
+import pytest
+
+from oscar.evaluation.curves import (
+    DATA,
+    METHODS,
+    bd_delta,
+    bd_table,
+    dataset_of,
+    mean_curve,
+    paper_curves,
+    peer_curves,
+    published_curves,
+    to_decibel,
+)
+
+
+def curve(bpp, value) -> pd.DataFrame:
+    return pd.DataFrame({"bpp": bpp, "value": value})
+
+
+def published(frame: pd.DataFrame, codec: str, metric: str) -> pd.DataFrame:
+    return frame[(frame["codec"] == codec) & (frame["metric"] == metric)].sort_values("bpp")
+
+
+@pytest.fixture
+def anchor() -> pd.DataFrame:
+    return curve([0.1, 0.2, 0.4, 0.8], [22.0, 25.0, 28.0, 30.0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("test, base", [("onedc", "diffeic_50"), ("onedc", "ms_illm"), ("aeic_me", "stablecodec")])
+def test_bd_rate_of_published_psnr_is_the_package_s(test, base, method):
+    peers = peer_curves("kodak")
+    a, t = published(peers, base, "psnr"), published(peers, test, "psnr")
+    if method == "cubic" and len(a) < 4:
+        assert "3 points, 4 are needed" in bd_delta(a, t, method=method).note
+        return
+    arguments = [list(column) for column in (a["bpp"], a["value"], t["bpp"], t["value"])]
+    options = {"method": method, "require_matching_points": False, "min_overlap": 0}
+    delta = bd_delta(a, t, method=method)
+    assert delta.bd_rate_percent == pytest.approx(bjontegaard.bd_rate(*arguments, **options), rel=1e-12)
+    assert delta.bd_metric == pytest.approx(bjontegaard.bd_psnr(*arguments, **options), rel=1e-12)
+
+
+@pytest.mark.parametrize("dataset", ["kodak", "div2k_val", "clic2020"])
+@pytest.mark.parametrize("base", ["perco", "ms_illm"])
+def test_bd_rate_of_the_paper_s_dists_is_the_package_s_with_the_sign_changed(base, dataset):
+    curves = paper_curves(dataset)
+    a, t = published(curves, base, "dists"), published(curves, "oscar", "dists")
+    options = {"method": "pchip", "require_matching_points": False, "min_overlap": 0}
+    expected = bjontegaard.bd_rate(list(a["bpp"]), list(-a["value"]), list(t["bpp"]), list(-t["value"]), **options)
+    delta = bd_delta(a, t, higher_is_better=False)
+    assert delta.bd_rate_percent == pytest.approx(expected, rel=1e-12)
+    assert delta.overlap_low == max(a["value"].min(), t["value"].min())
+    assert delta.overlap_high == min(a["value"].max(), t["value"].max())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_half_the_bits_are_minus_fifty_percent(anchor, method):
+    delta = bd_delta(anchor, anchor.assign(bpp=anchor["bpp"] / 2), method=method)
+    assert delta.bd_rate_percent == pytest.approx(-50)
+    assert delta.overlap_percent == pytest.approx(100) and delta.note == ""
+
+
+def test_a_constant_gain_in_quality_is_found_with_the_metric_s_own_sign(anchor):
+    assert bd_delta(anchor, anchor.assign(value=anchor["value"] + 1)).bd_metric == pytest.approx(1)
+    falling = anchor.assign(value=40 - anchor["value"])
+    better = bd_delta(falling, falling.assign(value=falling["value"] - 1), higher_is_better=False)
+    assert better.bd_metric == pytest.approx(-1) and better.bd_rate_percent < 0
+
+
+def test_overlap_is_that_of_quality(anchor):
+    delta = bd_delta(anchor, curve([0.05, 0.1, 0.2], [20.0, 23.0, 26.0]))
+    assert (delta.overlap_low, delta.overlap_high) == (22, 26)
+    assert delta.overlap_percent == pytest.approx(40)  # 22 to 26 of 20 to 30
+
+
+def test_without_common_quality_there_is_a_reason_and_no_number(anchor):
+    delta = bd_delta(anchor, curve([0.1, 0.2], [10.0, 20.0]))
+    assert delta.bd_rate_percent is None and delta.overlap_low is None and delta.overlap_percent == 0
+    assert "no overlap in quality, anchor 22 to 30, test 10 to 20" in delta.note
+    assert delta.bd_metric is not None  # they have rates in common
+    touching = bd_delta(anchor, curve([0.01, 0.02], [20.0, 22.0]))
+    assert touching.bd_rate_percent is None and touching.bd_metric is None
+    assert "no overlap in rate, anchor 0.1 to 0.8, test 0.01 to 0.02 bpp" in touching.note
+
+
+def test_dominated_and_infinite_points_are_left_out_and_counted(anchor):
+    more = pd.concat([anchor, curve([0.3, 2.0], [24.0, np.inf])])
+    delta = bd_delta(more, anchor)
+    assert delta.bd_rate_percent == pytest.approx(0, abs=1e-9)
+    assert delta.note == "2 of the 6 points of the anchor left out as dominated"
+
+
+def test_a_single_point_is_no_curve(anchor):
+    delta = bd_delta(anchor, anchor.head(1))
+    assert delta.bd_rate_percent is None and "the test has 1 points, 2 are needed" in delta.note
+
+
+def test_unknown_methods_are_refused(anchor):
+    with pytest.raises(ValueError, match="'spline'.*allowed: pchip, akima, cubic"):
+        bd_delta(anchor, anchor, method="spline")
+
+
+def rows(codec: str, factor: float, images=("a", "b"), nominal: bool = False) -> pd.DataFrame:
+    table = pd.DataFrame(
+        [
+            {"image": image, "codec": codec, "label": codec.upper(), "point": point,
+             "bpp": factor * point * (1 + index), "psnr": 20 + 5 * point + index, "ms_ssim": 1 - 0.1 ** point}
+            for index, image in enumerate(images)
+            for point in (1, 2, 3, 4)
+        ]
+    )  # fmt: skip
+    return table.rename(columns={"bpp": "nominal_bpp" if nominal else "actual_bpp"}).reindex(
+        columns=["image", "codec", "label", "point", "nominal_bpp", "actual_bpp", "psnr", "ms_ssim"]
+    )
+
+
+def test_mean_curve_averages_over_pictures_and_orders_by_rate():
+    table = rows("a", 1.0).assign(point=lambda t: 9 - t["point"])
+    table.loc[0, "psnr"] = np.nan  # first picture, bpp 1
+    found = mean_curve(table, "psnr")
+    assert list(found["point"]) == [8, 7, 6, 5]
+    assert list(found["bpp"]) == [2.0, 3.0, 4.5, 6.0]
+    assert list(found["value"]) == [26.0, 30.5, 35.5, 40.5]
+    assert list(found["pictures"]) == [1, 2, 2, 2]
+
+
+def test_bd_table_compares_means_and_single_pictures():
+    table = pd.concat([rows("ours", 0.5, nominal=True), rows("jpeg", 1.0), rows("webp", 2.0, images=("a", "c"))])
+    bd = bd_table(table, {"psnr": True, "ms_ssim": True}, ["ours"], ["ours", "jpeg", "webp"])
+    assert list(bd["metric"]) == ["psnr", "psnr", "ms_ssim_db", "ms_ssim_db"]
+    assert list(bd["anchor_label"]) == ["JPEG", "WEBP"] * 2
+    assert list(bd["bd_rate_percent"]) == pytest.approx([-50, -75] * 2)
+    assert list(bd["mean_of_pictures_percent"]) == pytest.approx([-50, -75] * 2)
+    assert list(bd["pictures"]) == [2, 1] * 2  # those that both have
+    assert bd["overlap_high"].iloc[-1] == pytest.approx(40)  # 1 - 10^-4, in dB
+
+
+def test_decibel():
+    assert to_decibel(0.9) == pytest.approx(10) and to_decibel(1) == np.inf
+
+
+# Published curves.
+
+
+def test_the_data_are_those_read_off_the_figure():
+    source = Path(__file__).parents[3] / "shared/paper"
+    if not source.is_dir():
+        pytest.skip("no reference files: paper is not in a folder shared/ beside the repository")
+    for ours, theirs in (("paper_curves", "curves"), ("peers", "peers")):
+        assert (DATA / f"{ours}.csv").read_text() == (source / f"{theirs}.csv").read_text()
+
+
+def test_published_curves_name_their_reading_and_our_metrics():
+    curves = published_curves("kodak")
+    by_metric = curves.groupby("metric")["reading"].unique().map(list).to_dict()
+    paper, peers = ["read off the paper's figure"], ["published by their authors"]
+    assert by_metric == {"lpips_vgg": paper, "dists": paper, "musiq": paper, "clipiqa+": paper, "psnr": peers,
+                         "lpips_alex": peers}  # fmt: skip
+    assert curves.notna().all().all()
+    assert published_curves(None).empty
+    with pytest.raises(ValueError, match="'tecnick'.*allowed: kodak, div2k_val, clic2020"):
+        published_curves("tecnick")
+
+
+@pytest.mark.parametrize(
+    "folder, dataset",
+    [("/data/kodak", "kodak"), ("Kodak24/png", "kodak"), ("DIV2K_val_HR", "div2k_val"), ("DIV2K_train_HR", None),
+     ("clic2020-test", "clic2020"), ("photos", None), (None, None)],
+)  # fmt: skip
+def test_data_sets_are_known_by_their_folder(folder, dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert dataset_of(folder) == dataset

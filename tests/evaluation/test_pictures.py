@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from oscar.evaluation.pictures import find_pictures
+from oscar.images import ImageError
+
+
+def test_packaged_photographs_are_local() -> None:
+    pytest.importorskip("skimage")
+    pictures = find_pictures()
+    assert len(pictures) >= 3 and all(path.is_file() for path in pictures)
+
+
+def test_a_folder(photos: Path, tmp_path: Path) -> None:
+    assert find_pictures(photos) == sorted(photos.iterdir())
+    with pytest.raises(ImageError, match="no pictures in this folder"):
+        find_pictures(tmp_path)
+    with pytest.raises(ImageError, match="no such folder"):
+        find_pictures(tmp_path / "none")
