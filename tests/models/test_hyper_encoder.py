@@ -142,3 +142,31 @@ def test_modules_of_the_paper(paper: VQBottleneck) -> None:
         strides = [m.stride[0] for m in paper.at(rate).backbone if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)]
         assert strides == [2] * (rate.downsample.bit_length() - 1)
     assert paper.at(PAPER_RATES[2]).backbone[0].kernel_size == (1, 1)
+
+
+def test_dither_repeats_in_evaluation_and_differs_in_training() -> None:
+    torch.manual_seed(0)
+    encoder = HyperEncoder(PAPER_RATES[4], width=16, features=16, codebook_dim=4, dither=0.5).eval()
+    latent = torch.randn(1, 4, 80, 70)  # larger than the pattern
+    dithered = encoder.add_dither(latent)
+    assert torch.equal(dithered, encoder.add_dither(latent))
+    added = dithered - latent
+    rms = latent.square().mean(dim=(2, 3)).sqrt()
+    torch.testing.assert_close(added.std(dim=(2, 3)), 0.5 * rms, rtol=0.1, atol=0)
+    torch.testing.assert_close(added[..., 64:, :], added[..., :16, :])  # the pattern's period
+    indices = encoder.encode(latent)
+    assert torch.equal(indices, encoder.encode(latent))
+    encoder.train()
+    assert not torch.equal(encoder.add_dither(latent), encoder.add_dither(latent))
+    encoder.eval().dither = 0.0
+    assert encoder.add_dither(latent) is latent
+    assert not torch.equal(indices, encoder.encode(latent))
+
+
+def test_dither_goes_by_rate_and_is_described() -> None:
+    options = {"width": 16, "features": 16, "codebook_dim": 4}
+    plain = VQBottleneck(PAPER_RATES[4:6], **options)
+    assert "dither" not in plain.describe()
+    dithered = VQBottleneck(PAPER_RATES[4:6], dither={4: 0.25}, **options)
+    assert dithered.describe()["dither"] == {"4": 0.25}
+    assert [dithered.at(rate).dither for rate in dithered.rates] == [0.25, 0.0]
