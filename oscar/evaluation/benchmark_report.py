@@ -117,7 +117,7 @@ def _timing(bench: Benchmark) -> pd.DataFrame | None:
     if bench.timing is None:
         return None
     table = timing_table_of(bench)
-    titles = {name: title for name, title in table.shown.items() if name != "label"}
+    titles = {name: title for name, title in table.shown.items() if name not in ("label", "point")}
     return table.frame[["codec", *table.shown]].rename(columns=titles)
 
 
@@ -164,9 +164,7 @@ def _baseline_entries(bench: Benchmark, name: str, image: Image.Image) -> Iterat
             yield _entry(bench, codec, row, image, row["target_point"])
 
 
-def _entry(
-    bench: Benchmark, codec: ImageCodec, row: dict, image: Image.Image, matched_to: float | None
-) -> ReportEntry:
+def _entry(bench: Benchmark, codec: ImageCodec, row: dict, image: Image.Image, matched_to: float | None) -> ReportEntry:
     path = bench.output / "pictures" / codec.name / f"{row['image']}_{row['point']:g}.png"
     if not path.exists():
         png = io.BytesIO()

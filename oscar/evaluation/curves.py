@@ -69,9 +69,7 @@ def mean_curve(rows: pd.DataFrame, metric: str, rate: str = "actual_bpp") -> pd.
     return curve.reset_index().sort_values("bpp", ignore_index=True)
 
 
-def bd_delta(
-    anchor: pd.DataFrame, test: pd.DataFrame, higher_is_better: bool = True, method: str = "pchip"
-) -> BDDelta:
+def bd_delta(anchor: pd.DataFrame, test: pd.DataFrame, higher_is_better: bool = True, method: str = "pchip") -> BDDelta:
     """BD-rate and BD-metric of `test` against `anchor`, where they exist.
 
     A point that another of the same curve dominates (no more bits, no less quality) does not count, since a curve must

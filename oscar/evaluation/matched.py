@@ -1,6 +1,6 @@
 """Baselines at the sizes of OSCAR's files: for each picture and rate the largest file that is not larger.
 
-    OUTPUT/<baseline>/<picture>.json    what is done so far, a row per file that was matched
+What is done so far stands in OUTPUT/<baseline>/<picture>.json, a row per file that was matched.
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ def _matched_cell(row: Mapping, metric: str) -> str:
     fits, pictures = row["fits"], row["pictures"]
     if not fits:
         return f"smallest {row['smallest_ratio']:.1f}×"
-    some = "" if fits == pictures else f"; {fits} of {pictures}"
+    some = "" if fits == pictures else f"; {fits}/{pictures}"
     value, delta = row[metric], row[f"delta_{metric}"]
     return f"{_metric_format(value)} ({_signed(delta, value)}{some})" if pd.notna(value) else NONE
 
@@ -283,9 +283,11 @@ def timing_frame(latency: pd.DataFrame, stages: pd.DataFrame, throughput: pd.Dat
     frame = pd.DataFrame(rows)
     frame = pd.concat([frame, parts], ignore_index=True) if len(parts) else frame
     call = ["codec", "point", "direction"]
-    for table, column in ((memory, "call_peak_mib"), (memory, "cuda_call_peak_mib")):
-        if len(table) and table[column].notna().any():
-            frame = frame.merge(table[[*call, column]].assign(stage="whole call"), on=names, how="left")
+    if len(memory):
+        peaks = memory.reindex(columns=[*call, "call_peak_mib", "cuda_call_peak_mib", "note"])
+        peaks = peaks.rename(columns={"note": "memory_note"}).assign(stage="whole call")
+        frame = frame.merge(peaks, on=names, how="left")
+        frame["note"] = frame["note"].fillna(frame.pop("memory_note"))
     if len(throughput):
         best = throughput.groupby(call, as_index=False)[["pictures_per_s", "megapixels_per_s"]].max()
         frame = frame.merge(best.assign(stage="whole call"), on=names, how="left")

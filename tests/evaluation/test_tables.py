@@ -17,6 +17,7 @@ from oscar.evaluation.tables import (
     means_frame,
     means_table,
     timing_frame,
+    timing_table,
 )
 
 
@@ -147,7 +148,7 @@ def test_the_table_to_read_says_value_difference_and_number(matched, ours):
     assert (whole.name, psnr.name) == ("matched", "matched_psnr")
     assert psnr.cells() == [
         ["0.1000", "100", "25.00", "smallest 4.0×", "25.75 (+0.75)"],
-        ["0.5000", "500", "28.00", "33.00 (−1.00; 1 of 2)", "29.50 (+1.50)"],
+        ["0.5000", "500", "28.00", "33.00 (−1.00; 1/2)", "29.50 (+1.50)"],
     ]
     assert list(psnr.shown) == ["rate", "bytes", "OSCAR nano", "JPEG", "WEBP"]
     assert "PSNR dB (higher is better)" in psnr.caption
@@ -170,7 +171,8 @@ def test_timing_puts_calls_before_their_stages():
     jpeg = {**latency, "codec": "jpeg", "label": "JPEG"}
     stages = [{**call, "direction": d, "stage": s, "p50_ms": 1.0, "p90_ms": 2.0, "p99_ms": 3.0, "share_percent": 50.0}
               for d in ("encode", "decode") for s in ("vae", "whole call")]  # fmt: skip
-    memory = [{**call, "direction": "decode", "call_peak_mib": 100.0, "cuda_call_peak_mib": np.nan}]
+    memory = [{**call, "direction": "decode", "call_peak_mib": 100.0},
+              {**call, "direction": "encode", "note": "killed"}]  # fmt: skip
     throughput = [{**call, "direction": "encode", "pictures_per_s": v, "megapixels_per_s": v} for v in (1.0, 3.0)]
     macs = [{**call, "direction": "encode", "stage": "vae", "gmacs": 2.5}]
     frame = timing_frame(*map(pd.DataFrame, ([latency, jpeg], stages, throughput, memory, macs)))
@@ -180,4 +182,6 @@ def test_timing_puts_calls_before_their_stages():
         ("jpeg", "encode", "whole call"), ("jpeg", "decode", "whole call"),
     ]  # fmt: skip
     assert frame["pictures_per_s"].tolist()[0] == 3 and frame["gmacs"].tolist()[1] == 2.5
-    assert frame["call_peak_mib"].tolist()[2] == 100 and "cuda_call_peak_mib" not in frame
+    assert frame["call_peak_mib"].tolist()[2] == 100 and frame["note"].tolist()[0] == "killed"
+    text = timing_table(frame, "a picture", 3).to_markdown()
+    assert "peak MiB" in text and "GPU" not in text
