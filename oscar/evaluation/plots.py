@@ -1,13 +1,7 @@
-"""Rate-distortion plots in vector form, ours beside the baselines and, dashed, what has been published.
-
-Colours are Okabe and Ito's, which the common kinds of colour blindness tell apart; markers differ as well. matplotlib
-is used without pyplot, so that no display is needed and no state is shared.
-"""
+"""Rate-distortion plots in vector form, ours beside the baselines and, dashed, what has been published."""
 
 from __future__ import annotations
 
-import io
-import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,30 +13,16 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from oscar.evaluation.curves import DATASETS, rate_column
+from oscar.evaluation.figures import COLOURS, MARKERS, open_figure
 from oscar.evaluation.metrics import METRICS, Metric
-from oscar.jobs import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-OURS = "#D55E00"  # of Okabe and Ito's, the one kept for OSCAR
-_COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#B58900", "#666666", "#8C510A")
-_MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">")
-_FORMATS = ("pdf", "svg", "png")
-_STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,  # text stays text
-    "svg.hashsalt": "oscar",  # the same file from the same data
-}
+OURS = COLOURS[1]  # kept for OSCAR
+_COLOURS = tuple(colour for colour in COLOURS if colour != OURS)
+_MARKERS = MARKERS[1:]  # the first, a dot, is ours
 
 
 @dataclass(frozen=True)
@@ -127,25 +107,12 @@ def plot_rates(
 
 
 def _write(path: Path, metric: Metric, series: list[Series], title: str, heading: str) -> Path:
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every glyph of a PDF
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-        FigureCanvasAgg(figure)
+    with open_figure(path, (7.2, 4.2)) as figure:
         axes, side = figure.subplots(1, 2, width_ratios=(3.3, 1))
         lines = _draw(axes, series)
         _axis(axes, metric, series)
         axes.set_title(title, loc="left", fontsize=10, pad=10)
         _legend(side, lines, heading)
-        for suffix in _FORMATS:
-            data = io.BytesIO()
-            blank = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
-            figure.savefig(data, format=suffix, metadata=blank, dpi=160, bbox_inches="tight")
-            write_whole(path.with_name(f"{path.name}.{suffix}"), data.getvalue())
     return path.with_name(f"{path.name}.pdf")
 
 
