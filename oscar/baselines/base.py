@@ -68,6 +68,19 @@ class RoundTrip:
     encode_seconds: float
     decode_seconds: float
 
+    @classmethod
+    def of_file(
+        cls,
+        reference: Image.Image,
+        decoded: Image.Image,
+        encoded: Encoded,
+        encode_seconds: float,
+        decode_seconds: float,
+    ) -> RoundTrip:
+        """One through a file, whose rates are the file's."""
+        rates = encoded.nominal_bpp, encoded.estimated_bpp
+        return cls(reference, decoded, encoded, *rates, encode_seconds, decode_seconds)
+
 
 class ImageCodec(ABC):
     """A codec with its settings fixed, except for the point.
@@ -126,15 +139,7 @@ class ImageCodec(ABC):
         middle = time.perf_counter()
         decoded = self.decode(encoded.data)
         end = time.perf_counter()
-        return RoundTrip(
-            reference=image,
-            decoded=decoded,
-            encoded=encoded,
-            nominal_bpp=encoded.nominal_bpp,
-            estimated_bpp=encoded.estimated_bpp,
-            encode_seconds=middle - start,
-            decode_seconds=end - middle,
-        )
+        return RoundTrip.of_file(image, decoded, encoded, middle - start, end - middle)
 
 
 def encode_to_size(codec: ImageCodec, image: Image.Image, max_bytes: int) -> tuple[float, Encoded]:

@@ -106,8 +106,7 @@ class TimestepCodec(ImageCodec):
         pixels = self.codec.backbone.decode(x0)[..., : image.height, : image.width]
         decoded = to_pil(pixels.clamp(-1, 1))
         seconds = time.perf_counter() - start
-        encoded = self.encode(image, point)
-        return RoundTrip(image, decoded, encoded, encoded.nominal_bpp, None, coded.seconds, seconds)
+        return RoundTrip.of_file(image, decoded, self.encode(image, point), coded.seconds, seconds)
 
     @torch.inference_mode()
     def _encode(self, image: Image.Image) -> _Coded:

@@ -98,16 +98,7 @@ class OscarImageCodec(ImageCodec):
         middle = time.perf_counter()
         decoded = self.codec.decompress(data)
         end = time.perf_counter()
-        encoded = self._describe_file(data)
-        return RoundTrip(
-            reference=image,
-            decoded=decoded,
-            encoded=encoded,
-            nominal_bpp=encoded.nominal_bpp,
-            estimated_bpp=encoded.estimated_bpp,
-            encode_seconds=middle - start,
-            decode_seconds=end - middle,
-        )
+        return RoundTrip.of_file(image, decoded, self._describe_file(data), middle - start, end - middle)
 
     def _describe_file(self, data: bytes) -> Encoded:
         container, indices = self.codec.read(data)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from oscar.jobs import write_whole
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's, which the common kinds of colour blindness tell apart, and two more.
@@ -56,3 +57,13 @@ def open_figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
             blank = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
             figure.savefig(data, format=suffix, metadata=blank, dpi=160, bbox_inches="tight")
             write_whole(path.with_name(f"{path.name}.{suffix}"), data.getvalue())
+
+
+def log_rate_axis(axes: Axes) -> None:
+    """Rates on a logarithmic x axis, labelled at 1, 2 and 5 times the powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from oscar.evaluation.curves import DATASETS, rate_column
-from oscar.evaluation.figures import COLOURS, MARKERS, open_figure
+from oscar.evaluation.figures import COLOURS, MARKERS, log_rate_axis, open_figure
 from oscar.evaluation.metrics import METRICS, Metric
 
 if TYPE_CHECKING:
@@ -150,14 +150,9 @@ def _styles() -> Iterator[tuple[str, str]]:
 
 
 def _axis(axes: Axes, metric: Metric, series: list[Series]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     rates = [rate for curve in series for rate in curve.bpp if rate > 0]
     if max(rates) > 10 * min(rates):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        log_rate_axis(axes)
     unit = f", {metric.unit}" if metric.unit else ""
     axes.set_ylabel(f"{metric.label}{unit}  ({'higher' if metric.higher_is_better else 'lower'} is better)")
     axes.set_xlabel("rate, bits per pixel")

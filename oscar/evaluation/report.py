@@ -21,6 +21,7 @@ import pandas as pd
 from PIL import Image
 
 from oscar.evaluation.html_table import NONE, Column, Show, definitions, number, shower, shown, table, text
+from oscar.evaluation.tables import RATES, SECONDS
 from oscar.images import read_image
 from oscar.jobs import write_whole
 
@@ -371,16 +372,12 @@ def _any_columns(frame: pd.DataFrame) -> list[Column]:
     return _columns(frame, {name: "codec" if name == "label" else str(name).replace("_", " ") for name in names})
 
 
-_RATES = {"nominal_bpp": "nominal bpp", "estimated_bpp": "estimated bpp", "actual_bpp": "actual bpp"}
-_SECONDS = {"encode_seconds": "encode s", "decode_seconds": "decode s"}
-
-
 def _tables(data: ReportData, metrics: list[MetricInfo], styles: dict) -> list[_Section]:
     """The page's sections of tables, without those that have nothing to show."""
     qualities = {metric.name: _metric_title(metric) for metric in metrics}
     sections = []
     if len(data.means):
-        titles = {"label": "codec", "point": "setting", "pictures": "pictures", **_RATES, **qualities, **_SECONDS}
+        titles = {"label": "codec", "point": "setting", "pictures": "pictures", **RATES, **qualities, **SECONDS}
         body = '<p class="note">Click a heading to sort; what is unavailable (–) comes last.</p>\n'
         body += _codec_table("Means", data.means, _columns(data.means, titles), styles)
         sections.append(_section("means", "Means over the pictures", body))
@@ -424,7 +421,7 @@ def _rows(data: ReportData, qualities: dict[str, str], styles: dict) -> str:
     if {"width", "height"} <= set(frame):
         frame = frame.assign(size=[f"{w}×{h}" for w, h in zip(frame["width"], frame["height"], strict=True)])
     titles = {"image": "picture", "label": "codec", "point": "setting", "protocol": "protocol", "size": "size",
-              "file_bytes": "bytes", **_RATES, **qualities, **_SECONDS}  # fmt: skip
+              "file_bytes": "bytes", **RATES, **qualities, **SECONDS}  # fmt: skip
     return (
         f"<details><summary>{len(frame):,} rows, one per picture, codec and setting</summary>\n"
         '<input type="search" aria-label="Show rows that contain" placeholder="Show rows that contain …">\n'

@@ -11,7 +11,7 @@ import torch
 
 from oscar.diffusion import NoiseSchedule
 from oscar.evaluation.ablation import BEST, OWN
-from oscar.evaluation.figures import COLOURS, MARKERS, open_figure
+from oscar.evaluation.figures import COLOURS, MARKERS, log_rate_axis, open_figure
 from oscar.evaluation.metrics import METRICS
 from oscar.evaluation.tables import metric_title
 
@@ -59,8 +59,6 @@ def _draw_cosines(axes: Axes, rates: pd.DataFrame, schedule: NoiseSchedule) -> N
 
 
 def _draw_timesteps(axes: Axes, rates: pd.DataFrame) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     paper, own = (rates[f"timestep_{name}"].astype(float) for name in ("paper", "own"))
     own = [] if own.equals(paper.rename(own.name)) or own.isna().all() else ["own"]
     labels = {"paper": "paper's table", "own": "the checkpoint's own", "cosine": "cosine", "snr": "snr"}
@@ -71,10 +69,7 @@ def _draw_timesteps(axes: Axes, rates: pd.DataFrame) -> None:
     axes.errorbar(rates["rate"], rates["timestep_per_image"], rates["timestep_per_image_std"], color=COLOURS[6],
                   marker="x", linestyle="none", capsize=3, linewidth=1, label="per_image, mean and deviation",
                   zorder=1)  # fmt: skip
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    log_rate_axis(axes)
     axes.set_xlabel("rate, nominal bits per pixel")
     axes.set_ylabel("timestep")
     axes.set_ylim(bottom=0)
