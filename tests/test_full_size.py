@@ -1,0 +1,80 @@
+"""From a published checkpoint to pictures by commands alone: tiny in the suite, and on request at full size.
+
+    OSCAR_FULL_SIZE=1 python -m pytest tests/test_full_size.py       # minutes, and 5 GB of disk
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from omegaconf import OmegaConf
+from PIL import Image
+
+from oscar.bitstream import Container
+from oscar.cli import main
+from oscar.models.backbone import Backbone
+from oscar.rates import PAPER_RATES
+
+ROOT = Path(__file__).parents[1]
+FULL = pytest.mark.skipif(os.environ.get("OSCAR_FULL_SIZE") != "1", reason="takes minutes; set OSCAR_FULL_SIZE=1")
+
+
+def make_random_model(*args: str) -> int:
+    """scripts/make_random_model.py."""
+    spec = importlib.util.spec_from_file_location("make_random_model", ROOT / "scripts/make_random_model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main(list(args))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "bottleneck"), [("tiny", "tiny"), pytest.param("sd21_random", "paper", marks=FULL)]
+)
+def test_from_a_published_checkpoint_to_pictures(picture, tmp_path: Path, backbone: str, bottleneck: str) -> None:
+    def run(*args: str | Path) -> None:
+        assert main([str(arg) for arg in args]) == 0
+
+    random, model, files = tmp_path / "random", tmp_path / "model", tmp_path / "files"
+    assert make_random_model(str(random), "--backbone", backbone, "--bottleneck", bottleneck) == 0
+    run("convert", random / "oscar.pkl", model, "--backbone", random / "backbone")
+    photo = tmp_path / "photo.png"
+    picture(160, 120).save(photo)
+    files.mkdir()
+    for rate in PAPER_RATES:
+        packed = files / f"{rate.bpp:.4f}.oscar"
+        run("compress", photo, packed, "--rate", f"{rate.bpp:.4f}", "--model", model)
+        container = Container.unpack(packed.read_bytes())
+        assert container.rate == rate and packed.stat().st_size <= 16 + -(-rate.nominal_bits(120, 160) // 8)
+    run("decompress", files, tmp_path / "pictures", "--model", model)
+    for rate in PAPER_RATES:
+        with Image.open(tmp_path / f"pictures/{rate.bpp:.4f}.png") as image:
+            assert image.size == (160, 120)
+            assert max(high - low for low, high in image.getextrema()) > 0
+
+
+def test_a_configuration_that_does_not_exist(tmp_path: Path, capsys) -> None:
+    assert make_random_model(str(tmp_path), "--backbone", "none") == 2
+    assert "none.yaml" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_the_random_backbone_has_the_published_shape(sd21) -> None:
+    random = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/backbone/sd21_random.yaml"))
+    for part, file in (("vae", "config.json"), ("unet", "config.json"), ("scheduler", "scheduler_config.json")):
+        published = json.loads((sd21 / part / file).read_text())
+        for name, value in random[part].items():
+            assert published.get(name, value) == value, f"{part}.{name}"
+    with torch.device("meta"):
+        vae, unet = (kind.from_config(json.loads((sd21 / f"{part}/config.json").read_text())) for kind, part in
+                     ((AutoencoderKL, "vae"), (UNet2DConditionModel, "unet")))  # fmt: skip
+        ours = Backbone.from_configs(random["vae"], random["unet"], random["scheduler"])
+    for network, published in ((ours.vae, vae), (ours.unet, unet)):
+        shapes = [{name: value.shape for name, value in one.state_dict().items()} for one in (network, published)]
+        assert shapes[0] == shapes[1]
+    assert ours.vae.config.scaling_factor == vae.config.scaling_factor

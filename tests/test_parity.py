@@ -1,0 +1,43 @@
+"""A converted checkpoint against the published implementation's own outputs, at every rate."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from oscar.codec import OscarCodec
+from oscar.convert import convert
+from oscar.rates import PAPER_RATES
+
+
+@pytest.fixture(scope="module")
+def converted(golden, golden_pkl, tmp_path_factory) -> OscarCodec:
+    """The tiny published checkpoint as a user gets it: converted, saved, loaded with merged adapters."""
+    folder = tmp_path_factory.mktemp("converted") / "model"
+    convert([golden_pkl], folder, golden / "sd_tiny")
+    return OscarCodec.from_pretrained(folder, dtype=torch.float32)
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    return (one - other).abs().max().item()
+
+
+def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Of images in [-1, 1], in dB."""
+    return 10 * torch.log10(4 / (one - other).square().mean()).item()
+
+
+@pytest.mark.parametrize("rate", PAPER_RATES, ids=str)
+def test_outputs_of_the_published_implementation(converted: OscarCodec, golden_cases, rate) -> None:
+    """Published settings: the original latent's norms, and no file."""
+    found = converted.reconstruct(golden_cases["image"], rate, "paper")
+    assert torch.equal(found.indices.flatten(), golden_cases[f"{rate.id}.indices"].long().flatten())
+    for part in ("z_hat", "x0", "image"):
+        assert distance(getattr(found, part), golden_cases[f"{rate.id}.{part}"]) < 1e-4, part
+
+
+@pytest.mark.parametrize("rate", PAPER_RATES, ids=str)
+def test_a_real_file_costs_what_rounding_the_norms_costs(converted: OscarCodec, golden_cases, rate) -> None:
+    (data,) = converted.compress_tensor(golden_cases["image"], rate)
+    (image,) = converted.decompress_tensor([data])
+    assert psnr(image, golden_cases[f"{rate.id}.image"][0]) >= 45  # a byte for each norm
