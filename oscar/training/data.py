@@ -2,7 +2,8 @@
 
 Determinism: batch s of a run is the same whatever the number of workers, the number of processes it is split over and
 the step at which the run was resumed. `ResumableSampler` numbers every sample of the run; the picture follows from
-(seed, epoch, position in the epoch) and its crop and augmentation from (seed, sample number), nothing else.
+(seed, epoch, position in the epoch) and its crop and augmentation from (seed, sample number), nothing else: workers
+draw from no random stream of their own. `oscar.training.sources` says how pictures are numbered.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from oscar.images import ImageError, list_images, read_image
+from oscar.images import ImageError
+from oscar.training.latents import LatentDataset
+from oscar.training.sources import Picture, find_pictures, read_picture
 
 logger = logging.getLogger(__name__)
 
-LIST_SUFFIXES = (".txt", ".lst")
 ORDER_STREAM, CROP_STREAM = 0, 1  # keep the random streams of one seed apart
 
 
@@ -39,23 +41,28 @@ class SampleKey(NamedTuple):
 
 
 class PhotoDataset(Dataset):
-    """Square crops of the photographs in folders and lists.
+    """Square crops of photographs, each decoded once per crop.
 
     Pictures smaller than the crop are continued by mirroring at their right and bottom edges, where the codec pads too;
     enlarging them would teach blur. Unreadable pictures are logged once per process and replaced by the next readable
     one.
 
     Args:
-        roots: folders (searched recursively), single pictures, or text lists (.txt, .lst) with a path per line,
-            relative to the list's folder; empty lines and those that start with # are skipped.
+        roots: folders (searched recursively), single pictures, text lists (.txt, .lst) with a path per line, relative
+            to the list's folder (empty lines and those that start with # are skipped), WebDataset shards (.tar,
+            uncompressed, on a local or mounted drive), patterns of all these ({000..099}, {a,b}, *, ?, [...]), and
+            hf:DATASET[#SPLIT] for a Hugging Face data set, a hub id or a folder of pictures or Parquet files.
         crop_size: side of the crops in pixels.
         augment: random crop and one of the eight flips and right-angle rotations, as in the paper; otherwise the
             centre crop as it is.
         cache: decode every picture now and keep it in memory (3 bytes a pixel), for small sets. Workers that are forked
             share it, spawned ones get a copy each.
         scale: range of a random factor by which a picture is shrunk, with antialiasing, before cropping, drawn
-            uniformly; raised where the picture would get smaller than the crop. None: pictures keep their size.
+            uniformly; raised where the picture would get smaller than the crop. None or (1, 1): they keep their size.
         seed: of crops and augmentation.
+
+    Attributes:
+        paths: where each picture is; `str` of an item names it.
 
     Raises:
         ValueError: if a root does not exist or holds no readable picture, or an argument is out of range.
@@ -72,6 +79,7 @@ class PhotoDataset(Dataset):
     ) -> None:
         if crop_size < 1:
             raise ValueError(f"crop_size = {crop_size} is not allowed; it must be 1 or more")
+        scale = None if scale is None or tuple(scale) == (1, 1) else scale
         if scale is not None:
             if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
                 allowed = "it must be (min, max) with 0 < min <= max <= 1"
@@ -85,8 +93,8 @@ class PhotoDataset(Dataset):
         self.scale = None if scale is None else (float(scale[0]), float(scale[1]))
         self.unreadable: set[int] = set()
         self.pictures: list[np.ndarray | None] | None = None
-        self.paths: list[Path] = []
-        for root in map(Path, roots):
+        self.paths: list[Picture] = []
+        for root in roots:
             start = len(self.paths)
             self.paths += find_pictures(root)
             # one picture of each root is decoded here, so that a folder without any is refused before training starts
@@ -108,10 +116,22 @@ class PhotoDataset(Dataset):
             `image`, float32 (3, crop_size, crop_size) in [-1, 1], and `index`, the picture it was cut from.
         """
         index, number = (key, key) if isinstance(key, int | np.integer) else key
+        index, (image,) = self.crops(index, [number])
+        return {"image": image, "index": index}
+
+    def crops(self, index: int, numbers: Sequence[int]) -> tuple[int, Tensor]:
+        """Several crops of one picture, decoded once.
+
+        Args:
+            index: the picture.
+            numbers: sample number of each crop.
+
+        Returns:
+            The picture that they were cut from, and float32 (len(numbers), 3, crop_size, crop_size) in [-1, 1].
+        """
         index, image = self.next_readable(int(index))
-        crop = self.cut(image, np.random.default_rng((self.seed, CROP_STREAM, int(number))))
-        pixels = torch.from_numpy(np.array(crop.transpose(2, 0, 1), order="C"))
-        return {"image": pixels.float() / 127.5 - 1, "index": index}
+        crops = [self.cut(image, np.random.default_rng((self.seed, CROP_STREAM, int(n)))) for n in numbers]
+        return index, torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy()).float() / 127.5 - 1
 
     def next_readable(self, index: int) -> tuple[int, np.ndarray]:
         """The picture at `index` or, if it is unreadable, at the first readable index after it, going round."""
@@ -131,12 +151,10 @@ class PhotoDataset(Dataset):
         if index in self.unreadable:
             return None
         try:
-            return np.asarray(read_image(self.paths[index]))
-        except (ImageError, OSError) as error:
+            return np.asarray(read_picture(self.paths[index]))
+        except ImageError as error:
             self.unreadable.add(index)
-            message = str(error)
-            named = message if str(self.paths[index]) in message else f"{self.paths[index]}: {message}"
-            logger.warning("picture left out: %s", named)
+            logger.warning("picture left out: %s", error)
             return None
 
     def cut(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -161,42 +179,17 @@ class PhotoDataset(Dataset):
         return piece
 
 
-def find_pictures(root: Path) -> list[Path]:
-    """The pictures of a folder or text list, or the one picture given.
-
-    Raises:
-        ValueError: if the root or a listed picture does not exist, or there is no picture.
-    """
-    if root.is_dir():
-        found = list(list_images(root))
-    elif root.is_file() and root.suffix.lower() in LIST_SUFFIXES:
-        found = read_list(root)
-    elif root.is_file():
-        found = [root]
-    else:
-        raise ValueError(f"{root} does not exist; roots must be folders, pictures or lists of pictures (.txt, .lst)")
-    if not found:
-        raise ValueError(f"{root} holds no picture")
-    return found
-
-
-def read_list(path: Path) -> list[Path]:
-    """The pictures named by a text list; raises ValueError for one that does not exist."""
-    pictures = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        name = line.strip()
-        if name and not name.startswith("#"):
-            pictures.append(path.parent / name)
-            if not pictures[-1].is_file():
-                raise ValueError(f"{path} line {number}: no picture {name}")
-    return pictures
+def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
+    """The pictures of an epoch in their order, a permutation of 0 to length - 1."""
+    return np.random.default_rng((seed, ORDER_STREAM, epoch)).permutation(length)
 
 
 class ResumableSampler(Sampler[SampleKey]):
     """An endless stream of sample keys that is a pure function of the step.
 
     At step s, process r of P draws the samples (s * P + r) * batch_size onwards, so that two processes with batch b see
-    together what one with 2 b sees. Each epoch is a fresh permutation; batches run across the ends of epochs.
+    together what one with 2 b sees. Each epoch is a fresh permutation; batches run across the ends of epochs. A run
+    resumed on another number of processes goes on in the same order if P * batch_size stays what it was.
 
     Args:
         dataset_len: number of pictures.
@@ -240,7 +233,7 @@ class ResumableSampler(Sampler[SampleKey]):
             for number in range(first, first + self.batch_size):
                 if number // self.dataset_len != epoch:
                     epoch = number // self.dataset_len
-                    order = np.random.default_rng((self.seed, ORDER_STREAM, epoch)).permutation(self.dataset_len)
+                    order = epoch_order(self.dataset_len, self.seed, epoch)
                 yield SampleKey(int(order[number % self.dataset_len]), number)
             step += 1
 
@@ -254,6 +247,7 @@ def build_loader(
     augment: bool = True,
     cache: bool = False,
     scale: tuple[float, float] | None = None,
+    latents: str | Path | None = None,
     workers: int = 0,
     pin_memory: bool | None = None,
     start_step: int = 0,
@@ -269,17 +263,23 @@ def build_loader(
         roots, crop_size, augment, cache, scale: see PhotoDataset.
         batch_size: per process.
         seed: of order, crops and augmentation; equal on every process.
+        latents: folder of cached latents in place of pictures; `roots` and what follows for them then does nothing.
         workers: loading processes; they change no batch.
         pin_memory: None pins where CUDA is present.
         start_step, rank, world: see ResumableSampler.
 
     Returns:
-        A loader of {"image": float32 (batch_size, 3, crop_size, crop_size) in [-1, 1], "index": int64 (batch_size,)}.
+        A loader of {"image": float32 (batch_size, 3, crop_size, crop_size) in [-1, 1], "index": int64 (batch_size,)},
+        or, from latents, of {"latent": float32 (batch_size, 4, crop_size / 8, crop_size / 8), "index": ...}. Its
+        dataset's `paths` names the picture of an index.
 
     Raises:
-        ValueError: see PhotoDataset and ResumableSampler.
+        ValueError: see PhotoDataset, LatentDataset and ResumableSampler.
     """
-    dataset = PhotoDataset(roots, crop_size, augment, cache, scale, seed)
+    if latents is not None:
+        dataset: Dataset = LatentDataset(latents)
+    else:
+        dataset = PhotoDataset(roots, crop_size, augment, cache, scale, seed)
     return DataLoader(
         dataset,
         batch_size=batch_size,
