@@ -7,6 +7,8 @@
     OUTPUT/codecs/<codec>/      results of `oscar.evaluation.evaluate`
     OUTPUT/matched/             baselines at the sizes of OSCAR's files (`oscar.evaluation.matched`), results.csv: all
     OUTPUT/timing/              the tables of `oscar.evaluation.timing`
+    OUTPUT/training/            figures of `oscar.evaluation.training_speed`
+    OUTPUT/inference/           figures of `oscar.evaluation.inference_speed`
     OUTPUT/pictures/            decoded pictures of the report page
 
 What is done is kept: the same command goes on where it stopped. Tables, plots and page are made from what there is.
@@ -118,14 +120,25 @@ class Benchmark:
         return f"{where}, {len(self.pictures)} picture{'s' * (len(self.pictures) != 1)}"
 
 
-def run_benchmark(config: BenchmarkConfig) -> Benchmark:
+def run_benchmark(config: BenchmarkConfig) -> Benchmark | None:
     """Run the parts of a configuration, with progress, and write tables, plots and page.
 
     A baseline or metric that does not exist or cannot be had costs a line and is listed as unavailable.
 
+    Returns:
+        What was found; None if no part was asked for that looks at codecs and pictures.
+
     Raises:
         ValueError: for an unknown model, rate or device, a folder without pictures, or if no codec is left.
     """
+    _set_up(config)
+    for part, run_speed in SPEED_PARTS.items():
+        if part in config.parts:
+            for table in run_speed(config):
+                table.write(Path(config.output) / "tables")
+                _say(f"{part}: {Path(config.output) / 'tables' / table.name}.md")
+    if config.parts and SPEED_PARTS.keys() >= set(config.parts):
+        return None
     bench = prepare(config)
     for part, run in (("quality", run_quality), ("matched", run_matched), ("timing", run_timing_part)):
         run(bench, part in config.parts)
@@ -141,14 +154,33 @@ def run_benchmark(config: BenchmarkConfig) -> Benchmark:
     return bench
 
 
-def prepare(config: BenchmarkConfig) -> Benchmark:
-    """Find the pictures and build codecs and metrics."""
+def _set_up(config: BenchmarkConfig) -> None:
     import torch
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise EvaluationError("the benchmark runs in one process; scripts/evaluate.py runs in several")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+
+
+def _training_part(config: BenchmarkConfig) -> list[tables.Table]:
+    from oscar.evaluation.training_speed import run_training_speed
+
+    return run_training_speed(config.training, Path(config.output), config.device)
+
+
+def _inference_part(config: BenchmarkConfig) -> list[tables.Table]:
+    from oscar.evaluation.inference_speed import run_inference_speed
+
+    return run_inference_speed(config.inference, Path(config.output), config.device)
+
+
+# Parts that look at neither codecs nor pictures; each gives its tables.
+SPEED_PARTS = {"training": _training_part, "inference": _inference_part}
+
+
+def prepare(config: BenchmarkConfig) -> Benchmark:
+    """Find the pictures and build codecs and metrics."""
     accelerator = make_accelerator(config.device)
     device = config.device or accelerator.device
     pictures, root = _pictures(config)

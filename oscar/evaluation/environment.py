@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from oscar.jobs import write_whole
 
 PACKAGE = Path(__file__).parents[1]
 LIBRARIES = ("torch", "diffusers", "compressai", "pyiqa", "lpips", "pillow", "numpy")
@@ -15,6 +19,29 @@ LIBRARIES = ("torch", "diffusers", "compressai", "pyiqa", "lpips", "pillow", "nu
 def describe_environment() -> dict:
     """Commit, versions and hardware of this process, JSON-able."""
     return {**git_state(), "versions": versions(), "hardware": hardware()}
+
+
+def open_record(folder: Path, settings: Mapping, device: object) -> dict:
+    """Say in run.json of a folder what its figures belong to; figures of other settings or machines are removed.
+
+    Args:
+        folder: of CSV files; made if it is not there.
+        settings: JSON-able.
+        device: that is measured.
+
+    Returns:
+        `settings`, `device` and `hardware`, as read back from JSON.
+    """
+    identity = {"settings": settings, "device": str(device), "hardware": hardware()}
+    identity = json.loads(json.dumps(identity))
+    record = folder / "run.json"
+    if not record.exists() or json.loads(record.read_text())["identity"] != identity:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.csv"):
+            old.unlink()
+        state = {"identity": identity, **describe_environment()}
+        write_whole(record, (json.dumps(state, indent=2) + "\n").encode())
+    return identity
 
 
 def git_state() -> dict[str, str | bool | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,12 +35,13 @@ STYLE = {
 
 
 @contextmanager
-def open_figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
+def open_figure(path: Path, size: tuple[float, float], formats: Sequence[str] = FORMATS) -> Iterator[Figure]:
     """A figure to draw on, written when the block ends without an error.
 
     Args:
-        path: without suffix; PATH.pdf, PATH.svg and PATH.png are written.
+        path: without suffix; it gets one for each format.
         size: inches.
+        formats: of FORMATS.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -52,7 +53,7 @@ def open_figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        for suffix in FORMATS:
+        for suffix in formats:
             data = io.BytesIO()
             blank = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
             figure.savefig(data, format=suffix, metadata=blank, dpi=160, bbox_inches="tight")

@@ -343,15 +343,26 @@ def peak_memory(
             "point": point,
             "input": str(path),
         }
-        return _run_child(request, f"memory of {direction} at {codec.name} {point:g}", timeout)
+        return run_child(__name__, request, f"memory of {direction} at {codec.name} {point:g}", timeout)
 
 
-def _run_child(request: dict, what: str, timeout: float) -> dict[str, float | None]:
+def run_child(module: str, request: dict, what: str, timeout: float) -> dict:
+    """The JSON that `python -m MODULE REQUEST` prints last: a measurement in a process of its own.
+
+    Args:
+        module: by its full name.
+        request: JSON-able; the module's only argument.
+        what: is measured, in words.
+        timeout: seconds.
+
+    Raises:
+        TimingError: if the process fails or does not end in time.
+    """
     root = str(Path(__file__).parents[2])  # of the package, for a checkout that is not installed
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "oscar.evaluation.timing", json.dumps(request)],
+            [sys.executable, "-m", module, json.dumps(request)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             capture_output=True,
             text=True,
@@ -383,14 +394,14 @@ def _child(request: dict) -> dict[str, float | None]:
     else:
         call = partial(codec.decompress, path.read_bytes())
     cuda = codec.device.type == "cuda"
-    loaded, loading_peak = _resident()
+    loaded, loading_peak = resident_memory()
     row: dict[str, float | None] = {"loaded_mib": loaded}
-    is_forgotten = _forget_peak()
+    is_forgotten = forget_peak()
     if cuda:
         torch.cuda.reset_peak_memory_stats(codec.device)
         row["cuda_loaded_mib"] = torch.cuda.memory_allocated(codec.device) / _MIB
     call()
-    peak = _resident()[1]
+    peak = resident_memory()[1]
     row["call_peak_mib"] = peak if is_forgotten else None
     row["process_peak_mib"] = max(loading_peak, peak)
     if cuda:
@@ -398,7 +409,7 @@ def _child(request: dict) -> dict[str, float | None]:
     return row
 
 
-def _resident() -> tuple[float, float]:
+def resident_memory() -> tuple[float, float]:
     """Resident memory of this process and its peak, in MiB.
 
     On Linux not by getrusage: its peak is inherited over fork and exec, so that a child's is at least its parent's.
@@ -416,7 +427,7 @@ def _resident() -> tuple[float, float]:
     return psutil.Process().memory_info().rss / _MIB, peak / _MIB
 
 
-def _forget_peak() -> bool:
+def forget_peak() -> bool:
     """Start this process's peak of resident memory anew; False where the system has no such means."""
     try:
         Path("/proc/self/clear_refs").write_text("5")

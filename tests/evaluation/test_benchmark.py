@@ -18,6 +18,7 @@ from oscar.evaluation.benchmark import run_benchmark
 from oscar.evaluation.evaluate import EvaluationError, load_results
 from oscar.evaluation.matched import match_bytes
 from oscar.evaluation.metrics import MetricSet, psnr
+from oscar.evaluation.tables import Table
 
 MISSING = {"name": "bpg", "encoder": "/nowhere/bpgenc", "decoder": "/nowhere/bpgdec"}
 
@@ -120,6 +121,25 @@ def test_matched_files_are_the_largest_that_fit(photos, tmp_path):
         assert row["actual_bpp"] == 8 * row["file_bytes"] / (96 * 80)
         assert row["psnr"] == psnr(image, codec.decode(codec.encode(image, row["point"]).data))
     assert frame["ms_ssim"].isna().all() and frame["ms_ssim"].dtype == float  # the picture is too small for it
+
+
+@pytest.mark.parametrize("part", ["training", "inference"])
+def test_parts_that_measure_speed_need_neither_codecs_nor_pictures(config, monkeypatch, capsys, part):
+    config.parts, config.models, config.baselines, config.device = [part], {"none": "nowhere"}, {}, "cpu"
+    config.data.images = "nowhere"
+    asked = []
+
+    def measure(*arguments) -> list[Table]:
+        asked.append(arguments)
+        return [Table(f"{part}_speed", "Seconds.", pd.DataFrame({"way": ["ours"]}), {"way": "way"})]
+
+    monkeypatch.setattr(f"oscar.evaluation.{part}_speed.run_{part}_speed", measure)
+    assert run_benchmark(config) is None
+    out = Path(config.output)
+    assert asked == [(getattr(config, part), out, "cpu")]
+    files = {f"{part}_speed{suffix}" for suffix in (".csv", ".md", ".tex")}
+    assert {path.name for path in (out / "tables").iterdir()} == files
+    assert capsys.readouterr().out == f"{part}: {out / 'tables' / part}_speed.md\n"
 
 
 @quick

@@ -324,12 +324,12 @@ def test_peak_is_the_process_own_and_can_start_anew() -> None:
     ballast = b"\1" * (1 << 30)
     code = """if True:
         from oscar.evaluation import timing
-        loaded, peak = timing._resident()
+        loaded, peak = timing.resident_memory()
         ballast = bytearray(b"\\1" * (64 << 20))
-        grown = timing._resident()
+        grown = timing.resident_memory()
         del ballast
-        assert timing._forget_peak()
-        print(loaded, peak, *grown, *timing._resident())
+        assert timing.forget_peak()
+        print(loaded, peak, *grown, *timing.resident_memory())
     """
     root = Path(timing.__file__).parents[2]
     output = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
