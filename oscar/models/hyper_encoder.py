@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from compressai.layers import AttentionBlock
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from vector_quantize_pytorch import VectorQuantize
 
 from oscar.rates import PAPER_RATES, RatePoint
@@ -159,6 +159,19 @@ class HyperEncoder(nn.Module):
         rms = latent.square().mean(dim=(2, 3), keepdim=True).sqrt()
         return latent + self.dither * rms * noise.to(latent)
 
+    def set_training(self, dead_code_threshold: float, decay: float, rotation_trick: bool) -> None:
+        """Change how the codebook is trained from now on; see the class."""
+        self.dead_code_threshold = dead_code_threshold
+        self.quantizer.rotation_trick = rotation_trick
+        codebook = self.quantizer._codebook
+        codebook.decay = decay
+        codebook.threshold_ema_dead_code = dead_code_threshold
+        codebook.has_dead_code_replacement = dead_code_threshold > 0
+
+    def usage(self) -> Tensor:
+        """Uses of each code per training pass, over all processes, as a moving average: (codebook_size,)."""
+        return self.quantizer._codebook.cluster_size[0]
+
     def encode(self, latent: Tensor) -> Tensor:
         """Latent (B, 4, h, w), h and w multiples of the rate's downsample -> indices, int64 (B, rows, columns)."""
         return (self.codebook_features(latent) @ self.quantizer.codebook.t().to(latent.dtype)).argmax(dim=-1)
@@ -172,9 +185,10 @@ class HyperEncoder(nn.Module):
         """The training pass: quantised latent with gradients through the quantiser, indices and commitment loss."""
         features = self.backbone(self.add_dither(latent)).permute(0, 2, 3, 1)
         batch, rows, columns, channels = features.shape
-        if self.training and self.dead_code_threshold:  # the library counts uses per pass, whatever its size
-            uses = self.dead_code_threshold * batch * rows * columns / self.codebook_size
-            codebook = self.quantizer._codebook
+        codebook = self.quantizer._codebook
+        if self.training and self.dead_code_threshold:  # the library counts uses per pass, over all processes
+            positions = batch * rows * columns * (distributed.get_world_size() if codebook.use_ddp else 1)
+            uses = self.dead_code_threshold * positions / self.codebook_size
             codebook.threshold_ema_dead_code = codebook.reset_cluster_size = uses
         quantised, indices, commitment = self.quantizer(features.reshape(batch, rows * columns, channels))
         z_hat = self.proj(quantised.reshape(batch, rows, columns, channels).permute(0, 3, 1, 2))
@@ -219,6 +233,11 @@ class VQBottleneck(nn.Module):
         """Noise of the encoder by rate id, 0 where it is not named; decoding does not depend on it."""
         for rate in self.rates:
             self.at(rate).dither = float(dither.get(rate.id, 0))
+
+    def set_training(self, **options) -> None:
+        """Change how the codebooks are trained from now on; see `HyperEncoder.set_training`."""
+        for rate in self.rates:
+            self.at(rate).set_training(**options)
 
     def at(self, rate: RatePoint) -> HyperEncoder:
         """The hyper-encoder of a rate."""

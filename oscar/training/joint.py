@@ -14,8 +14,9 @@ from oscar.models.discriminator import LatentDiscriminator
 from oscar.rates import RatePoint
 from oscar.timesteps import LearnedMapping
 from oscar.training.losses import ImageLoss, cosine_loss_channel, generator_loss
-from oscar.training.stage import Pass, Stage, draw_rates
-from oscar.training.tables import estimate_frequencies
+from oscar.training.rate_order import choose_rates
+from oscar.training.stage import Pass, Stage
+from oscar.training.tables import estimate_frequencies, perplexity
 from oscar.training.timesteps import LearnedTimesteps
 
 
@@ -33,13 +34,16 @@ class JointStage(Stage):
         self.stage = stage
         if stage.vae != "frozen":
             codec.backbone.source = None  # it becomes another backbone, which the checkpoint must bundle
+        codec.bottleneck.set_training(**config.bottleneck.training_options())
         self.draw_weights = stage.draw_weights(codec.rates)
+        config.validation.rate_points(codec.rates)  # those of `init_from` are known only here
         self.image_loss = ImageLoss(stage.image_losses, stage.network_files)
         self.metrics = ("loss", "rate", *self.image_loss.weights, "latent", "cosine", "commitment", "gan", "critic")
         self.timesteps = None
         if isinstance(codec.mapping, LearnedMapping):
             self.timesteps = LearnedTimesteps(codec.mapping, codec.rates, len(codec.backbone.schedule))
             self.metrics += ("timestep",)
+        self.metrics += tuple(f"{name}_{rate.bpp:.4f}" for name in ("loss", "perplexity") for rate in codec.rates)
         if stage.gan > 0:
             critic = LatentDiscriminator(
                 codec.backbone.plain_unet(), codec.backbone.schedule.alphas_cumprod, stage.critic.lora_rank,
@@ -61,7 +65,7 @@ class JointStage(Stage):
 
     def forward(self, images: Tensor, turn: Pass) -> dict[str, Tensor]:
         turn.seed_torch()
-        (rate,) = draw_rates(turn, self.codec.rates, self.draw_weights, 1)
+        (rate,) = choose_rates(turn, self.codec.rates, self.draw_weights, 1, self.stage.rate_order)
         with torch.set_grad_enabled(self.stage.vae == "all"):
             latent = self.codec.backbone.encode(images)
         quantised = self.codec.bottleneck(latent, rate)
@@ -82,6 +86,8 @@ class JointStage(Stage):
             terms["gan"] = generator_loss(self.critic(x0, self.codec.denoiser.prompt, turn.noise(x0.device)))
             loss = loss + self.stage.gan * terms["gan"]
             self._last = (target, x0.detach())
+        terms[f"loss_{rate.bpp:.4f}"] = loss.detach()
+        terms[f"perplexity_{rate.bpp:.4f}"] = perplexity(self.codec.bottleneck.at(rate).usage())
         return {"loss": loss, "rate": loss.new_tensor(rate.bpp), **terms}
 
     def timestep(self, rate: RatePoint, z_hat: Tensor, latent: Tensor) -> Tensor | int:
@@ -96,10 +102,14 @@ class JointStage(Stage):
         prompt = self.codec.denoiser.prompt
         return (*self._last, None if prompt is None else prompt.detach())
 
-    def finish(self, batches) -> None:
+    def current_codec(self) -> OscarCodec:
+        """The codec as it stands, at the timesteps learned so far."""
         if self.timesteps is not None:
             self.codec.set_mapping(self.timesteps.to_mapping())
-        estimate_frequencies(self.codec, batches)
+        return self.codec
+
+    def finish(self, batches) -> None:
+        estimate_frequencies(self.current_codec(), batches, self.stage.table_batches)
 
     def save(self, folder: Path) -> None:
         self.codec.save_pretrained(folder)

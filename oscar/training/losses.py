@@ -130,7 +130,7 @@ class ImageLoss(nn.Module):
                 raise ValueError(f"image loss weight {name} = {weight} is not allowed; it must be 0 or more")
         self.weights = {name: float(weight) for name, weight in weights.items() if weight > 0}
         needed = {name.removeprefix(EDGES) for name in self.weights}
-        files = Weights(paths, download)
+        files = Weights(paths, download, key="stage.network_files")
         self.networks = nn.ModuleDict({name: build(files) for name, build in NETWORKS.items() if name in needed})
         self.train(False)
 

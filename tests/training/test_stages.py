@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,8 +19,10 @@ from oscar.config import ConfigError, TrainConfig
 from oscar.models.backbone import Backbone
 from oscar.rates import PAPER_RATES, RATES
 from oscar.timesteps import CalibratedMapping, LearnedMapping, PerImageMapping, RampMapping, TableMapping
+from oscar.training import hyper
 from oscar.training.build import build_stage
 from oscar.training.loop import Trainer
+from oscar.training.rate_order import choose_rates
 from oscar.training.stage import Pass, Stage, draw_rates
 
 TRAINED = {  # by stage, the first parts of the names of trained tensors
@@ -106,14 +112,59 @@ def test_the_prior_learns_the_target_of_its_schedule(configure, prediction_type:
 
 
 def test_hyper_trains_all_rates_or_some(configure) -> None:
-    stage = build_stage(configure("hyper", "bottleneck.rates=[0.0019,0.0313,0.125]"))
+    stage = build_stage(configure("hyper", "bottleneck.rates=[0.0019,0.0313,0.125]", "stage.commitment=0.5")).train()
     metrics = stage(images(), Pass(0, 0))
-    cosines = [metrics[f"cosine_{bpp}"].item() for bpp in ("0.0019", "0.0313", "0.1250")]
-    assert metrics["loss"].item() == pytest.approx(sum(cosines) / 3, abs=1e-6)
+    losses, cosines = ([metrics[f"{name}_{bpp}"].item() for bpp in ("0.0019", "0.0313", "0.1250")]
+                       for name in ("loss", "cosine"))  # fmt: skip
+    assert metrics["loss"].item() == pytest.approx(sum(losses) / 3, abs=1e-6)
+    assert sum(losses) - sum(cosines) == pytest.approx(3 * 0.5 * metrics["commitment"].item(), abs=1e-6) != 0
     stage = build_stage(configure("hyper", "stage.rates_per_step=2", "+stage.rate_weights={0.125:0}"))
     for number in range(8):
         drawn = [name for name in stage(images(), Pass(number, 0)) if name.startswith("cosine")]
         assert len(drawn) == 2 and "cosine_0.1250" not in drawn
+
+
+def test_hyper_trains_on_latents_as_on_their_pictures(configure, monkeypatch, tmp_path: Path) -> None:
+    rates = "bottleneck.rates=[0.0313,0.125]"
+    plain = build_stage(configure("hyper", rates)).train()
+    seen = []
+    monkeypatch.setattr(hyper, "check_latents", lambda data, backbone: seen.append((data.latents, backbone)))
+    cached = build_stage(configure("hyper", rates, f"data.latents={tmp_path}")).train()
+    assert seen == [(str(tmp_path), cached.codec.backbone)]
+    assert cached.takes_latents and not plain.takes_latents
+    with torch.no_grad():
+        latents = plain.codec.backbone.encode(images())
+    one, other = plain(images(), Pass(0, 0)), cached(latents, Pass(0, 0))
+    assert {name: value.item() for name, value in one.items()} == {name: value.item() for name, value in other.items()}
+    plain.finish([images()])
+    cached.finish([latents])
+    for rate in plain.codec.rates:
+        assert np.array_equal(plain.codec.frequencies[rate.id], cached.codec.frequencies[rate.id])
+
+
+def test_rates_train_together_as_each_alone(configure) -> None:
+    """The gradients of a rate are those of a run of its own but for their scale, which Adam does not see."""
+    stage = build_stage(configure("hyper", "bottleneck.rates=[0.0313,0.125]")).train()
+    alone = build_stage(configure("hyper", "bottleneck.rates=[0.125]")).train()
+    alone.codec.load_state_dict(stage.codec.state_dict(), strict=False)
+    for trained in (stage, alone):
+        trained(images(), Pass(0, 0))["loss"].backward()
+    for name, parameter in alone.codec.bottleneck.named_parameters():
+        gradient = stage.codec.bottleneck.get_parameter(name).grad
+        torch.testing.assert_close(2 * gradient, parameter.grad, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_joint_logs_by_rate(configure, quick_tables) -> None:
+    config = configure("joint", "bottleneck.rates=[0.0313,0.125]", "stage.gan=0", "stage.rate_order=balanced",
+                       "trainer.log_every=1")  # fmt: skip
+    Trainer(build_stage(config), config).run()
+    with (Path(config.output) / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["rate"][:5] for row in rows} == {"0.031", "0.125"}  # balanced: each once
+    for row in rows:
+        mine, other = ("0.0313", "0.1250") if row["rate"][:5] == "0.031" else ("0.1250", "0.0313")
+        assert row[f"loss_{mine}"] == row["loss"] and row[f"loss_{other}"] == ""
+        assert 1 <= float(row[f"perplexity_{mine}"]) <= 256.01 and row[f"perplexity_{other}"] == ""
 
 
 def test_the_adversarial_gradient_reaches_the_codec(configure) -> None:
@@ -190,8 +241,40 @@ def test_joint_starts_from_the_checkpoint_of_hyper(configure, quick_tables) -> N
             assert torch.equal(second.codec.bottleneck.state_dict()[name], value), name
     assert second.codec.rates == stage.codec.rates
     assert second.codec.bottleneck.at(RATES[7]).quantizer._codebook.initted  # no second k-means start
-    with pytest.raises(ConfigError, match=r"stage.rate_weights: rate 0\.0625 does not exist"):
-        build_stage(configure("joint", f"init_from={first.output}/final", "+stage.rate_weights={0.0625:2}"))
+    for override, message in (
+        ("+stage.rate_weights={0.0625:2}", r"stage.rate_weights: rate 0\.0625 does not exist"),
+        ("validation.rates=[0.0625]", r"validation.rates: rate 0\.0625 does not exist; allowed: 0\.1250"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build_stage(configure("joint", f"init_from={first.output}/final", override))
+
+
+def test_the_codebooks_training_is_the_runs_own(configure, tiny_folder: Path) -> None:
+    """A checkpoint brings its codes, not how they were trained."""
+    options = ("bottleneck.dead_code_threshold=0.5", "bottleneck.decay=0.9", "bottleneck.rotation_trick=false")
+    stage = build_stage(configure("joint", f"init_from={tiny_folder}", "stage.gan=0", *options)).train()
+    for rate in stage.codec.rates:
+        quantizer = stage.codec.bottleneck.at(rate).quantizer
+        assert (quantizer._codebook.decay, quantizer.rotation_trick) == (0.9, False)
+    rate = stage.codec.rates[7]
+    before = stage.codec.bottleneck.at(rate).quantizer.codebook.clone()
+    for _ in range(20):
+        stage.codec.bottleneck(torch.randn(2, 4, 8, 8), rate)
+    usage = stage.codec.bottleneck.at(rate).usage()
+    assert usage.min() >= 0.5 * 128 / 256 * 0.9**2  # revived when it falls below half of its share
+    assert not torch.equal(stage.codec.bottleneck.at(rate).quantizer.codebook, before)
+
+
+def test_revival_counts_the_uses_of_all_processes(configure, monkeypatch) -> None:
+    stage = build_stage(configure("hyper", "bottleneck.rates=[0.125]", "bottleneck.dead_code_threshold=0.5")).train()
+    encoder = stage.codec.bottleneck.at(stage.codec.rates[0])
+    stage(images(), Pass(0, 0))
+    alone = encoder.quantizer._codebook.threshold_ema_dead_code
+    assert alone == 0.5 * 2 * 64 / 256
+    encoder.quantizer._codebook.use_ddp = True
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    stage(images(), Pass(1, 0))
+    assert encoder.quantizer._codebook.threshold_ema_dead_code == 4 * alone
 
 
 # Timestep mappings.
@@ -311,6 +394,25 @@ def test_every_process_draws_the_same_rates() -> None:
     assert {rate.id for rate in drawn} == set(range(7))
     assert draw_rates(Pass(0, 0), PAPER_RATES, weights, None) == list(PAPER_RATES[:7])
     assert draw_rates(Pass(0, 0), PAPER_RATES, weights, 8) == list(PAPER_RATES[:7])
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, None])
+def test_balanced_order(count: int | None) -> None:
+    weights = [1, 1, 1, 1, 1, 1, 1, 0]
+
+    def chosen(number: int, rank: int = 0) -> list[int]:
+        turn = Pass(number, 0, rank)
+        return [rate.id for rate in choose_rates(turn, PAPER_RATES, weights, count, "balanced")]
+
+    expected = min(count or 7, 7)
+    for first in range(0, 21, 7):  # each time round
+        drawn = [chosen(number) for number in range(first, first + 7)]
+        assert all(len(set(rates)) == len(rates) == expected for rates in drawn)
+        assert Counter(itertools.chain(*drawn)) == dict.fromkeys(range(7), expected)
+    numbers = range(28)
+    assert [chosen(number, rank=3) for number in numbers] == [chosen(number) for number in numbers]
+    if count == 1:  # shuffled anew
+        assert len({tuple(chosen(number)[0] for number in range(first, first + 7)) for first in range(0, 28, 7)}) == 4
 
 
 def test_a_stage_is_abstract() -> None:

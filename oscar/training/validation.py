@@ -1,0 +1,260 @@
+"""Validation during training: real files of a fixed set of pictures, metrics of what they decode to, and a grid of it.
+
+    vae     reconstructions by the autoencoder: metrics
+    prior   loss at fixed noise and timesteps
+    hyper   files at every rate: metrics, actual bpp, cosine of quantised latent and latent, use of the codebook
+    joint   likewise
+
+Until the entropy tables are counted at the end of training, files are coded with tables from the quantisers' moving
+averages.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from oscar.codec import OscarCodec
+from oscar.config import ConfigError, TrainConfig
+from oscar.evaluation.metrics import METRICS, MetricSet
+from oscar.evaluation.pictures import find_pictures
+from oscar.images import read_image, to_pil, to_tensor
+from oscar.jobs import write_whole
+from oscar.rates import PIXELS_PER_LATENT, RatePoint
+from oscar.training.losses import cosine_loss_spatial
+from oscar.training.stage import Pass, Stage
+from oscar.training.tables import perplexity, running_frequencies
+
+PRIOR_DRAWS = 4  # timesteps per picture
+_CELL, _CAPTION, _GAP = 256, 18, 4  # pixels of the grid
+_OTHERS = {"bpp": False, "cosine": True, "loss": False}  # whether higher is better, of scalars that are no metrics
+
+
+@dataclass
+class Row:
+    """What one picture gives, at one rate where there are rates.
+
+    Attributes:
+        picture: number within the set.
+        rate: nominal bpp, None in stages without rates and for originals.
+        values: scalar by name, none for an original; None where a metric does not exist for this picture.
+        codes: uses of each code (K,), None without a codebook.
+        cell: what the grid shows and its caption, None if the picture is not in the grid.
+    """
+
+    picture: int
+    rate: float | None = None
+    values: dict[str, float | None] = field(default_factory=dict)
+    codes: np.ndarray | None = None
+    cell: tuple[Image.Image, str] | None = None
+
+
+class Validator:
+    """Measures a stage on the set of `config.validation`, whose pictures are shared out over the processes.
+
+    Args:
+        config: the run; its validation is enabled.
+        accelerator: of the run.
+
+    Attributes:
+        best: the scalar that picks the best checkpoint.
+        higher_is_better: its direction.
+
+    Raises:
+        ConfigError: for a metric or a `best` that cannot be had.
+        ImageError: if there is no picture, or one cannot be read.
+    """
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator):
+        options = config.validation
+        self.config, self.accelerator = config, accelerator
+        self.stage_name = config.stage.name
+        names = [] if self.stage_name == "prior" else options.metrics.names
+        with accelerator.main_process_first():  # which downloads weights, if they may be
+            self.metrics = MetricSet(names, accelerator.device, options.metrics.files, options.metrics.download)
+        sets = [name for name in names if METRICS[name].kind == "set"]
+        if sets:
+            raise ConfigError(f"validation.metrics.names has {sets[0]}, which compares sets; "
+                              "allowed: metrics of single pictures")  # fmt: skip
+        self.best = self._find_best()
+        self.higher_is_better = _OTHERS[self.best] if self.best in _OTHERS else METRICS[self.best].higher_is_better
+        for name, reason in self.metrics.unavailable.items():
+            get_logger(__name__).warning("validation without %s: %s", name, reason)
+        paths = find_pictures(options.images)[: options.limit]
+        self.count = len(paths)
+        # every process takes as many turns, going through its last picture again if need be: sharded networks want that
+        turns = range(accelerator.process_index, -(-self.count // accelerator.num_processes)
+                      * accelerator.num_processes, accelerator.num_processes)  # fmt: skip
+        self.pictures = [(turn, centre(read_image(paths[min(turn, self.count - 1)]), options.crop)) for turn in turns]
+
+    def _find_best(self) -> str:
+        available = [name for name in self.metrics.names if name not in self.metrics.unavailable]
+        allowed = {"vae": available, "prior": ["loss"]}.get(self.stage_name, [*available, "bpp", "cosine"])
+        if not allowed:
+            reasons = "; ".join(self.metrics.unavailable.values())
+            raise ConfigError(f"validation.metrics.names has no metric that can be had: {reasons}")
+        best = self.config.validation.best
+        if best is None:
+            return "cosine" if self.stage_name == "hyper" or not available and "cosine" in allowed else allowed[0]
+        if best not in allowed:
+            reason = self.metrics.unavailable.get(best)
+            raise ConfigError(f"validation.best is {best!r}{f', which is unavailable ({reason})' if reason else ''}; "
+                              f"allowed: {', '.join(allowed)}")  # fmt: skip
+        return best
+
+    @torch.no_grad()
+    def run(self, stage: Stage, step: int) -> dict[str, float]:
+        """Validate the weights that the stage has now, and put it back into the mode that it was in.
+
+        The grid is written to `output/validation/step-NNNNNNN.png` and given to the trackers.
+
+        Args:
+            stage: not wrapped, on the accelerator's device.
+            step: of the run.
+
+        Returns:
+            Scalars by name, equal on every process: means over pictures and rates, then by rate, as psnr_0.0625;
+            besides metrics these are bpp (of the files), cosine, perplexity (of the codes of the whole set) and
+            used (share of the codes that occur). NaN where a metric exists for no picture.
+        """
+        training = stage.training
+        stage.eval()
+        try:
+            rows = [row for row in self._rows(stage) if row.picture < self.count]
+        finally:
+            stage.train(training)
+        rows = sorted(gather_object(rows), key=lambda row: (row.picture, row.rate or 0))
+        cells = [row for row in rows if row.cell is not None]
+        if self.accelerator.is_main_process and cells:
+            self._publish(draw_grid(cells), step)
+        return summarise(rows)
+
+    def _rows(self, stage: Stage) -> Iterator[Row]:
+        if self.stage_name == "prior":
+            for number, picture in self.pictures:
+                images = self._padded(picture).expand(PRIOR_DRAWS, -1, -1, -1)
+                loss = stage(images, Pass(number, self.config.seed))["loss"]
+                yield Row(number, values={"loss": loss.item()})
+            return
+        for number, picture in self.pictures:
+            if number < self.config.validation.grid:
+                yield Row(number, cell=(centre(picture, _CELL), f"{picture.width} x {picture.height}"))
+        if self.stage_name == "vae":
+            for number, picture in self.pictures:
+                yield self._row(number, None, picture, self._autoencode(stage, picture), "decoded")
+        else:
+            codec = stage.current_codec()
+            with running_tables(codec):
+                for number, picture in self.pictures:
+                    for rate in self.config.validation.rate_points(codec.rates):
+                        yield self._code(codec, rate, number, picture)
+
+    def _code(self, codec: OscarCodec, rate: RatePoint, number: int, picture: Image.Image) -> Row:
+        """One picture through a file and back."""
+        analysis = codec.analyse(to_tensor(picture), rate)
+        (data,) = codec.write(analysis, rate, height=picture.height, width=picture.width)
+        decoded = to_pil(codec.decompress_tensor([data])[0])
+        bpp = 8 * len(data) / (picture.width * picture.height)
+        row = self._row(number, rate.bpp, picture, decoded, f"{rate.bpp:.4f}: {len(data):,} bytes")
+        z_hat = codec.bottleneck.decode(analysis.indices, rate)
+        row.values |= {"bpp": bpp, "cosine": -cosine_loss_spatial(z_hat, analysis.latent).item()}
+        indices = analysis.indices.flatten().cpu().numpy()
+        row.codes = np.bincount(indices, minlength=codec.bottleneck.at(rate).codebook_size)
+        return row
+
+    def _autoencode(self, stage: Stage, picture: Image.Image) -> Image.Image:
+        decoded = stage.backbone.decode(stage.backbone.encode(self._padded(picture)))
+        return to_pil(decoded[0, :, : picture.height, : picture.width].clamp(-1, 1))
+
+    def _padded(self, picture: Image.Image) -> Tensor:
+        """The picture as (1, 3, H, W) with whole latent positions."""
+        pad_h, pad_w = -picture.height % PIXELS_PER_LATENT, -picture.width % PIXELS_PER_LATENT
+        return F.pad(to_tensor(picture).to(self.accelerator.device), (0, pad_w, 0, pad_h), mode="replicate")
+
+    def _row(
+        self, number: int, rate: float | None, picture: Image.Image, decoded: Image.Image, caption: str
+    ) -> Row:
+        row = Row(number, rate, self.metrics.score(picture, decoded))
+        if number < self.config.validation.grid:
+            row.cell = centre(decoded, _CELL), caption
+        return row
+
+    def _publish(self, grid: Image.Image, step: int) -> None:
+        folder = Path(self.config.output) / "validation"
+        folder.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        grid.save(buffer, "PNG")
+        write_whole(folder / f"step-{step:07d}.png", buffer.getvalue())
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({"validation": np.asarray(grid)[None]}, step=step, dataformats="NHWC")
+            elif tracker.name == "wandb":
+                tracker.log_images({"validation": [grid]}, step=step)
+
+
+@contextmanager
+def running_tables(codec: OscarCodec) -> Iterator[None]:
+    """Have the codec write files with tables of its present indices, and put its own tables back at the end."""
+    kept, codec.frequencies = codec.frequencies, running_frequencies(codec)
+    codec.forget_fingerprint()  # the weights have changed, too
+    try:
+        yield
+    finally:
+        codec.frequencies = kept
+        codec.forget_fingerprint()
+
+
+def summarise(rows: list[Row]) -> dict[str, float]:
+    """The scalars of all rows, see `Validator.run`."""
+    rows = [row for row in rows if row.values]
+    scalars = _means(rows)
+    for rate in sorted({row.rate for row in rows if row.rate is not None}):
+        group = [row for row in rows if row.rate == rate]
+        codes = sum(row.codes for row in group)
+        use = {"perplexity": perplexity(torch.from_numpy(codes)).item(), "used": float(np.mean(codes > 0))}
+        scalars |= {f"{name}_{rate:.4f}": value for name, value in {**_means(group), **use}.items()}
+    return scalars
+
+
+def _means(rows: list[Row]) -> dict[str, float]:
+    values = {name: [row.values[name] for row in rows if row.values[name] is not None] for name in rows[0].values}
+    return {name: fmean(present) if present else math.nan for name, present in values.items()}
+
+
+def centre(picture: Image.Image, side: int | None) -> Image.Image:
+    """The centre crop, no larger than the picture; None takes the whole."""
+    if side is None:
+        return picture
+    width, height = min(side, picture.width), min(side, picture.height)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
+def draw_grid(rows: list[Row]) -> Image.Image:
+    """A row per picture: the original, then its reconstructions by rate, their centres in their own pixels."""
+    pictures = list(dict.fromkeys(row.picture for row in rows))
+    columns = max(sum(row.picture == picture for row in rows) for picture in pictures)
+    step = _CELL + _GAP, _CELL + _CAPTION + _GAP
+    grid = Image.new("RGB", (_GAP + columns * step[0], _GAP + len(pictures) * step[1]), (244, 244, 244))
+    draw, font = ImageDraw.Draw(grid), ImageFont.load_default(12)
+    for line, picture in enumerate(pictures):
+        cells = [row.cell for row in rows if row.picture == picture]
+        for column, (image, caption) in enumerate(cells):
+            left, top = _GAP + column * step[0], _GAP + line * step[1]
+            draw.text((left, top), caption, (30, 30, 30), font)
+            grid.paste(image, (left, top + _CAPTION))
+    return grid

@@ -1,0 +1,112 @@
+"""Rates trained apart become one checkpoint, which decodes as each of them does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from oscar import OscarCodec, checkpoint
+from oscar.checkpoint import CheckpointError
+from oscar.merge import merge_rates
+from oscar.timesteps import ConstantMapping
+from oscar.training.tables import estimate_frequencies
+
+
+@pytest.fixture
+def save(make_codec, tmp_path: Path) -> Callable[..., Path]:
+    """Writes a checkpoint of stage hyper at some rates: adapters untrained, a prompt and hyper-encoders of its own."""
+
+    def make(name: str, rates: list[int], change: Callable = lambda codec: None, **options) -> Path:
+        codec = make_codec(rates=rates, **options)
+        torch.manual_seed(len(name))
+        with torch.no_grad():
+            for key, parameter in codec.named_parameters():
+                if "lora_B" in key:
+                    parameter.zero_()
+                elif "lora_A" in key or "prompt" in key or "hyper_encoders" in key:
+                    parameter.normal_(std=0.2)
+        estimate_frequencies(codec, [torch.rand(2, 3, 64, 64) * 2 - 1])
+        change(codec)
+        codec.forget_fingerprint()
+        codec.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+def test_merged_rates_are_those_of_their_sources(save, tmp_path: Path, picture) -> None:
+    sources = [save("low", [0, 1]), save("high", [7], bottleneck={"dither": {"7": 0.1}}),
+               save("middle", [3, 4], bottleneck={"codebook_sizes": {"4": 19}})]  # fmt: skip
+    merge_rates(sources, tmp_path / "all")
+    merged = OscarCodec.from_pretrained(tmp_path / "all", dtype=torch.float32)
+    assert [rate.id for rate in merged.rates] == [0, 1, 3, 4, 7]
+    latent = torch.randn(1, 4, 8, 8)
+    for path in sources:
+        codec = OscarCodec.from_pretrained(path, dtype=torch.float32)
+        for rate in codec.rates:
+            one, other = codec.bottleneck.at(rate), merged.bottleneck.at(rate)
+            assert (one.codebook_size, one.dither) == (other.codebook_size, other.dither)
+            assert torch.equal(one.encode(latent), other.encode(latent))
+            assert torch.equal(one.decode(one.encode(latent)), other.decode(other.encode(latent)))
+            assert np.array_equal(codec.frequencies[rate.id], merged.frequencies[rate.id])
+    first = checkpoint.load(sources[0])
+    assert torch.equal(first.denoiser.prompt, merged.denoiser.prompt)
+    image = picture(70, 50)
+    for rate in merged.rates:
+        assert merged.decompress(merged.compress(image, rate)).size == image.size
+
+
+def test_merged_rates_can_be_trained_on(save, tmp_path: Path) -> None:
+    merged = merge_rates([save("one", [4]), save("two", [7])], tmp_path / "both")
+    again = checkpoint.load(tmp_path / "both")
+    assert again.fingerprint == merged.fingerprint
+    for rate in again.rates:
+        codebook = again.bottleneck.at(rate).quantizer._codebook
+        assert codebook.initted
+        assert torch.equal(codebook.embed, merged.bottleneck.at(rate).quantizer._codebook.embed)
+
+
+def shift(parameter: torch.Tensor) -> None:
+    with torch.no_grad():
+        parameter.add_(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("what", "rates", "change", "options"),
+    [
+        ("rate 0.0625 is in both .*first and .*second", [4], lambda codec: None, {}),
+        ("different backbones", [7], lambda codec: shift(codec.backbone.vae.encoder.conv_in.weight), {}),
+        ("different backbones", [7], lambda codec: shift(codec.backbone.unet.conv_out.base_layer.bias), {}),
+        ("different hyper-encoders", [7], lambda codec: None, {"bottleneck": {"features": 12}}),
+        ("different timesteps", [7], lambda codec: codec.set_mapping(ConstantMapping(100)), {}),
+        ("different denoisers", [7], lambda codec: None, {"lora_rank": 3}),
+        ("different denoisers", [7], lambda codec: shift(codec.denoiser.unet.conv_in.lora_B["default_encoder"].weight),
+         {}),
+    ],
+)  # fmt: skip
+def test_checkpoints_that_do_not_go_together(save, tmp_path: Path, what: str, rates, change, options) -> None:
+    sources = [save("first", [4]), save("second", rates, change, **options)]
+    with pytest.raises(CheckpointError, match=what) as error:
+        merge_rates(sources, tmp_path / "out")
+    assert "\n" not in str(error.value) and "allowed: " in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_checkpoint_is_no_merge(save, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="two or more"):
+        merge_rates([save("one", [4])], tmp_path / "out")
+    with pytest.raises(CheckpointError, match="rate 0.0625 is in both"):
+        merge_rates([tmp_path / "one", tmp_path / "one"], tmp_path / "out")
+
+
+def test_other_folders_are_not_replaced(save, tmp_path: Path) -> None:
+    sources = [save("one", [4]), save("two", [7])]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("keep")
+    with pytest.raises(CheckpointError, match="exists and is not an OSCAR checkpoint"):
+        merge_rates(sources, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
