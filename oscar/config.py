@@ -59,11 +59,13 @@ class BottleneckConfig:
     """M, channels around the quantiser"""
     codebook_dim: int = 32
     kmeans_init: bool = False
+    """start the codebooks from k-means over the first pass's features; false is the paper's setting"""
     dead_code_threshold: float = 0.0
-    """share of its uses, were all codes used alike, below which it is revived; 0 never (the paper)"""
+    """share of its uses, were all codes used alike, below which it is revived; 0, the paper's setting, never"""
     decay: float = 0.8
-    """of the codebook's moving average"""
+    """of the codebook's moving average; 0.8, the quantiser library's default, is the paper's"""
     rotation_trick: bool = True
+    """gradient through the quantiser by rotation (the library's default, as in the paper), else straight through"""
     dither: dict[float, float] = field(default_factory=dict)
     """noise at the encoder's input by nominal bpp, as a share of each channel's root mean square; 0 (the paper) where a
     rate is not named. With `init_from` too, it replaces the checkpoint's if it is not empty"""
@@ -94,8 +96,13 @@ class BottleneckConfig:
 
     def options(self) -> dict[str, Any]:
         """Arguments of `VQBottleneck` beside the rates."""
-        names = ("width", "features", "codebook_dim", "kmeans_init", "dead_code_threshold", "decay", "rotation_trick")
-        return {**{name: getattr(self, name) for name in names}, "dither": self.dither_by_id()}
+        names = ("width", "features", "codebook_dim", "kmeans_init")
+        own = {name: getattr(self, name) for name in names}
+        return {**own, **self.training_options(), "dither": self.dither_by_id()}
+
+    def training_options(self) -> dict[str, Any]:
+        """What may change from one run to the next: arguments of `VQBottleneck.set_training`."""
+        return {name: getattr(self, name) for name in ("dead_code_threshold", "decay", "rotation_trick")}
 
 
 @dataclass
@@ -125,7 +132,10 @@ class DataConfig:
     """Training pictures."""
 
     train: list[str] = field(default_factory=list)
-    """folders (searched recursively) and text lists of pictures"""
+    """folders (searched recursively), text lists of pictures, WebDataset shards (.tar), patterns of these such as
+    shards/{000..099}.tar, and hf:DATASET[#SPLIT] for a Hugging Face data set (`oscar.training.sources`)"""
+    latents: Optional[str] = None
+    """hyper: folder of latents that scripts/cache_latents.py made of such pictures; `train` is then not read"""
     crop: int = 256
     """side of the square crops in pixels; a multiple of 64, so that every rate's grid fits"""
     batch_size: int = 8
@@ -139,11 +149,20 @@ class DataConfig:
     """keep decoded pictures in memory"""
 
     def check(self) -> None:
-        if not self.train:
+        from oscar.training.sources import HUB, expand
+
+        if self.latents is not None:
+            if not Path(self.latents).is_dir():
+                allowed = "a folder that scripts/cache_latents.py wrote"
+                raise ConfigError(f"data.latents is {self.latents!r}, which does not exist; allowed: {allowed}")
+        elif not self.train:
             raise ConfigError("data.train is empty; allowed: one or more folders or text lists of pictures")
-        for path in self.train:
-            if not Path(path).exists():
-                raise ConfigError(f"data.train names {path!r}, which does not exist; allowed: folders or text lists")
+        for root in () if self.latents is not None else self.train:
+            if not root.startswith(HUB):
+                try:
+                    expand(root)
+                except ValueError as error:
+                    raise ConfigError(f"data.train names {root!r}: {error}") from None
         if self.crop < 64 or self.crop % 64:
             raise ConfigError(f"data.crop is {self.crop}; allowed: multiples of 64")
         _at_least("data.batch_size", self.batch_size, 1)
@@ -216,14 +235,21 @@ class StageConfig:
     critic: CriticConfig = field(default_factory=CriticConfig)
     rates_per_step: Optional[int] = None
     """hyper: rates trained per step, all if None; joint: 1"""
+    rate_order: str = "random"
+    """joint, hyper: random draws rates by weight (the paper); balanced takes all rates of positive weight equally
+    often, in an order shuffled anew each time round"""
     rate_weights: dict[float, float] = field(default_factory=dict)
-    """joint, hyper: relative probability of drawing a rate, 1 if not named"""
+    """joint, hyper: relative probability of drawing a rate, 1 if not named; 0 leaves it as it is"""
+    table_batches: int = 128
+    """hyper, joint: batches at the end over which the entropy coder's tables are counted"""
     vae: str = "frozen"
     """joint: frozen (the paper); decoder trains the VAE's decoder too; all trains the whole VAE"""
 
     def check(self, rates: tuple[RatePoint, ...]) -> None:
         _choose("stage.name", self.name, ("vae", "prior", "hyper", "joint"))
         _choose("stage.vae", self.vae, ("frozen", "decoder", "all"))
+        _choose("stage.rate_order", self.rate_order, ("random", "balanced"))
+        _at_least("stage.table_batches", self.table_batches, 1)
         for name in ("kl", "cosine", "commitment", "latent", "gan"):
             _at_least(f"stage.{name}", getattr(self, name), 0)
         for term, weight in self.image_losses.items():
@@ -231,13 +257,13 @@ class StageConfig:
         used = {
             "vae": ("image_losses", "network_files", "kl"),
             "prior": (),
-            "hyper": ("cosine", "commitment", "rates_per_step", "rate_weights"),
-            "joint": ("image_losses", "network_files", "cosine", "commitment", "latent", "gan", "rate_weights",
-                      "vae"),
+            "hyper": ("cosine", "commitment", "rates_per_step", "rate_order", "rate_weights", "table_batches"),
+            "joint": ("image_losses", "network_files", "cosine", "commitment", "latent", "gan", "rate_order",
+                      "rate_weights", "table_batches", "vae"),
         }[self.name]  # fmt: skip
         blank = StageConfig()
         for name in ("image_losses", "network_files", "kl", "cosine", "commitment", "latent", "gan",
-                     "rates_per_step", "rate_weights", "vae"):  # fmt: skip
+                     "rates_per_step", "rate_order", "rate_weights", "table_batches", "vae"):  # fmt: skip
             if name not in used and getattr(self, name) != getattr(blank, name):
                 raise ConfigError(
                     f"stage.{name} is {getattr(self, name)!r}, but stage {self.name} does not use it; "
@@ -249,9 +275,17 @@ class StageConfig:
             raise ConfigError("stage.image_losses is empty; allowed: at least one positive weight, or stage.latent")
         if self.name == "hyper" and not self.cosine:
             raise ConfigError("stage.cosine is 0; allowed: above 0 in stage hyper")
-        if self.rates_per_step is not None and not 1 <= self.rates_per_step <= len(rates):
-            raise ConfigError(f"stage.rates_per_step is {self.rates_per_step}; allowed: 1 to {len(rates)}")
-        self.draw_weights(rates)
+        weights = self.draw_weights(rates)
+        drawn = len(weights) - weights.count(0)
+        if self.rates_per_step is not None and not 1 <= self.rates_per_step <= drawn:
+            raise ConfigError(f"stage.rates_per_step is {self.rates_per_step}; allowed: 1 to {drawn}, the rates drawn")
+        if self.rate_order == "balanced":
+            if self.name == "hyper" and self.rates_per_step is None:
+                raise ConfigError("stage.rate_order is 'balanced', but stage.rates_per_step is unset and so every step "
+                                  "trains all rates; allowed there: random")  # fmt: skip
+            if len(set(weights) - {0.0}) > 1:
+                raise ConfigError("stage.rate_order is 'balanced', but stage.rate_weights differ; "
+                                  "allowed there: one weight for all, and 0")  # fmt: skip
         self.critic.check("stage.critic")
 
     def draw_weights(self, rates: tuple[RatePoint, ...]) -> list[float]:
@@ -281,18 +315,31 @@ class TrainerConfig:
     """of the averaged weights that are saved at the end; None keeps no average"""
     checkpoint_every: int = 1000
     keep_last: int = 2
+    """checkpoints that are kept, beside that of the best validation"""
     log_every: int = 10
     resume: bool = True
     """continue from the newest checkpoint in `output`, if there is one"""
+    final: str = "last"
+    """weights of the result: last, or best by validation"""
+    non_finite: str = "stop"
+    """a loss that is no number: stop names the pictures and stops; skip leaves the step out on every process"""
+    max_skipped: int = 10
+    """skip: so many such steps in a row stop the run"""
+    gradient_checkpointing: bool = False
+    """vae, prior, joint: compute the activations of UNet, VAE and critic again in the backward pass; saves memory"""
+    compile: bool = False
+    """run VAE, UNet, hyper-encoders and critic through torch.compile"""
     channels_last: bool = False
     """memory layout of images and convolutions; often faster"""
     threads: Optional[int] = None
     """CPU threads; None leaves the library's choice"""
 
     def check(self) -> None:
-        for name in ("max_steps", "accumulation", "checkpoint_every", "keep_last", "log_every"):
+        for name in ("max_steps", "accumulation", "checkpoint_every", "keep_last", "log_every", "max_skipped"):
             _at_least(f"trainer.{name}", getattr(self, name), 1)
         _at_least("trainer.threads", self.threads, 1)
+        _choose("trainer.final", self.final, ("last", "best"))
+        _choose("trainer.non_finite", self.non_finite, ("stop", "skip"))
         _choose("trainer.mixed_precision", self.mixed_precision, ("no", "fp16", "bf16"))
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"trainer.ema_decay is {self.ema_decay}; allowed: between 0 and 1, or null")
@@ -305,6 +352,77 @@ class LoggerConfig:
     tensorboard: bool = True
     wandb: bool = False
     project: str = "oscar"
+
+
+@dataclass
+class MetricsConfig:
+    """Which metrics are scored (`oscar.evaluation.metrics.METRICS`), and where their weights come from."""
+
+    names: list[str] = field(default_factory=lambda: ["psnr", "ms_ssim"])
+    files: dict[str, str] = field(default_factory=dict)
+    """local weight files by name, used in place of downloads"""
+    download: bool = False
+    """fetch weights that are not there; without it such a metric is reported as unavailable"""
+
+    def check(self) -> None:
+        if not self.names:
+            raise ConfigError("metrics.names is empty; allowed: one or more metrics")
+        for name, path in self.files.items():
+            if not Path(path).exists():
+                raise ConfigError(f"metrics.files.{name} is {path!r}, which does not exist; allowed: a weight file")
+
+
+@dataclass
+class ValidationConfig:
+    """Validation during training, on a fixed set of pictures; off unless `images` is given."""
+
+    images: Optional[str] = None
+    """folder, searched recursively; the pictures are kept in memory"""
+    limit: Optional[int] = 24
+    """only so many, the first in the order of their paths; None takes all"""
+    crop: Optional[int] = None
+    """side of the centre crop that stands for each picture, a multiple of 64; None takes whole pictures"""
+    every: int = 1000
+    """optimiser steps between two validations; one more follows the last step"""
+    rates: Optional[list[float]] = None
+    """hyper, joint: nominal bpp of the rates to validate; None takes all"""
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    """of single pictures; those whose weights cannot be had are left out, with a warning"""
+    best: Optional[str] = None
+    """scalar that picks the best checkpoint: a metric, or in stages hyper and joint also bpp or cosine; None takes
+    cosine in stage hyper, loss in stage prior, and otherwise the first metric that can be had"""
+    grid: int = 4
+    """pictures in the grid of originals and reconstructions; 0 makes none"""
+
+    @property
+    def enabled(self) -> bool:
+        return self.images is not None
+
+    def check(self, stage: str, rates: tuple[RatePoint, ...]) -> None:
+        if self.images is not None and not Path(self.images).is_dir():
+            raise ConfigError(f"validation.images is {self.images!r}; allowed: a folder of pictures that exists")
+        for name in ("limit", "every"):
+            _at_least(f"validation.{name}", getattr(self, name), 1)
+        _at_least("validation.grid", self.grid, 0)
+        if self.crop is not None and (self.crop < 64 or self.crop % 64):
+            raise ConfigError(f"validation.crop is {self.crop}; allowed: multiples of 64, or null")
+        if self.rates is not None:
+            if stage in ("vae", "prior"):
+                raise ConfigError(f"validation.rates is set, but stage {stage} has no rates; allowed: null")
+            self.rate_points(rates)
+        self.metrics.check()
+
+    def rate_points(self, rates: tuple[RatePoint, ...]) -> tuple[RatePoint, ...]:
+        """Those of `rates` that are validated."""
+        if self.rates is None:
+            return rates
+        try:
+            points = {find_rate(bpp, rates) for bpp in self.rates}
+        except ValueError as error:
+            raise ConfigError(f"validation.rates: {error}") from None
+        if not points:
+            raise ConfigError("validation.rates is empty; allowed: one or more of the configured rates, or null")
+        return tuple(sorted(points, key=lambda rate: rate.id))
 
 
 @dataclass
@@ -326,6 +444,7 @@ class TrainConfig:
     stage: StageConfig = field(default_factory=StageConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
     def check(self) -> None:
@@ -339,9 +458,18 @@ class TrainConfig:
         self.bottleneck.check()
         self.denoiser.check()
         self.data.check()
+        if self.data.latents is not None and self.stage.name != "hyper":
+            name = self.stage.name
+            raise ConfigError(f"data.latents is {self.data.latents!r}, but stage {name} needs pictures; allowed: null")
         self.stage.check(self.bottleneck.rate_points())
         self.optimiser.check("optimiser")
         self.trainer.check()
+        if self.trainer.gradient_checkpointing and self.stage.name == "hyper":
+            raise ConfigError("trainer.gradient_checkpointing is true, but stage hyper has no gradient through UNet or "
+                              "VAE; allowed: false")  # fmt: skip
+        if self.trainer.final == "best" and not self.validation.enabled:
+            raise ConfigError("trainer.final is 'best', but validation.images is unset; allowed: last")
+        self.validation.check(self.stage.name, RATES if self.init_from else self.bottleneck.rate_points())
 
 
 @dataclass
@@ -357,24 +485,6 @@ class PicturesConfig:
         if self.images is None:
             raise ConfigError("data.images is unset; allowed: a folder of pictures")
         _at_least("data.limit", self.limit, 1)
-
-
-@dataclass
-class MetricsConfig:
-    """Which metrics are scored (`oscar.evaluation.metrics.METRICS`), and where their weights come from."""
-
-    names: list[str] = field(default_factory=lambda: ["psnr", "ms_ssim"])
-    files: dict[str, str] = field(default_factory=dict)
-    """local weight files by name, used in place of downloads"""
-    download: bool = False
-    """fetch weights that are not there; without it such a metric is reported as unavailable"""
-
-    def check(self) -> None:
-        if not self.names:
-            raise ConfigError("metrics.names is empty; allowed: one or more metrics")
-        for name, path in self.files.items():
-            if not Path(path).exists():
-                raise ConfigError(f"metrics.files.{name} is {path!r}, which does not exist; allowed: a weight file")
 
 
 @dataclass
@@ -450,6 +560,100 @@ class TimingConfig:
 
 
 @dataclass
+class TrainingSpeedConfig:
+    """The training part of a benchmark (`oscar.evaluation.training_speed`). It needs minutes."""
+
+    measure: list[str] = field(default_factory=lambda: ["schedules", "loader", "joint"])
+    """schedules: hyper-encoder steps per second; loader: how long steps wait for batches; joint: its steps"""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """random weights will do; the UNet is built for joint alone"""
+    bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
+    joint: StageConfig = field(default_factory=StageConfig)
+    """losses of stage joint; those whose weights cannot be had are left out"""
+    images: Optional[str] = None
+    """folder of pictures to load; None makes JPEG files of DIV2K's size of scikit-image's packaged photographs"""
+    crop: int = 256
+    batch_size: int = 4
+    """of schedules and loader; joint takes one crop"""
+    workers: int = 2
+    """loading processes of the loader's measurement; the schedules' batches lie in memory"""
+    repeats: int = 3
+    """rounds of the schedules; in each, every schedule trains every rate by one step"""
+    warmup: int = 1
+    loader_steps: int = 10
+    """steps that are watched, after those whose batches were loaded ahead"""
+    joint_steps: int = 3
+
+    def check(self) -> None:
+        for name in self.measure:
+            _choose("training.measure", name, ("schedules", "loader", "joint"))
+        if self.joint.name != "joint":
+            raise ConfigError(f"training.joint.name is {self.joint.name!r}; allowed: joint")
+        if self.crop < 64 or self.crop % 64:
+            raise ConfigError(f"training.crop is {self.crop}; allowed: multiples of 64")
+        for name in ("batch_size", "workers", "repeats", "loader_steps", "joint_steps"):
+            _at_least(f"training.{name}", getattr(self, name), 1)
+        _at_least("training.warmup", self.warmup, 0)
+        if self.images is not None and not Path(self.images).is_dir():
+            raise ConfigError(f"training.images is {self.images!r}; allowed: a folder of pictures that exists")
+        self.backbone.check()
+        self.bottleneck.check()
+        self.joint.check(self.bottleneck.rate_points())
+
+
+@dataclass
+class InferenceSpeedConfig:
+    """The inference part of a benchmark (`oscar.evaluation.inference_speed`). At full size it needs minutes."""
+
+    measure: list[str] = field(default_factory=lambda: ["latency", "memory"])
+    """latency: encode and decode beside the plain way; memory: loading and running each half in a process of its own;
+    large: memory of one large picture, likewise"""
+    model: Optional[str] = None
+    """checkpoint folder or hub id; None makes one of random weights from backbone and bottleneck, in the output"""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
+    sizes: list[str] = field(default_factory=lambda: ["512x512"])
+    """WIDTHxHEIGHT of the latency's pictures; the first is that of memory too"""
+    rate: float = 0.0625
+    """nominal bpp"""
+    dtypes: list[str] = field(default_factory=lambda: ["auto", "float32"])
+    """precisions of ours; auto is the default setting"""
+    compile: list[str] = field(default_factory=lambda: ["off"])
+    """off, on (torch.compile), graphs (CUDA graphs too): each for every dtype"""
+    repeats: int = 5
+    """rounds, in each of which every way is measured once"""
+    warmup: int = 1
+    large_size: str = "3840x2160"
+    large_dtype: str = "bfloat16"
+    large_memory: str = "auto"
+    """budget of the large picture: auto, or a size such as 4GB"""
+
+    def check(self) -> None:
+        for name in self.measure:
+            _choose("inference.measure", name, ("latency", "memory", "large"))
+        for name in self.dtypes:
+            _choose("inference.dtypes", name, ("auto", "float32", "float16", "bfloat16"))
+        for name in self.compile:
+            _choose("inference.compile", name, ("off", "on", "graphs"))
+        _choose("inference.large_dtype", self.large_dtype, ("float32", "float16", "bfloat16"))
+        for name in ("sizes", "dtypes", "compile"):
+            if not getattr(self, name):
+                raise ConfigError(f"inference.{name} is empty; allowed: one or more")
+        for size in (*self.sizes, self.large_size):
+            if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size):
+                raise ConfigError(f"inference: size {size!r} is not allowed; allowed: WIDTHxHEIGHT, such as 512x512")
+        _at_least("inference.repeats", self.repeats, 1)
+        _at_least("inference.warmup", self.warmup, 0)
+        if self.model is None:
+            self.backbone.check()
+            self.bottleneck.check()
+        try:
+            find_rate(self.rate, RATES)
+        except ValueError as error:
+            raise ConfigError(f"inference.rate: {error}") from None
+
+
+@dataclass
 class BenchmarkConfig:
     """One benchmark: several codecs on one data set."""
 
@@ -457,7 +661,8 @@ class BenchmarkConfig:
     """folder of the results; a run that was interrupted goes on in it"""
     parts: list[str] = field(default_factory=lambda: ["quality", "matched", "timing", "report"])
     """quality: every codec at its points; matched: baselines at the sizes of OSCAR's files; timing; report: the page.
-    Parts that are left out stand in tables and page as an earlier run left them"""
+    Parts that are left out stand in tables and page as an earlier run left them. training and inference measure speed
+    at full size, which takes minutes, and need none of these codecs and pictures"""
     models: dict[str, str] = field(default_factory=lambda: {"nano": "nano"})
     """OSCAR models by their name in the results: nano, a checkpoint folder or a hub id"""
     protocols: list[str] = field(default_factory=lambda: ["bitstream"])
@@ -473,6 +678,8 @@ class BenchmarkConfig:
     bd_method: str = "pchip"
     """interpolation of BD-rate: pchip, akima or cubic"""
     timing: TimingConfig = field(default_factory=TimingConfig)
+    training: TrainingSpeedConfig = field(default_factory=TrainingSpeedConfig)
+    inference: InferenceSpeedConfig = field(default_factory=InferenceSpeedConfig)
     report_pictures: int = 6
     """pictures in the report's browser, spread over the data set; each costs the page some megabytes"""
     device: Optional[str] = None
@@ -482,7 +689,7 @@ class BenchmarkConfig:
 
     def check(self) -> None:
         for part in self.parts:
-            _choose("parts", part, ("quality", "matched", "timing", "report"))
+            _choose("parts", part, ("quality", "matched", "timing", "report", "training", "inference"))
         for protocol in self.protocols:
             _choose("protocols", protocol, ("bitstream", "paper"))
         _choose("dtype", self.dtype, ("float32", "float16", "bfloat16"))
@@ -502,6 +709,9 @@ class BenchmarkConfig:
         self.data.check()
         self.metrics.check()
         self.timing.check()
+        for part in ("training", "inference"):
+            if part in self.parts:
+                getattr(self, part).check()
 
 
 @dataclass
@@ -568,11 +778,48 @@ class AblateTimestepsConfig:
         self.metrics.check()
 
 
+@dataclass
+class CacheLatentsConfig:
+    """One latent cache (`oscar.training.latents`)."""
+
+    output: str = "runs/latents"
+    """folder of the latents; a run that was interrupted goes on in it"""
+    seed: int = 0
+    """of the crops; with the seed of the training run they are the crops that it would cut itself"""
+    crops: int = 8
+    """crops, and so latents, per picture"""
+    dtype: str = "float16"
+    """in which latents are stored; they are computed in float32"""
+    shard_size: int = 1024
+    """latents per file, about; what an interruption may cost"""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    """pictures, crop and augmentation; batch_size is the number of crops that pass through the VAE at once, at most"""
+    device: Optional[str] = None
+    """cpu, or None: a GPU per process if there are any"""
+    threads: Optional[int] = None
+    """CPU threads of each process; None leaves the library's choice"""
+
+    def check(self) -> None:
+        _choose("dtype", self.dtype, ("float32", "float16", "bfloat16"))
+        _choose("device", self.device, (None, "cpu"))
+        for name in ("crops", "shard_size", "threads"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("seed", self.seed, 0)
+        if self.data.latents is not None:
+            raise ConfigError(f"data.latents is {self.data.latents!r}, but latents are made of pictures; allowed: null")
+        if not self.data.augment and self.crops > 1:
+            raise ConfigError(f"crops is {self.crops}, but data.augment is false, so all would be equal; allowed: 1")
+        self.backbone.check()
+        self.data.check()
+
+
 def register() -> None:
     """Give Hydra the schemas, so that every documented field can be overridden on the command line."""
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    ConfigStore.instance().store(name="cache_latents_schema", node=CacheLatentsConfig)
     ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
     ConfigStore.instance().store(name="benchmark_schema", node=BenchmarkConfig)
     ConfigStore.instance().store(name="calibrate_timesteps_schema", node=CalibrateTimestepsConfig)

@@ -1,4 +1,4 @@
-"""Train one stage: `python scripts/train.py experiment=nano/vae`, or several processes with `accelerate launch`.
+"""Train one stage: `python scripts/train.py experiment=nano/vae`, or several processes with `torchrun`.
 
 Every field of the configuration can be overridden on the command line; the same command run again resumes.
 """
@@ -20,10 +20,11 @@ register()
 def main(config: DictConfig) -> None:
     typed = parse(config)
     from oscar.training.build import build_stage
-    from oscar.training.loop import Trainer
+    from oscar.training.loop import Trainer, make_accelerator
 
-    trainer = Trainer(build_stage(typed), typed)
-    if trainer.accelerator.is_main_process:
+    accelerator = make_accelerator(typed)  # before the stage, whose quantisers ask whether there are other processes
+    trainer = Trainer(build_stage(typed), typed, accelerator)
+    if accelerator.is_main_process:
         (Path(typed.output) / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(typed)))
     trainer.run()
 

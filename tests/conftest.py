@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -62,34 +61,22 @@ def golden_cases(golden) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def golden_codec(golden):
-    """The codec with the weights of the golden outputs. Not to be changed by tests."""
-    from oscar import checkpoint
-    from oscar.models.backbone import Backbone
-
+def golden_pkl(golden, tmp_path_factory) -> Path:
+    """The tiny published checkpoint of the golden outputs."""
     spec = importlib.util.spec_from_file_location("build_checkpoint", golden / "build_checkpoint.py")
     rules = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(rules)
-    manifest = json.loads((golden / "tiny_manifest.json").read_text())
-    backbone = Backbone.from_pretrained(golden / "sd_tiny")
-    plain = {name: value.clone() for name, value in backbone.unet.state_dict().items()}
-    codec = checkpoint.build(
-        {
-            "bottleneck": {"rates": list(range(8)), "width": 192, "features": 64, "codebook_dim": 32},
-            "denoiser": {"tuning": "lora", "lora_rank": manifest["rank_unet"]},
-            "timesteps": {"kind": "table"},
-        },
-        backbone,
-    )
-    bottleneck = {
-        name: rules.hyper_value(name, shape, getattr(torch, dtype.removeprefix("torch.")))
-        for name, (shape, dtype) in manifest["hyper_encoders"].items()
-    }
-    codec.bottleneck.hyper_encoders.load_state_dict(bottleneck)
-    unet = {name: rules.unet_value(name, shape, plain) for name, (shape, _) in manifest["state_dict_unet"].items()}
-    assert not backbone.unet.load_state_dict(unet, strict=False).unexpected_keys
-    codec.denoiser.prompt.data = 0.02 * rules.draw("embeddings", (77, 1024))[None]
-    return codec.eval().requires_grad_(False)
+    path = tmp_path_factory.mktemp("golden") / "oscar.pkl"
+    rules.main(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden_codec(golden, golden_pkl):
+    """The codec with the weights of the golden outputs. Not to be changed by tests."""
+    from oscar.convert import from_published
+
+    return from_published([golden_pkl], golden / "sd_tiny").codec.requires_grad_(False)
 
 
 @pytest.fixture(scope="session")
@@ -152,7 +139,7 @@ def tiny(tiny_folder):
     """The tiny codec as a user loads it. Not to be changed by tests."""
     from oscar import OscarCodec
 
-    return OscarCodec.from_pretrained(tiny_folder)
+    return OscarCodec.from_pretrained(tiny_folder, dtype=torch.float32)
 
 
 def synthetic_picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -207,8 +194,8 @@ def quick_tables(monkeypatch):
     from oscar.training import hyper, joint
     from oscar.training.tables import estimate_frequencies
 
-    def one_batch(codec, batches) -> None:
-        estimate_frequencies(codec, batches, 1)
+    def one_batch(codec, batches, limit, latents=False) -> None:
+        estimate_frequencies(codec, batches, 1, latents)
 
     for module in (hyper, joint):
         monkeypatch.setattr(module, "estimate_frequencies", one_batch)

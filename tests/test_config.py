@@ -94,6 +94,19 @@ CONTRADICTIONS = [
     ("vae", "stage.kl=-1", "stage.kl is -1", "at least 0"),
     ("vae", "stage.vae=decoder", "stage.vae is 'decoder', but stage vae does not use it", "image_losses"),
     ("joint", "stage.vae=encoder", "stage.vae is 'encoder'", "frozen, decoder, all"),
+    ("joint", "stage.rate_order=sorted", "stage.rate_order is 'sorted'", "random, balanced"),
+    ("vae", "stage.rate_order=balanced", "stage.rate_order is 'balanced', but stage vae does not use it", "kl"),
+    ("hyper", "stage.rate_order=balanced", "stage.rate_order is 'balanced', but stage.rates_per_step is", "random"),
+    ("joint", "validation.images=/no/such/folder", "validation.images is '/no/such/folder'", "a folder of pictures"),
+    ("joint", "stage.table_batches=0", "stage.table_batches is 0", "at least 1"),
+    ("joint", "validation.every=0", "validation.every is 0", "at least 1"),
+    ("joint", "validation.limit=0", "validation.limit is 0", "at least 1"),
+    ("joint", "validation.grid=-1", "validation.grid is -1", "at least 0"),
+    ("joint", "validation.crop=100", "validation.crop is 100", "multiples of 64"),
+    ("joint", "validation.rates=[]", "validation.rates is empty", "one or more"),
+    ("joint", "validation.rates=[0.3]", "validation.rates: rate 0.3 does not exist", "0.0019"),
+    ("prior", "validation.rates=[0.125]", "validation.rates is set, but stage prior has no rates", "null"),
+    ("joint", "validation.metrics.names=[]", "metrics.names is empty", "one or more"),
     ("joint", "stage.rates_per_step=2", "stage.rates_per_step is 2, but stage joint does not use it", "image_losses"),
     ("joint", "stage.critic.timesteps=[500,20]", "stage.critic.timesteps is [500, 20]", "0 <= low < high <= 1000"),
     ("joint", "stage.critic.timesteps=[20]", "stage.critic.timesteps is [20]", "0 <= low < high <= 1000"),
@@ -116,6 +129,24 @@ def test_all_rates_of_weight_zero(compose, photos: Path) -> None:
     weights = ",".join(f"{rate.bpp}:0" for rate in PAPER_RATES)
     with pytest.raises(ConfigError, match="^stage.rate_weights are all 0; allowed: at least one above 0$"):
         compose("experiment=tiny/hyper", f"data.train=[{photos}]", f"+stage.rate_weights={{{weights}}}")
+
+
+def test_a_balanced_order_knows_no_weights(compose, photos: Path) -> None:
+    balanced = ("experiment=tiny/joint", f"data.train=[{photos}]", "stage.rate_order=balanced")
+    assert compose(*balanced, "+stage.rate_weights={0.125:0}").stage.rate_order == "balanced"
+    with pytest.raises(ConfigError, match="^stage.rate_order is 'balanced', but stage.rate_weights differ; allowed"):
+        compose(*balanced, "+stage.rate_weights={0.125:2}")
+
+
+def test_no_more_rates_per_step_than_are_drawn(compose, photos: Path) -> None:
+    with pytest.raises(ConfigError, match="^stage.rates_per_step is 8; allowed: 1 to 7, the rates drawn$"):
+        compose("experiment=tiny/hyper", f"data.train=[{photos}]", "stage.rates_per_step=8",
+                "+stage.rate_weights={0.125:0}")  # fmt: skip
+
+
+def test_validation_is_off_unless_pictures_are_given(compose, photos: Path) -> None:
+    assert not compose("experiment=tiny/joint", f"data.train=[{photos}]").validation.enabled
+    assert compose("experiment=tiny/joint", f"data.train=[{photos}]", f"validation.images={photos}").validation.enabled
 
 
 def test_unset_is_not_zero(compose, photos: Path) -> None:

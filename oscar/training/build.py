@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+import torch.utils.checkpoint
+from torch import nn
 
 from oscar import checkpoint
 from oscar.codec import OscarCodec
 from oscar.config import ConfigError, TrainConfig
 from oscar.models.backbone import Backbone
+from oscar.models.hyper_encoder import HyperEncoder
 from oscar.timesteps import TableMapping, mapping_from_config, read_calibration
 from oscar.training.stage import Stage
 
@@ -25,6 +30,16 @@ def build_stage(config: TrainConfig) -> Stage:
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     torch.manual_seed(config.seed)
+    stage = _build(config)
+    if config.trainer.gradient_checkpointing:
+        checkpoint_activations(stage)
+    if config.trainer.compile:
+        for network in networks(stage):
+            network.compile()
+    return stage
+
+
+def _build(config: TrainConfig) -> Stage:
     if config.stage.name == "vae":
         from oscar.training.vae import VAEStage
 
@@ -41,6 +56,35 @@ def build_stage(config: TrainConfig) -> Stage:
     from oscar.training.joint import JointStage
 
     return JointStage(codec, config)
+
+
+def networks(stage: Stage) -> list[nn.Module]:
+    """What takes the time of a stage, and is compiled: networks without random draws and side effects."""
+    found: list[nn.Module] = []
+    for module in stage.modules():
+        if isinstance(module, Backbone):
+            found += [module.vae.encoder, module.vae.decoder, module.unet]
+        elif isinstance(module, HyperEncoder):
+            found += [module.backbone, module.proj]
+    if stage.critic is not None:
+        found.append(stage.critic.trunk)
+    return found
+
+
+def checkpoint_activations(stage: Stage) -> None:
+    """Have diffusers' blocks keep no activations, as its `enable_gradient_checkpointing` does for whole models.
+
+    Raises:
+        ConfigError: if there is no such block.
+    """
+    modules = [*stage.modules(), *(stage.critic.modules() if stage.critic is not None else ())]
+    blocks = [module for module in modules if hasattr(module, "gradient_checkpointing")]
+    if not blocks:
+        raise ConfigError("trainer.gradient_checkpointing is true, but no network of this backbone supports it; "
+                          "allowed: false")  # fmt: skip
+    for block in blocks:
+        block.gradient_checkpointing = True
+        block._gradient_checkpointing_func = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)
 
 
 def build_backbone(config: TrainConfig) -> Backbone:

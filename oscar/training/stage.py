@@ -56,13 +56,17 @@ def draw_rates(turn: Pass, rates: Sequence[RatePoint], weights: Sequence[float],
 class Stage(nn.Module):
     """A stage of training. Its forward pass maps images (B, 3, H, W) in [-1, 1] to named scalars, among them `loss`.
 
+    Every scalar is a mean over the batch, so that its mean over processes is that of one larger batch.
+
     Attributes:
         metrics: every name that the forward pass may return, in the order of the log's columns.
+        takes_latents: the forward pass gets the VAE's latents (B, 4, h, w), of a cache, in place of images.
         critic: adversary with an optimiser of its own, or None. Not a submodule: the loop wraps it separately.
     """
 
     metrics: tuple[str, ...] = ("loss",)
     critic: nn.Module | None = None
+    takes_latents: bool = False
 
     def forward(self, images: Tensor, turn: Pass) -> dict[str, Tensor]:
         raise NotImplementedError

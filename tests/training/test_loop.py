@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from oscar import OscarCodec
-from oscar.config import TrainConfig
+from oscar.config import CacheLatentsConfig, ConfigError, TrainConfig
 from oscar.models.backbone import Backbone
 from oscar.training.build import build_stage
-from oscar.training.loop import NonFiniteLossError, Trainer, find_checkpoints
+from oscar.training.checkpoints import find_checkpoints
+from oscar.training.hyper import HyperStage
+from oscar.training.latent_cache import cache_latents
+from oscar.training.loop import NonFiniteLossError, Trainer
 from oscar.training.prior import PriorStage
+from oscar.training.validation import Validator
 
 STAGES = ["vae", "prior", "hyper", "joint"]
 # what makes a resume hard: averages, several passes per step, and random draws inside the quantiser
@@ -53,45 +55,9 @@ def run(config: TrainConfig) -> Trainer:
     return trainer
 
 
-def rows(config: TrainConfig) -> list[dict[str, str]]:
-    with (Path(config.output) / "log.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def newest(config: TrainConfig) -> dict:
-    return torch.load(find_checkpoints(Path(config.output))[-1], weights_only=True)
-
-
-def assert_equal(one: Any, other: Any, where: str = "") -> None:
-    """Equality to the bit of nested states."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_equal(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        for index, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_equal(a, b, f"{where}[{index}]")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    else:
-        assert one == other, where
-
-
-def assert_same_run(one: TrainConfig, other: TrainConfig) -> None:
-    assert_equal(newest(one), newest(other))
-    for a, b in zip(rows(one), rows(other), strict=True):
-        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
-    files = [
-        {path.relative_to(config.output): path.read_bytes() for path in Path(config.output, "final").rglob("*.*")}
-        for config in (one, other)
-    ]
-    assert files[0] == files[1] and files[0]
-
-
 @pytest.mark.parametrize("overrides", [(), (*HARD, *QUANTISER)], ids=["plain", "hard"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_resumed_run_equals_an_uninterrupted_one(configure, stage: str, overrides: tuple[str, ...]) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(configure, runs, stage: str, overrides: tuple[str, ...]) -> None:
     if stage in ("vae", "prior"):
         overrides = tuple(override for override in overrides if override not in QUANTISER)
     run(configure(stage, 3, "resumed", *overrides))
@@ -99,21 +65,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one(configure, stage: str, overri
     resumed, whole = configure(stage, 6, "resumed", *overrides), configure(stage, 6, "whole", *overrides)
     assert run(resumed).step == 6
     run(whole)
-    assert_same_run(resumed, whole)
-    assert [row["step"] for row in rows(resumed)] == ["1", "2", "3", "4", "5", "6"]
+    runs.assert_same(resumed, whole)
+    assert [row["step"] for row in runs.rows(resumed)] == ["1", "2", "3", "4", "5", "6"]
 
 
-def test_rows_after_the_checkpoint_are_dropped(configure) -> None:
+def test_rows_after_the_checkpoint_are_dropped(configure, runs) -> None:
     """A run that died between two checkpoints repeats the steps in between, and its log holds each once."""
     config = configure("prior", 5, "run", "trainer.checkpoint_every=2", "trainer.keep_last=5")
     run(config)
     assert [path.name for path in find_checkpoints(Path(config.output))] == [
         "step-0000002.pt", "step-0000004.pt", "step-0000005.pt"
     ]  # fmt: skip
-    before = rows(config)
+    before = runs.rows(config)
     find_checkpoints(Path(config.output))[-1].unlink()
     run(config)
-    after = rows(config)
+    after = runs.rows(config)
     assert [row["step"] for row in after] == ["1", "2", "3", "4", "5"]
     assert [row["loss"] for row in after] == [row["loss"] for row in before]
 
@@ -125,24 +91,24 @@ def test_old_checkpoints_are_deleted(configure) -> None:
     assert names == ["step-0000004.pt", "step-0000005.pt"]
 
 
-def test_a_finished_run_is_only_saved_anew(configure) -> None:
+def test_a_finished_run_is_only_saved_anew(configure, runs) -> None:
     config = configure("prior", 2)
     run(config)
-    before = newest(config)
+    before = runs.newest(config)
     assert run(config).step == 2
-    assert_equal(newest(config), before)
-    assert len(rows(config)) == 2
+    runs.assert_equal(runs.newest(config), before)
+    assert len(runs.rows(config)) == 2
 
 
-def test_without_resume_a_run_starts_over(configure) -> None:
+def test_without_resume_a_run_starts_over(configure, runs) -> None:
     run(configure("prior", 3))
     config = configure("prior", 2, "run", "trainer.resume=false")
     run(config)
-    assert len(rows(config)) == 2 and len(find_checkpoints(Path(config.output))) == 1
+    assert len(runs.rows(config)) == 2 and len(find_checkpoints(Path(config.output))) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_with_a_checkpoint(configure, monkeypatch, number: signal.Signals) -> None:
+def test_a_signal_stops_with_a_checkpoint(configure, runs, monkeypatch, number: signal.Signals) -> None:
     config = configure("prior", 6)
     optimise = Trainer._optimise
 
@@ -155,13 +121,13 @@ def test_a_signal_stops_with_a_checkpoint(configure, monkeypatch, number: signal
     monkeypatch.setattr(Trainer, "_optimise", interrupted)
     trainer = Trainer(build_stage(config), config)
     assert trainer.run() is False
-    assert trainer.step == 2 and newest(config)["step"] == 2
+    assert trainer.step == 2 and runs.newest(config)["step"] == 2
     assert not (Path(config.output) / "final").exists()
     assert signal.getsignal(number) == before
     monkeypatch.undo()
     whole = configure("prior", 6, "whole")
     assert run(config).step == run(whole).step == 6
-    assert_same_run(config, whole)
+    runs.assert_same(config, whole)
 
 
 def test_the_result_is_a_codec(configure, picture) -> None:
@@ -176,11 +142,11 @@ def test_the_result_is_a_codec(configure, picture) -> None:
     assert codec.rates == trainer.stage.codec.rates
 
 
-def test_the_average_is_saved_and_not_trained_on(configure) -> None:
+def test_the_average_is_saved_and_not_trained_on(configure, runs) -> None:
     config = configure("prior", 4, "run", "trainer.ema_decay=0.9")
     trainer = run(config)
     final = Backbone.from_pretrained(Path(config.output) / "final")
-    state = newest(config)
+    state = runs.newest(config)
     averages = dict(
         zip([name for name, p in trainer.stage.named_parameters() if p.requires_grad], state["ema"]["shadow_params"],
             strict=True)
@@ -205,17 +171,17 @@ def test_accumulated_passes_are_one_larger_batch(configure) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_mixed_precision(configure, stage: str) -> None:
+def test_mixed_precision(configure, runs, stage: str) -> None:
     config = configure(stage, 2, "run", "trainer.mixed_precision=bf16")
     run(config)
-    assert all(float(row["loss"]) == float(row["loss"]) for row in rows(config))
+    assert all(float(row["loss"]) == float(row["loss"]) for row in runs.rows(config))
 
 
 def test_channels_last_and_threads(configure) -> None:
     run(configure("joint", 1, "run", "trainer.channels_last=true", "trainer.threads=1"))
 
 
-def test_a_loss_that_is_no_number_names_the_pictures(configure, monkeypatch, photos: Path) -> None:
+def test_a_loss_that_is_no_number_names_the_pictures(configure, runs, monkeypatch, photos: Path) -> None:
     config = configure("prior", 4, "run", "trainer.checkpoint_every=1")
     forward = PriorStage.forward
 
@@ -227,7 +193,222 @@ def test_a_loss_that_is_no_number_names_the_pictures(configure, monkeypatch, pho
     with pytest.raises(NonFiniteLossError, match=rf"loss is nan at step 3; pictures .*{photos}/\d\.png, ") as error:
         run(config)
     assert "\n" not in str(error.value)
-    assert newest(config)["step"] == 2  # of before the damage
+    assert runs.newest(config)["step"] == 2  # of before the damage
+
+
+@pytest.fixture
+def broken(monkeypatch) -> Callable[..., None]:
+    """Makes stage hyper's loss NaN in some passes, after the codebooks were updated."""
+
+    def make(*passes: int) -> None:
+        forward = HyperStage.forward
+
+        def wrong(stage, images, turn):
+            metrics = forward(stage, images, turn)
+            factor = float("nan") if turn.number in passes else 1
+            return {name: value * factor for name, value in metrics.items()}
+
+        monkeypatch.setattr(HyperStage, "forward", wrong)
+
+    return make
+
+
+def test_a_skipped_step_changes_nothing(configure, runs, broken, caplog) -> None:
+    options = ("trainer.non_finite=skip", "trainer.ema_decay=0.9", "trainer.accumulation=2", "optimiser.warmup_steps=9")
+    config = configure("hyper", 1, "run", *options)
+    run(config)
+    before = runs.newest(config)
+    broken(3)  # the second pass of the second step
+    config = configure("hyper", 2, "run", *options)
+    run(config)
+    after = runs.newest(config)
+    assert (before["step"], before["skipped"], after["step"], after["skipped"]) == (1, [0, 0], 2, [1, 1])
+    runs.assert_equal(after["ema"], before["ema"])
+    runs.assert_equal(after["learner"]["model"], before["learner"]["model"])
+    runs.assert_equal(after["learner"]["optimiser"]["state"], before["learner"]["optimiser"]["state"])
+    assert after["learner"]["schedule"]["last_epoch"] == 2  # the learning rate stays a function of the step
+    assert [(row["step"], row["skipped"]) for row in runs.rows(config)] == [("1", "0"), ("2", "1")]
+    assert "step skipped: loss is nan at step 2; pictures of the batch: " in caplog.text
+
+
+def test_a_critic_without_a_number_is_skipped_too(configure, monkeypatch) -> None:
+    def broken(trainer: Trainer, turn, batch):
+        (parameter, *_) = trainer.critic.parameters
+        loss = parameter.sum() * float("nan" if turn.number == 1 else 1)
+        return loss, trainer._find_non_finite(loss, batch)
+
+    monkeypatch.setattr(Trainer, "_train_critic", broken)
+    trainer = run(configure("joint", 3, "run", "trainer.non_finite=skip"))
+    assert (trainer.skipped, trainer.skipped_in_a_row) == (1, 0)
+    assert all(torch.isfinite(value).all() for value in trainer.stage.state_dict().values())
+
+
+def test_too_many_skips_stop_the_run(configure, runs, broken) -> None:
+    broken(1, 2, 4)
+    with pytest.raises(NonFiniteLossError, match="2 steps in a row were skipped; loss is nan at step 3; pictures"):
+        run(configure("hyper", 5, "run", "trainer.non_finite=skip", "trainer.max_skipped=2"))
+    config = configure("hyper", 6, "other", "trainer.non_finite=skip", "trainer.max_skipped=3")
+    run(config)
+    assert runs.newest(config)["skipped"] == [3, 0]
+
+
+@pytest.fixture
+def scores(monkeypatch) -> Callable[..., list[int]]:
+    """Replaces validation by given scores, and makes the list of the steps at which it was asked for one."""
+
+    def make(*values: float) -> list[int]:
+        seen, steps = iter(values), []
+
+        def validate(validator: Validator, stage, step: int) -> dict[str, float]:
+            steps.append(step)
+            return {"cosine": next(seen)}
+
+        monkeypatch.setattr(Validator, "run", validate)
+        return steps
+
+    return make
+
+
+def best(config: TrainConfig) -> dict:
+    return torch.load(Path(config.output, "checkpoints/best.pt"), weights_only=True)
+
+
+def test_the_best_checkpoint_is_kept(configure, runs, photos: Path, scores) -> None:
+    """It stays when later ones are worse, also after a resume; no number is no best."""
+    options = (f"validation.images={photos}", "validation.every=2", "trainer.keep_last=1")
+    steps = scores(0.5, 0.7, 0.6, float("nan"), 0.65)
+    run(configure("hyper", 5, "run", *options))
+    config = configure("hyper", 8, "run", *options)
+    run(config)
+    assert steps == [2, 4, 5, 6, 8]
+    assert (best(config)["step"], best(config)["best"], runs.newest(config)["best"]) == (4, 0.7, 0.7)
+    lines = Path(config.output, "validation.csv").read_text().splitlines()
+    assert lines == ["step,cosine", "2,0.5", "4,0.7", "5,0.6", "6,nan", "8,0.65"]
+    run(config)
+    assert len(steps) == 5  # what is finished is not validated anew
+
+
+def test_the_best_weights_can_be_the_result(configure, runs, photos: Path, scores) -> None:
+    scores(0.5, 0.7, 0.6)
+    options = (f"validation.images={photos}", "validation.every=1", "trainer.ema_decay=0.5", "trainer.final=best")
+    config = configure("hyper", 3, "run", *options)
+    trainer = run(config)
+    averages = best(config)["ema"]["shadow_params"]
+    assert best(config)["step"] == 2 and runs.newest(config)["step"] == 3
+    final = OscarCodec.from_pretrained(Path(config.output) / "final").state_dict()
+    names = [name for name, parameter in trainer.stage.named_parameters() if parameter.requires_grad]
+    for name, average in zip(names, averages, strict=True):
+        assert torch.equal(final[name.removeprefix("codec.")], average), name
+
+
+def test_validation_sees_the_averages(configure, runs, photos: Path, monkeypatch) -> None:
+    def validate(validator: Validator, stage, step: int) -> dict[str, float]:
+        parameters = [parameter for parameter in stage.parameters() if parameter.requires_grad]
+        matches.append(all(map(torch.equal, parameters, trainer.ema.shadow_params)))
+        return {"cosine": 0.5}
+
+    matches: list[bool] = []
+    monkeypatch.setattr(Validator, "run", validate)
+    config = configure("hyper", 2, "run", f"validation.images={photos}", "validation.every=1", "trainer.ema_decay=0.5")
+    trainer = Trainer(build_stage(config), config)
+    trainer.run()
+    assert matches == [True, True]
+    plain = configure("hyper", 2, "plain", "trainer.ema_decay=0.5")
+    run(plain)
+    runs.assert_equal(runs.newest(config)["learner"], runs.newest(plain)["learner"])  # and training does not notice
+
+
+def test_a_validation_that_was_cut_off_is_made_up_for(configure, photos: Path, scores) -> None:
+    options = (f"validation.images={photos}", "validation.every=1", "trainer.checkpoint_every=1")
+    config = configure("hyper", 3, "run", *options)
+    scores(0.5)  # and an error at the next
+    with pytest.raises(StopIteration):
+        run(config)
+    with Path(config.output, "validation.csv").open("a") as file:
+        file.write("2,0.")  # half a row
+    steps = scores(0.6, 0.7)
+    run(config)
+    assert steps == [2, 3]
+    lines = Path(config.output, "validation.csv").read_text().splitlines()
+    assert lines == ["step,cosine", "1,0.5", "2,0.6", "3,0.7"]
+
+
+@pytest.mark.parametrize("stage", ["vae", "prior", "joint"])
+def test_gradient_checkpointing_changes_no_gradient(configure, monkeypatch, stage: str) -> None:
+    options = ("bottleneck.rotation_trick=false", *(["stage.vae=all"] if stage == "joint" else []))
+    plain = configure(stage, 1, "plain", *options)
+    thrifty = configure(stage, 1, "thrifty", "trainer.gradient_checkpointing=true", *options)
+    calls = []
+    kept = torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr("torch.utils.checkpoint.checkpoint", lambda *a, **k: calls.append(a[0]) or kept(*a, **k))
+    states = []
+    for config in (plain, thrifty):
+        assert not calls
+        states.append(run(config).stage.state_dict())
+    names = {type(block).__name__ for block in calls}
+    assert names >= {"vae": {"UpDecoderBlock2D", "DownEncoderBlock2D"}, "prior": {"ResnetBlock2D"},
+                     "joint": {"UpDecoderBlock2D", "DownEncoderBlock2D", "ResnetBlock2D"}}[stage]  # fmt: skip
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_gradient_checkpointing_reaches_the_critic(configure) -> None:
+    stage = build_stage(configure("joint", 1, "run", "trainer.gradient_checkpointing=true"))
+    blocks = [module for module in stage.critic.modules() if hasattr(module, "gradient_checkpointing")]
+    assert blocks and all(block.gradient_checkpointing for block in blocks)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_networks_are_compiled_by_switch(configure, runs, monkeypatch, stage: str) -> None:
+    """Every network that takes time runs compiled; the compiler, which takes minutes, is replaced."""
+    called = set()
+
+    def compile(function, **options):
+        network = type(function.__self__).__name__
+
+        def compiled(*args, **kwargs):
+            called.add(network)
+            return function(*args, **kwargs)
+
+        return compiled
+
+    monkeypatch.setattr("torch.compile", compile)
+    plain, compiled = configure(stage, 1, "plain"), configure(stage, 1, "compiled", "trainer.compile=true")
+    one = run(plain).stage.state_dict()
+    assert not called
+    other = run(compiled).stage.state_dict()
+    assert called == {
+        "vae": {"Encoder", "Decoder"}, "prior": {"Encoder", "UNet2DConditionModel"}, "hyper": {"Encoder", "Sequential"},
+        "joint": {"Encoder", "Decoder", "Sequential", "UNet2DConditionModel", "UNetFirstHalf"},
+    }[stage]  # fmt: skip
+    runs.assert_equal(dict(one), dict(other))
+
+
+def test_several_processes_on_the_cpu_are_not_started_by_one(configure, monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # what `accelerate launch --cpu --num_processes 2` sets
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(ConfigError, match="starts one process.*allowed: .*configs/accelerate/cpu.yaml"):
+        Trainer(build_stage(configure("prior", 1)), configure("prior", 1))
+
+
+def test_a_run_on_cached_latents_repeats_that_on_pictures(configure, runs, tmp_path: Path) -> None:
+    pictures = configure("hyper", 2, "pictures")
+    cache = CacheLatentsConfig(output=str(tmp_path / "latents"), crops=1, seed=pictures.seed, dtype="float32",
+                               backbone=pictures.backbone, data=pictures.data, device="cpu")  # fmt: skip
+    cache_latents(cache, progress=False)
+    cached = configure("hyper", 2, "cached", f"data.latents={tmp_path / 'latents'}")
+    run(pictures)
+    run(cached)
+    for one, other in zip(runs.rows(pictures), runs.rows(cached), strict=True):
+        assert float(one["loss"]) == pytest.approx(float(other["loss"]), abs=1e-4)
+
+
+def test_a_checkpoint_of_another_number_of_crops_per_step_is_refused(configure) -> None:
+    run(configure("prior", 1))
+    message = r"made with 2 crops per step, but this run has 3 .*data.batch_size 3 .*; allowed: a product of 2"
+    with pytest.raises(ValueError, match=message):
+        run(configure("prior", 2, "run", "data.batch_size=3"))
+    run(configure("prior", 2, "run", "data.batch_size=1", "trainer.accumulation=2"))
 
 
 @pytest.mark.parametrize(
@@ -239,14 +420,16 @@ def test_a_loss_that_is_no_number_names_the_pictures(configure, monkeypatch, pho
         ("joint", "stage.gan=0", "critic does not fit this configuration"),
     ],
 )
-def test_a_checkpoint_of_another_configuration_is_refused(configure, stage: str, override: str, message: str) -> None:
+def test_a_checkpoint_of_another_configuration_is_refused(
+    configure, runs, stage: str, override: str, message: str
+) -> None:
     config = configure(stage, 1)
     run(config)
-    before = newest(config)
+    before = runs.newest(config)
     with pytest.raises(ValueError, match=message) as error:
         run(configure(stage, 2, "run", override))
     assert "\n" not in str(error.value)
-    assert_equal(newest(config), before)
+    runs.assert_equal(runs.newest(config), before)
 
 
 def test_more_rates_than_the_checkpoint_are_refused(configure) -> None:

@@ -1,0 +1,161 @@
+"""The files from which a run goes on: checkpoints, the last few and the best, and tables of what was logged.
+
+    OUTPUT/checkpoints/step-0001000.pt   state after so many steps; written whole or not at all
+    OUTPUT/checkpoints/step-0001000/     beside it with DeepSpeed: every process's share of the optimisers
+    OUTPUT/checkpoints/best.pt           state at the best validation
+
+The first process alone writes; only DeepSpeed's shares come from each.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from oscar.errors import first_line
+from oscar.jobs import write_whole
+from oscar.training.learner import Learner
+
+FOLDER, BEST = "checkpoints", "best"
+_STEP = re.compile(r"step-(\d+)\.pt")
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+        output: folder of the run.
+        accelerator: of the run.
+        keep_last: how many of the newest are kept.
+    """
+
+    def __init__(self, output: Path, accelerator: Accelerator, keep_last: int):
+        self.folder = output / FOLDER
+        self.output, self.accelerator, self.keep_last = output, accelerator, keep_last
+
+    def save(self, state: dict, name: str, learners: Sequence[Learner]) -> None:
+        """Write a state; call on every process.
+
+        Args:
+            state: as `torch.load` reads it with `weights_only`.
+            name: step-NNNNNNN or best.
+            learners: whose engines, if they have any, write their shares.
+        """
+        main, target = self.accelerator.is_main_process, self.folder / f"{name}.pt"
+        if main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        engines = [learner for learner in learners if learner.has_engine]
+        if engines:
+            self.accelerator.wait_for_everyone()
+            for number, learner in enumerate(engines):
+                learner.save_engine(self.engine_folder(target, number))
+            self.accelerator.wait_for_everyone()  # the file below says that all shares are there
+        if not main:
+            return
+        beside = target.with_suffix(".tmp")
+        with beside.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, target)
+        for old in find_checkpoints(self.output)[: -self.keep_last]:
+            old.unlink()
+            shutil.rmtree(old.with_suffix(""), ignore_errors=True)
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that the first process sees, the same on every process.
+
+        Raises:
+            ValueError: if this process does not see it.
+        """
+        found = find_checkpoints(self.output) if self.accelerator.is_main_process else []
+        (path,) = broadcast_object_list([found[-1] if found else None])
+        if path is not None and not path.is_file():
+            raise ValueError(f"checkpoint {path} is not on this machine; allowed: an output folder that all share")
+        return path
+
+    def load(self, path: Path) -> dict:
+        """Read a state.
+
+        Raises:
+            ValueError: naming the file, if it is damaged.
+        """
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for damaged files
+            raise ValueError(f"checkpoint {path} cannot be read: {first_line(error)}") from None
+
+    def load_engines(self, path: Path, learners: Sequence[Learner]) -> None:
+        """Give the engines among the learners their shares.
+
+        Raises:
+            ValueError: if they are not there, or not of as many processes.
+        """
+        for number, learner in enumerate(learner for learner in learners if learner.has_engine):
+            learner.restore_engine(self.engine_folder(path, number))
+
+    @property
+    def best(self) -> Path:
+        return self.folder / f"{BEST}.pt"
+
+    @staticmethod
+    def engine_folder(path: Path, number: int) -> Path:
+        """Where the share of the learner of this number is, for a checkpoint."""
+        return path.with_suffix("") / str(number)
+
+
+def find_checkpoints(output: Path) -> list[Path]:
+    """The run's checkpoints of single steps, oldest first."""
+    paths = [path for path in (output / FOLDER).glob("*.pt") if _STEP.fullmatch(path.name)]
+    return sorted(paths, key=lambda path: int(_STEP.fullmatch(path.name)[1]))
+
+
+def reset(output: Path) -> None:
+    """Remove the checkpoints and the tables of an earlier run in this folder."""
+    shutil.rmtree(output / FOLDER, ignore_errors=True)
+    for name in ("log.csv", "validation.csv"):
+        (output / name).unlink(missing_ok=True)
+
+
+class CsvLog:
+    """A table with a row per logged step; on resume, rows after the checkpoint are dropped.
+
+    Args:
+        path: of the table.
+        step: the last whose row is kept.
+        columns: of the table; None takes those of the first row.
+    """
+
+    def __init__(self, path: Path, step: int, columns: Sequence[str] | None = None):
+        self.path, self.columns = path, columns
+        rows = []
+        if path.exists():
+            text = path.read_text()
+            reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))  # a run may have died within a row
+            rows = [row for row in reader if int(row["step"]) <= step]
+            self.columns = columns or reader.fieldnames
+        if self.columns is not None:
+            self._start(rows)
+
+    def write(self, row: dict) -> None:
+        if self.columns is None:
+            self.columns = list(row)
+            self._start([])
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns, extrasaction="ignore").writerow(row)
+
+    def _start(self, rows: list[dict]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self.path, text.getvalue().encode())
