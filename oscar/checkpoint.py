@@ -9,25 +9,30 @@ Loading accounts for every tensor: a missing or an unknown one is an error.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from oscar.bitstream.entropy import check_frequencies
 from oscar.errors import first_line
-from oscar.models.backbone import Backbone, BackboneError
-from oscar.models.denoiser import Denoiser
+from oscar.models.backbone import Backbone, BackboneError, Half
+from oscar.models.denoiser import Denoiser, lora_targets
 from oscar.models.hyper_encoder import VQBottleneck
+from oscar.models.inference import merge_lora
+from oscar.models.loading import WeightsError, drop, fill, read_tensors, tensor_names
 from oscar.rates import rate_by_id
 from oscar.timesteps import mapping_from_config
 
@@ -40,6 +45,8 @@ SHIPPED = Path(__file__).parent / "assets"
 # Statistics that only training reads; every native checkpoint keeps the codes themselves.
 _TRAINING_ONLY = ("cluster_size", "embed_avg", "initted")
 _DECODER_HALF = (".quantizer._codebook.embed", ".quantizer.project_out.", ".proj.")
+# Modules of a hyper-encoder and of its quantiser that a half of the codec does without.
+_UNUSED = {"both": (), "encoder": ("proj", "project_out"), "decoder": ("backbone", "project_in")}
 
 
 class CheckpointError(ValueError):
@@ -50,13 +57,17 @@ def build(config: dict, backbone: Backbone) -> OscarCodec:
     """A codec of the architecture in `config` (keys bottleneck, denoiser, timesteps) on a backbone, untrained."""
     from oscar.codec import OscarCodec
 
+    bottleneck = _build_bottleneck(config, backbone)
+    denoiser = Denoiser(backbone.unet, backbone.schedule, **config["denoiser"])
+    return OscarCodec(backbone, bottleneck, denoiser, mapping_from_config(config["timesteps"]))
+
+
+def _build_bottleneck(config: dict, backbone: Backbone) -> VQBottleneck:
     options = dict(config["bottleneck"])
     rates = [rate_by_id(rate_id) for rate_id in options.pop("rates")]
     sizes, dither = ({int(key): value for key, value in options.pop(name, {}).items()}
                      for name in ("codebook_sizes", "dither"))  # fmt: skip
-    bottleneck = VQBottleneck(rates, sizes, dither, latent_channels=backbone.latent_channels, **options)
-    denoiser = Denoiser(backbone.unet, backbone.schedule, **config["denoiser"])
-    return OscarCodec(backbone, bottleneck, denoiser, mapping_from_config(config["timesteps"]))
+    return VQBottleneck(rates, sizes, dither, latent_channels=backbone.latent_channels, **options)
 
 
 def describe(codec: OscarCodec) -> dict:
@@ -141,6 +152,8 @@ def save(codec: OscarCodec, folder: str | Path, dtype: torch.dtype | None = None
     Raises:
         CheckpointError: if the folder exists and is not a checkpoint.
     """
+    if codec.half != "both":
+        raise CheckpointError(f"half is {codec.half!r}, so the other one is not there to be saved; allowed: both")
     folder = Path(folder)
     if folder.exists() and not (folder / CONFIG).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not an OSCAR checkpoint; allowed: a new folder or a checkpoint")
@@ -180,6 +193,68 @@ def load(source: str | Path) -> OscarCodec:
     Raises:
         CheckpointError: if it cannot be found, is damaged, or does not fit its description.
     """
+    with _reading(source) as (folder, config):
+        _check_hashes(folder, config["sha256"])
+        codec = build(config, Backbone.from_pretrained(config["backbone"] or folder))
+        state = load_file(folder / WEIGHTS)
+        _identify(codec, config)
+        _fill(codec, state)
+    return codec
+
+
+def load_merged(source: str | Path, half: Half = "both", dtype: torch.dtype = torch.float32) -> OscarCodec:
+    """Read a checkpoint for inference: the adapters in the UNet's weights, and of a half only what that half uses.
+
+    What the other half alone uses is not read, nor are its files checked.
+
+    Args:
+        source: name of a shipped model ("nano"), a folder, or a hub id.
+        half: "encoder" can only compress, "decoder" only decompress.
+        dtype: of the networks.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    from oscar.codec import OscarCodec
+
+    with _reading(source) as (folder, config):
+        path, mapping = folder / WEIGHTS, mapping_from_config(config["timesteps"])
+        _check_hashes(folder, {name: digest for name, digest in config["sha256"].items()
+                               if half != "encoder" or not name.startswith("unet/")})  # fmt: skip
+        stored = tensor_names(path)
+        adapters = {}
+        if half != "encoder":
+            names = [name for name in stored if "lora_" in name]
+            adapters = {name.removeprefix("denoiser."): value for name, value in read_tensors(path, names)}
+        scale = config["denoiser"]["lora_alpha"] / config["denoiser"]["lora_rank"]
+        backbone = Backbone.from_pretrained(config["backbone"] or folder, half, dtype, merge_lora(adapters, scale))
+        with init_empty_weights():
+            bottleneck = _build_bottleneck(config, backbone)
+        expected = {f"bottleneck.{name}" for name in bottleneck.state_dict() if not name.endswith(_TRAINING_ONLY)}
+        if half == "encoder":
+            denoiser = None
+            stored = [name for name in stored if not name.startswith("denoiser.")]
+        else:
+            denoiser = Denoiser(backbone.unet, backbone.schedule, **config["denoiser"], merged=True)
+            expected |= {"denoiser.prompt"} if denoiser.prompt is not None else set()
+            expected |= _adapter_names(denoiser)
+        codec = OscarCodec(backbone, bottleneck, denoiser, mapping)
+        _check_names(stored, expected | {f"frequencies.{rate_id}" for rate_id in codec.frequencies})
+        if not (half == "encoder" and mapping.per_picture):  # that encoder decodes z_hat to measure the timestep
+            for rate in codec.rates:
+                drop(bottleneck.at(rate), _UNUSED[half])
+                drop(bottleneck.at(rate).quantizer, _UNUSED[half])
+        own = [name for name in codec.state_dict() if name in expected]
+        fill(codec, {name: (path, name) for name in own}, WEIGHTS, dtype, names=own)
+        codec.half = half
+        _identify(codec, config)
+        _set_frequencies(codec, read_tensors(path, [name for name in stored if name.startswith("frequencies.")]))
+    return codec
+
+
+@contextlib.contextmanager
+def _reading(source: str | Path) -> Iterator[tuple[Path, dict]]:
+    """The folder and description of a checkpoint; all that fails while it is read becomes a CheckpointError."""
     folder = locate(source)
     try:
         config = json.loads((folder / CONFIG).read_text())
@@ -189,23 +264,24 @@ def load(source: str | Path) -> OscarCodec:
     if version != FORMAT:
         raise CheckpointError(f"model {str(source)!r}: format is {version!r}; allowed: {FORMAT}")
     try:
-        for name, expected in {WEIGHTS: None, **config["sha256"]}.items():
-            if _sha256(folder / name) != expected:
-                raise CheckpointError(f"model {str(source)!r}: {name} is damaged (its SHA-256 is not that of {CONFIG})")
-        backbone = Backbone.from_pretrained(config["backbone"] or folder)
-        codec = build(config, backbone)
-        state = load_file(folder / WEIGHTS)
-        codec._fingerprint = f"{int(config['fingerprint'], 16):064x}"
-    except BackboneError as error:
+        yield folder, config
+    except (CheckpointError, BackboneError, WeightsError) as error:
         raise CheckpointError(f"model {str(source)!r}: {error}") from None
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"model {str(source)!r} cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _check_hashes(folder: Path, hashes: dict[str, str]) -> None:
+    for name, expected in {WEIGHTS: None, **hashes}.items():
+        if _sha256(folder / name) != expected:
+            raise CheckpointError(f"{name} is damaged (its SHA-256 is not that of {CONFIG})")
+
+
+def _identify(codec: OscarCodec, config: dict) -> None:
+    """Take the identity from the description: half a codec cannot compute it."""
+    codec._fingerprint = f"{int(config['fingerprint'], 16):064x}"
     if config["backbone"] is None:
         codec.backbone.source = None
-    _fill(codec, state, source)
-    return codec
 
 
 def locate(source: str | Path) -> Path:
@@ -231,16 +307,13 @@ def locate(source: str | Path) -> Path:
         ) from None
 
 
-def _fill(codec: OscarCodec, state: dict[str, Tensor], source: str | Path) -> None:
+def _fill(codec: OscarCodec, state: dict[str, Tensor]) -> None:
     expected = tensors(codec)
-    for problem, names in (("lacks", expected.keys() - state.keys()), ("has unknown", state.keys() - expected.keys())):
-        if names:
-            count = f"({len(names)} tensors in all)"
-            raise CheckpointError(f"model {str(source)!r}: {WEIGHTS} {problem} {min(names)} {count}")
+    _check_names(state, expected)
     for name, value in state.items():
         if value.shape != expected[name].shape:
             raise CheckpointError(
-                f"model {str(source)!r}: {name} has shape {tuple(value.shape)}; allowed: {tuple(expected[name].shape)}"
+                f"{name} has shape {tuple(value.shape)}; allowed: {tuple(expected[name].shape)}"
             )
     codec.load_state_dict(
         {
@@ -255,12 +328,34 @@ def _fill(codec: OscarCodec, state: dict[str, Tensor], source: str | Path) -> No
         codebook = codec.bottleneck.at(rate).quantizer._codebook
         codebook.embed_avg.copy_(codebook.embed * codebook.cluster_size[..., None])
         codebook.initted.fill_(bool(codebook.embed.any()))
-    for name, value in state.items():
-        if name.startswith("frequencies."):
-            try:
-                codec.frequencies[int(name.removeprefix("frequencies."))] = check_frequencies(value.numpy())
-            except ValueError as error:
-                raise CheckpointError(f"model {str(source)!r}: {name}: {error}") from None
+    _set_frequencies(codec, ((name, value) for name, value in state.items() if name.startswith("frequencies.")))
+
+
+def _check_names(names: Iterable[str], expected: Iterable[str]) -> None:
+    names, expected = set(names), set(expected)
+    for problem, found in (("lacks", expected - names), ("has unknown", names - expected)):
+        if found:
+            raise CheckpointError(f"{WEIGHTS} {problem} {min(found)} ({len(found)} tensors in all)")
+
+
+def _adapter_names(denoiser: Denoiser) -> set[str]:
+    """The adapters' tensors that a checkpoint of this denoiser has."""
+    if denoiser.tuning == "full":
+        return set()
+    return {
+        f"denoiser.{layer}.lora_{side}.{adapter}.weight"
+        for adapter, layers in lora_targets(denoiser.unet).items()
+        for layer in layers
+        for side in "AB"
+    }
+
+
+def _set_frequencies(codec: OscarCodec, tables: Iterable[tuple[str, Tensor]]) -> None:
+    for name, value in tables:
+        try:
+            codec.frequencies[int(name.removeprefix("frequencies."))] = check_frequencies(value.numpy())
+        except ValueError as error:
+            raise CheckpointError(f"{name}: {error}") from None
 
 
 def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:

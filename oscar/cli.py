@@ -1,4 +1,4 @@
-"""The `oscar` command: compress, decompress, info.
+"""The `oscar` command: compress, decompress, info; convert, merge; doctor.
 
 Anything wrong ends in one line on stderr and exit code 2. Help and `info` import no torch, and all that can be checked
 without torch is checked before it is imported.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
 import re
 import sys
 import warnings
@@ -41,6 +42,8 @@ PICTURE_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".webp": ("WEBP", {"lossless": True}),
 }
 OSCAR_SUFFIX = ".oscar"
+DTYPES = ("float32", "float16", "bfloat16")
+_COMPILE = {"off": False, "on": True, "graphs": "graphs"}  # as the codec has them
 
 # Typer has Click within it in some versions and beside it in others; this is the base of both's usage errors.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -98,6 +101,16 @@ def _root(
 
 _Model = Annotated[str, typer.Option(help="nano, a model folder, or an id on the hub.")]
 _Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")]
+_Dtype = Annotated[
+    str, typer.Option(help=f"Of the networks: {', '.join(('auto', *DTYPES))}; auto takes what the device is fast in.")
+]
+_Compile = Annotated[
+    str, typer.Option("--compile", help="torch.compile: off, on, graphs (CUDA graphs too). Pays in folders.")
+]
+_Memory = Annotated[
+    str, typer.Option(help="For large pictures, beyond the model: auto (by what is free), a size such as 4GB, none.")
+]
+_BatchSize = Annotated[int, typer.Option(min=1, help="Of a folder, files that go through the networks together.")]
 _Threads = Annotated[int | None, typer.Option(min=1, help="Threads on the CPU; by default torch's choice.")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 _SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Leave out what is done already (resume).")]
@@ -118,22 +131,29 @@ def compress(
         str | None, typer.Option(metavar="#RRGGBB", help="Colour under transparent pixels; without it, refuse them.")
     ] = None,
     threads: _Threads = None,
+    dtype: _Dtype = "auto",
+    compile: _Compile = "off",
+    memory: _Memory = "auto",
+    batch_size: _BatchSize = 1,
 ) -> None:
     """Compress a picture to an .oscar file, or a folder of pictures (recursively) to a folder of them."""
     find_rate(rate, RATES)
     colour = _parse_colour(background)
     direction = Direction(_list_pictures, "picture files", OSCAR_SUFFIX, frozenset({OSCAR_SUFFIX}))
     jobs = plan_jobs(source, target, direction)
-    codec = functools.cache(lambda: _load_codec(model, device, threads, rate))
+    options = _network_options(dtype, compile, memory, half="encoder")
+    codec = functools.cache(lambda: _load_codec(model, device, threads, rate, **options))
 
-    def convert(job: Job) -> tuple[bytes, str]:
+    def convert(batch: list[Job]) -> list[tuple[bytes, str]]:
         from oscar.images import read_image
 
-        image = read_image(job.source, colour)
-        data = codec().compress(image, rate=rate)
-        return data, f"{len(data)} bytes, {8 * len(data) / (image.width * image.height):.4f} bpp (actual)"
+        pictures = [read_image(job.source, colour) for job in batch]
+        return [
+            (data, f"{len(data)} bytes, {8 * len(data) / (picture.width * picture.height):.4f} bpp (actual)")
+            for picture, data in zip(pictures, codec().compress_batch(pictures, rate), strict=True)
+        ]
 
-    _run(jobs, convert, "compress", source.is_dir(), overwrite, skip_existing)
+    _run(jobs, convert, "compress", source.is_dir(), overwrite, skip_existing, batch_size)
 
 
 @app.command(short_help=".oscar file(s) to picture(s).")
@@ -147,20 +167,31 @@ def decompress(
     overwrite: _Overwrite = False,
     skip_existing: _SkipExisting = False,
     threads: _Threads = None,
+    dtype: _Dtype = "auto",
+    compile: _Compile = "off",
+    memory: _Memory = "auto",
+    batch_size: _BatchSize = 1,
+    tiny_vae: Annotated[
+        str | None, typer.Option(help="Folder or hub id of a diffusers AutoencoderTiny, for quick previews.")
+    ] = None,
 ) -> None:
     """Decompress an .oscar file to a picture, or a folder of them (recursively) to a folder of PNG pictures."""
     jobs = plan_jobs(source, target, Direction(_list_oscar, ".oscar files", ".png", frozenset(PICTURE_FORMATS)))
-    codec = functools.cache(lambda: _load_codec(model, device, threads))
+    options = _network_options(dtype, compile, memory, half="decoder", tiny_vae=tiny_vae)
+    codec = functools.cache(lambda: _load_codec(model, device, threads, **options))
 
-    def convert(job: Job) -> tuple[bytes, str]:
+    def convert(batch: list[Job]) -> list[tuple[bytes, str]]:
         from oscar.bitstream import Container
 
-        data = job.source.read_bytes()
-        Container.unpack(data)  # a damaged file is refused before the model is loaded
-        image = codec().decompress(data)
-        return _encode_picture(image, job.target.suffix), f"{image.width}x{image.height} pixels"
+        files = [job.source.read_bytes() for job in batch]
+        for data in files:
+            Container.unpack(data)  # a damaged file is refused before the model is loaded
+        return [
+            (_encode_picture(image, job.target.suffix), f"{image.width}x{image.height} pixels")
+            for job, image in zip(batch, codec().decompress_batch(files), strict=True)
+        ]
 
-    _run(jobs, convert, "decompress", source.is_dir(), overwrite, skip_existing)
+    _run(jobs, convert, "decompress", source.is_dir(), overwrite, skip_existing, batch_size)
 
 
 @app.command(short_help="What an .oscar file holds.")
@@ -187,6 +218,106 @@ def info(
         typer.echo("\n\n".join(_describe(entry) for entry in facts))
     if failed:
         raise typer.Exit(WRONG_INPUT)
+
+
+@app.command(short_help="A published checkpoint to a model folder, and back.")
+def convert(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="IN...", help="A published .pkl, or stage 1's, one per rate; with --back a model."),
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Model folder; with --back a .pkl file.")],
+    backbone: Annotated[
+        str | None, typer.Option(help="Diffusers folder or hub id of the backbone that IN was trained on.")
+    ] = None,
+    bundle: Annotated[bool, typer.Option("--bundle", help="Store the backbone in OUT too.")] = False,
+    dtype: Annotated[str, typer.Option(help=f"Of OUT's files: {', '.join(DTYPES)}.")] = DTYPES[0],
+    timesteps: Annotated[
+        str, typer.Option(help="Mapping of rates to pseudo-timesteps: table (the paper's), log, linear.")
+    ] = "table",
+    back: Annotated[bool, typer.Option("--back", help="Write a model of ours in the published layout.")] = False,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Convert a checkpoint of the published implementation (oscar.pkl) to a model folder, or with --back one of ours to
+    a .pkl."""
+    if os.path.lexists(target) and not overwrite:
+        raise CommandError(f"{target}: exists already; allow it with --overwrite")
+    if back:
+        if len(sources) > 1 or backbone is not None or bundle:
+            raise CommandError("--back takes one model, and neither --backbone nor --bundle")
+        if not target.parent.is_dir():
+            raise CommandError(f"{target}: folder {target.parent} does not exist")
+        _export(sources[0], target)
+        return
+    if backbone is None:
+        raise CommandError("--backbone is missing; allowed: a diffusers folder or hub id")
+    if dtype not in DTYPES:
+        raise CommandError(f"--dtype {dtype!r} does not exist; allowed: {', '.join(DTYPES)}")
+    for source in sources:
+        if not Path(source).is_file():
+            raise CommandError(f"{source}: no such file")
+    _import(sources, target, backbone, timesteps, bundle, dtype)
+
+
+@app.command(short_help="Rates that were trained apart to one model.")
+def merge(
+    sources: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model folders or hub ids.")],
+    target: Annotated[Path, typer.Option("--out", metavar="OUT", help="Model folder.")],
+    overwrite: _Overwrite = False,
+) -> None:
+    """Put rates that were trained apart, on one backbone, into one model folder."""
+    if os.path.lexists(target) and not overwrite:
+        raise CommandError(f"{target}: exists already; allow it with --overwrite")
+    from oscar.merge import merge_rates
+
+    codec = merge_rates(sources, target)
+    typer.echo(f"{target}: rates {_rate_list(codec)}")
+
+
+@app.command(short_help="What is here, what is missing, and how to get it.")
+def doctor(
+    backbone: Annotated[
+        list[str] | None, typer.Option(help="A backbone to look at too: folder or hub id; may be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Say which devices, backbones, weights of metrics, packages and programs are here, and how to get the others."""
+    from oscar.doctor import as_table, examine
+
+    findings = examine(backbone or ())
+    if as_json:
+        typer.echo(json.dumps([vars(finding) for finding in findings], indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(as_table(findings))
+
+
+def _import(sources: list[str], target: Path, backbone: str, timesteps: str, bundle: bool, dtype: str) -> None:
+    """Convert published files, and say what became of their tensors."""
+    import torch
+
+    from oscar import convert
+
+    mapping = {"kind": timesteps}
+    result = convert.convert(sources, target, backbone, mapping, bundle, getattr(torch, dtype))
+    lines = [f"{target}: rates {_rate_list(result.codec)}", f"{result.used:>6} tensors taken over"]
+    lines += [f"{count:>6} not needed: {reason}" for reason, count in result.unused.items()]
+    typer.echo("\n".join(lines))
+
+
+def _export(source: str, target: Path) -> None:
+    from oscar.convert import export
+
+    codec = export(source, target)
+    typer.echo(f"{target}: rates {_rate_list(codec)}; frequency tables have no place in it")
+
+
+def _rate_list(codec: OscarCodec) -> str:
+    return ", ".join(f"{rate.bpp:.4f}" for rate in codec.rates)
 
 
 def _facts(path: Path, container: Container) -> dict[str, Any]:
@@ -223,16 +354,19 @@ def _describe(facts: dict[str, Any]) -> str:
     return "\n".join([facts["file"], *(f"  {name:<16} {value}" for name, value in lines)])
 
 
+_Convert = Callable[[list[Job]], list[tuple[bytes, str]]]  # files to write, each with a remark on it
+
+
 def _run(
-    jobs: list[Job], convert: Callable[[Job], tuple[bytes, str]], verb: str, folder: bool, overwrite: bool, skip: bool
+    jobs: list[Job], convert: _Convert, verb: str, folder: bool, overwrite: bool, skip: bool, batch_size: int
 ) -> None:
     """Do the jobs; in a folder, a file that fails costs one line and the rest is done."""
     todo = drop_existing(jobs, overwrite, skip)
     if not folder:
         for job in todo:
-            typer.echo(f"{job.target}: {_do(job, convert)}")
+            typer.echo(f"{job.target}: {_do([job], convert)[0]}")
         return
-    failed = _run_folder(todo, convert, verb)
+    failed = _run_folder(todo, convert, verb, batch_size)
     typer.echo(f"{verb}ed {len(todo) - failed} of {len(jobs)} files"
                + (f", {len(jobs) - len(todo)} existed" if len(todo) < len(jobs) else "")
                + (f", {failed} failed" if failed else ""))  # fmt: skip
@@ -240,20 +374,23 @@ def _run(
         raise typer.Exit(WRONG_INPUT)
 
 
-def _run_folder(jobs: list[Job], convert: Callable[[Job], tuple[bytes, str]], verb: str) -> int:
+def _run_folder(jobs: list[Job], convert: _Convert, verb: str, batch_size: int) -> int:
     """Do the jobs under a progress bar (on a terminal only); returns how many failed."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    failed = 0
+    done = failed = 0
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(verb, total=len(jobs))
-        for done, job in enumerate(jobs):
+        waiting = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
+        while waiting:
+            batch = waiting.pop(0)
             try:
-                job.target.parent.mkdir(parents=True, exist_ok=True)
-                _do(job, convert)
+                for job in batch:
+                    job.target.parent.mkdir(parents=True, exist_ok=True)
+                _do(batch, convert)
             except KeyboardInterrupt:
                 progress.stop()
                 _print_error(f"interrupted after {done} of {len(jobs)} files; go on with --skip-existing")
@@ -261,23 +398,38 @@ def _run_folder(jobs: list[Job], convert: Callable[[Job], tuple[bytes, str]], ve
             except Exception as error:
                 if not isinstance(error, (ValueError, OSError)) and not _is_out_of_memory(error):
                     raise
+                if len(batch) > 1:  # one by one, only what fails is lost
+                    waiting[:0] = [[job] for job in batch]
+                    continue
                 failed += 1
-                console.print(_error_line(_one_line(error, job.source)), markup=False, highlight=False)
-            progress.advance(task)
+                console.print(_error_line(_one_line(error, batch[0].source)), markup=False, highlight=False)
+            done += len(batch)
+            progress.advance(task, len(batch))
     return failed
 
 
-def _do(job: Job, convert: Callable[[Job], tuple[bytes, str]]) -> str:
-    """Read, convert and write one file; returns a remark on the result."""
+def _do(batch: list[Job], convert: _Convert) -> list[str]:
+    """Read, convert and write files; returns a remark on each result."""
     try:
-        data, remark = convert(job)
+        results = convert(batch)
     except (ValueError, OSError) as error:
-        raise ValueError(_one_line(error, job.source)) from error
-    write_whole(job.target, data)
-    return remark
+        raise ValueError(_one_line(error, batch[0].source)) from error
+    for job, (data, _) in zip(batch, results, strict=True):
+        write_whole(job.target, data)
+    return [remark for _, remark in results]
 
 
-def _load_codec(model: str, device: str, threads: int | None, rate: float | None = None) -> OscarCodec:
+def _network_options(dtype: str, compile: str, memory: str, **others: Any) -> dict[str, Any]:
+    """Arguments of `OscarCodec.from_pretrained` but for the dtype, which is still a name; checked without torch."""
+    for name, value, allowed in (("dtype", dtype, ("auto", *DTYPES)), ("compile", compile, tuple(_COMPILE))):
+        if value not in allowed:
+            raise CommandError(f"--{name} {value!r} does not exist; allowed: {', '.join(allowed)}")
+    return {"dtype": dtype, "compile": _COMPILE[compile], "memory": None if memory == "none" else memory, **others}
+
+
+def _load_codec(
+    model: str, device: str, threads: int | None, rate: float | None = None, dtype: str = "auto", **options: Any
+) -> OscarCodec:
     """Load the model on its device; all that fails here fails for every file, hence CommandError."""
     import torch
 
@@ -291,7 +443,8 @@ def _load_codec(model: str, device: str, threads: int | None, rate: float | None
         raise CommandError(f"--device {device} is not available here; allowed: cpu, or cuda, mps, ... where "
                            "torch finds one") from error  # fmt: skip
     try:
-        codec = OscarCodec.from_pretrained(model, device=device)
+        precision = "auto" if dtype == "auto" else getattr(torch, dtype)
+        codec = OscarCodec.from_pretrained(model, device, precision, **options)
         if rate is not None:
             find_rate(rate, codec.rates)
     except (ValueError, OSError) as error:

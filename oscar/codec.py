@@ -9,6 +9,7 @@ Only under mapping `per_image` is t the picture's own: `compress` measures it, a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,9 +23,19 @@ from oscar import checkpoint, images
 from oscar.bitstream import MAX_SIDE, Container, HeaderError, UnknownRateError, WrongModelError
 from oscar.bitstream.entropy import decode_indices, encode_indices, estimated_bits, uniform_frequencies
 from oscar.bitstream.norms import dequantise_rms, quantise_rms
-from oscar.models.backbone import Backbone
+from oscar.models.backbone import VAE_DECODER, Backbone, Half, decode
 from oscar.models.denoiser import Denoiser
 from oscar.models.hyper_encoder import VQBottleneck
+from oscar.models.inference import (
+    auto_dtype,
+    cache_prompt,
+    compile_networks,
+    load_tiny_vae,
+    make_lean,
+    use_fewer_multiplications,
+)
+from oscar.models.loading import drop
+from oscar.models.tiling import MemoryBudget
 from oscar.rates import RatePoint, find_rate, rate_by_id
 from oscar.timesteps import TimestepMapping, timestep_code, timestep_of_code
 
@@ -67,7 +78,7 @@ class OscarCodec(nn.Module):
     Args:
         backbone: VAE, UNet and noise schedule.
         bottleneck: symbols of a latent and back, at each of its rates.
-        denoiser: the backbone's UNet, adapted.
+        denoiser: the backbone's UNet, adapted; None in the encoder half.
         mapping: pseudo-timestep of each rate, or of each picture.
         frequencies: integer frequency table by rate id, int32 (K,); a rate without one is coded uniformly.
     """
@@ -76,7 +87,7 @@ class OscarCodec(nn.Module):
         self,
         backbone: Backbone,
         bottleneck: VQBottleneck,
-        denoiser: Denoiser,
+        denoiser: Denoiser | None,
         mapping: TimestepMapping,
         frequencies: dict[int, np.ndarray] | None = None,
     ):
@@ -84,28 +95,67 @@ class OscarCodec(nn.Module):
         self.backbone = backbone
         self.bottleneck = bottleneck
         self.denoiser = denoiser
+        self.half: Half = "both"
+        self.preview: nn.Module | None = None
         self.set_mapping(mapping)
         self.frequencies = {rate.id: uniform_frequencies(bottleneck.at(rate).codebook_size) for rate in self.rates}
         self.frequencies.update(frequencies or {})
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        source: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | Literal["auto"] = "auto",
+        half: Half = "both",
+        compile: bool | Literal["graphs"] = False,
+        tiny_vae: str | Path | None = None,
+        memory: int | str | MemoryBudget | None = "auto",
     ) -> OscarCodec:
-        """Load a checkpoint for inference: in evaluation mode, adapters merged.
+        """Load a checkpoint for inference: in evaluation mode, adapters merged, networks made fast.
 
         Args:
             source: "nano" (in the package), a checkpoint folder or a hub id.
-            device, dtype: where and in which precision the networks run.
+            device: where the networks run.
+            dtype: their precision; "auto" takes bfloat16 or float16 where the device computes in it, else float32.
+            half: "encoder" or "decoder" reads only what compressing or decompressing needs.
+            compile: whether to have torch.compile compile the networks on their first call for each size of picture;
+                "graphs" replays them as CUDA graphs too.
+            tiny_vae: folder or hub id of a diffusers AutoencoderTiny that decodes in place of the VAE, for previews.
+            memory: what large pictures may take beyond the weights, as `set_memory` has it.
 
         Raises:
             CheckpointError: if it cannot be found or read.
+            ValueError: for an option that is not allowed or cannot be had here.
         """
-        codec = checkpoint.load(source).eval()
-        fingerprint = codec.fingerprint  # merging rounds; the file's identity is that of the stored weights
-        codec.denoiser.merge()
-        codec._fingerprint = fingerprint
-        return codec.requires_grad_(False).to(device=device, dtype=dtype)
+        for name, value, allowed in (("half", half, ("both", "encoder", "decoder")),
+                                     ("compile", compile, (False, True, "graphs"))):  # fmt: skip
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")
+        device = torch.device(device)
+        dtype = auto_dtype(device) if dtype == "auto" else dtype
+        budget = MemoryBudget.parse(memory)
+        codec = checkpoint.load_merged(source, half, dtype)
+        if tiny_vae is not None and half != "encoder":
+            codec.preview = load_tiny_vae(tiny_vae, codec.backbone.latent_channels, dtype)
+            drop(codec.backbone.vae, VAE_DECODER)
+        codec.eval().requires_grad_(False).to(device)
+        codec.prepare(compile)
+        codec.set_memory(budget)
+        return codec
+
+    @torch.no_grad()
+    def prepare(self, compile: bool | Literal["graphs"] = False) -> None:
+        """Make the networks fast for inference; see `oscar.models.inference`."""
+        make_lean(self)
+        if self.denoiser is not None and self.denoiser.prompt is not None:
+            cache_prompt(self.denoiser.unet, self.denoiser.prompt)
+        if compile:
+            vae = self.backbone.vae
+            networks = (getattr(vae, "encoder", None), getattr(vae, "decoder", None), self.backbone.unet, self.preview)
+            compile_networks([network for network in networks if network is not None], self.device, compile == "graphs")
+        elif self.device.type == "cpu" and self.dtype == torch.float32:
+            use_fewer_multiplications(self)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a checkpoint folder (see `oscar.checkpoint`), completely or not at all."""
@@ -147,6 +197,17 @@ class OscarCodec(nn.Module):
         self.mapping = mapping
         self.forget_fingerprint()
 
+    def set_memory(self, memory: int | str | MemoryBudget | None) -> None:
+        """Bound the memory of large pictures (see `oscar.models.tiling`): files and pictures do not depend on it.
+
+        Args:
+            memory: bytes beyond the weights, a size such as "4GB", "auto" (by what is free), or None, no bound.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        self.backbone.memory = MemoryBudget.parse(memory)
+
     # Pictures and bytes.
 
     def compress(self, image: Image.Image | np.ndarray | Tensor, rate: float | RatePoint = 0.0625) -> bytes:
@@ -160,12 +221,28 @@ class OscarCodec(nn.Module):
             ImageError: for a picture that cannot be represented (transparency, more than 65536 pixels a side).
             ValueError: for a rate that this model does not have.
         """
+        return self.compress_batch([image], rate)[0]
+
+    def compress_batch(
+        self, pictures: Sequence[Image.Image | np.ndarray | Tensor], rate: float | RatePoint = 0.0625
+    ) -> list[bytes]:
+        """Compress several pictures; those of one size go through the networks together. See `compress`."""
         rate = self.find_rate(rate)
-        batch = images.to_tensor(image)
-        height, width = batch.shape[-2:]
-        if max(height, width) > MAX_SIDE:
-            raise images.ImageError(f"picture of {width}x{height} pixels is not allowed; allowed: {MAX_SIDE} a side")
-        return self.compress_tensor(batch, rate)[0]
+        batches = [images.to_tensor(picture) for picture in pictures]
+        groups: dict[tuple[int, int], list[int]] = {}
+        for position, batch in enumerate(batches):
+            height, width = batch.shape[-2:]
+            if max(height, width) > MAX_SIDE:
+                raise images.ImageError(
+                    f"picture of {width}x{height} pixels is not allowed; allowed: {MAX_SIDE} a side"
+                )
+            groups.setdefault((height, width), []).append(position)
+        result = [b""] * len(batches)
+        for positions in groups.values():
+            files = self.compress_tensor(torch.cat([batches[position] for position in positions]), rate)
+            for position, data in zip(positions, files, strict=True):
+                result[position] = data
+        return result
 
     def decompress(self, data: bytes) -> Image.Image:
         """Restore the picture of an `.oscar` file.
@@ -173,7 +250,15 @@ class OscarCodec(nn.Module):
         Raises:
             BitstreamError: if the data is damaged, foreign, or was written with another model.
         """
-        return images.to_pil(self.decompress_tensor([data])[0])
+        return self.decompress_batch([data])[0]
+
+    def decompress_batch(self, files: Sequence[bytes]) -> list[Image.Image]:
+        """Restore the pictures of several files; those of one size and rate go through the networks together.
+
+        Raises:
+            BitstreamError: if one of them cannot be decoded; nothing is decoded then.
+        """
+        return [images.to_pil(image) for image in self.decompress_tensor(files)]
 
     # Batches of tensors beneath them.
 
@@ -198,7 +283,7 @@ class OscarCodec(nn.Module):
         return files
 
     @torch.inference_mode()
-    def decompress_tensor(self, files: list[bytes]) -> list[Tensor]:
+    def decompress_tensor(self, files: Sequence[bytes]) -> list[Tensor]:
         """Files -> images (3, H, W) in [-1, 1]; files of equal size and rate are decoded as one batch.
 
         Raises:
@@ -268,6 +353,7 @@ class OscarCodec(nn.Module):
 
     def analyse(self, batch: Tensor, rate: RatePoint) -> Analysis:
         """Encoder half: images (B, 3, H, W), padded here to whole indices by replicating the edge."""
+        self._need("encoder", "compress")
         height, width = batch.shape[-2:]
         pad_h, pad_w = -height % rate.pixels_per_index, -width % rate.pixels_per_index
         padded = F.pad(batch.to(self.device, self.dtype), (0, pad_w, 0, pad_h), mode="replicate")
@@ -285,9 +371,14 @@ class OscarCodec(nn.Module):
 
         Under a mapping that goes by picture it needs their timesteps (B,) too.
         """
+        self._need("decoder", "decompress")
         z_hat = self.bottleneck.decode(indices, rate)
         x0 = self.denoise(z_hat, rms, rate, timesteps)
-        return Reconstruction(indices, z_hat, x0, self.backbone.decode(x0).clamp(-1, 1))
+        if self.preview is None:
+            image = self.backbone.decode(x0)
+        else:
+            image = decode(self.preview, x0, self.backbone.memory)
+        return Reconstruction(indices, z_hat, x0, image.clamp(-1, 1))
 
     def denoise(
         self, z_hat: Tensor, rms: Tensor, rate: RatePoint, timesteps: Tensor | float | None = None
@@ -306,6 +397,10 @@ class OscarCodec(nn.Module):
         return timestep_of_code(timestep_code(timesteps, steps), steps)
 
     # Helpers.
+
+    def _need(self, half: str, what: str) -> None:
+        if self.half not in ("both", half):
+            raise ValueError(f"half is {self.half!r}, which cannot {what}; allowed: both, {half}")
 
     def find_rate(self, rate: float | RatePoint) -> RatePoint:
         """One of this model's rate points by nominal bpp (ValueError if it has no such rate)."""
@@ -328,11 +423,11 @@ class OscarCodec(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.backbone.vae.parameters()).device
+        return next(self.bottleneck.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.backbone.vae.parameters()).dtype
+        return next(self.bottleneck.parameters()).dtype
 
 
 def channel_rms(latent: Tensor) -> Tensor:

@@ -38,6 +38,12 @@ class FakeCodec:
             raise WrongModelError("file was written by another model")
         return Image.new("RGB", (container.width, container.height), (90, 90, 90))
 
+    def compress_batch(self, pictures: list[Image.Image], rate: float) -> list[bytes]:
+        return [self.compress(picture, rate) for picture in pictures]
+
+    def decompress_batch(self, files: list[bytes]) -> list[Image.Image]:
+        return [self.decompress(data) for data in files]
+
 
 def _container(width: int, height: int, rate_id: int, model_tag: int = TAG) -> Container:
     from oscar.bitstream import packed_length
@@ -51,11 +57,11 @@ def _container(width: int, height: int, rate_id: int, model_tag: int = TAG) -> C
 
 @pytest.fixture
 def loads(monkeypatch) -> list[tuple]:
-    """Replaces the model by the stand-in; lists the arguments of each load."""
+    """Replaces the model by the stand-in; lists the arguments of each load, the keywords as a last one."""
     calls = []
 
-    def load(*args):
-        calls.append(args)
+    def load(*args, **options):
+        calls.append((*args, options))
         return FakeCodec()
 
     monkeypatch.setattr(cli, "_load_codec", load)
@@ -103,7 +109,7 @@ def test_one_file_there_and_back(tmp_path, photo, loads, suffix):
     with Image.open(result) as image:
         assert image.size == (70, 40)
         assert image.getpixel((3, 3)) == (90, 90, 90)
-    assert loads == [("nano", "cpu", None, 0.125), ("nano", "cpu", 1)]
+    assert [call[:-1] for call in loads] == [("nano", "cpu", None, 0.125), ("nano", "cpu", 1)]
     assert no_leftovers(tmp_path)
 
 
@@ -145,6 +151,15 @@ def test_existing_output_is_kept_and_nothing_loaded(tmp_path, photo, oscar_file,
         (["info", "{photo}"], "photo.png: not an .oscar file"),
         (["info", "{dir}/none.oscar"], "none.oscar: No such file or directory"),
         (["shrink", "{photo}"], "'shrink'"),
+        (["convert", "{photo}"], "'IN...'"),
+        (["convert", "{photo}", "{dir}/new"], "--backbone is missing; allowed: a diffusers folder or hub id"),
+        (["convert", "{photo}", "{photo}", "--backbone", "sd"], "photo.png: exists already; allow it with --overwrite"),
+        (["convert", "{dir}/none.pkl", "{dir}/new", "--backbone", "sd"], "none.pkl: no such file"),
+        (["convert", "{photo}", "{dir}/new", "--backbone", "sd", "--dtype", "int8"], "--dtype 'int8' does not exist"),
+        (["convert", "--back", "a", "b", "{dir}/new.pkl"], "--back takes one model"),
+        (["convert", "--back", "nano", "{dir}/missing/new.pkl"], "missing does not exist"),
+        (["merge", "a", "b"], "--out"),
+        (["merge", "a", "b", "--out", "{photo}"], "photo.png: exists already; allow it with --overwrite"),
     ],
 )
 def test_refusals_load_nothing(tmp_path, photo, oscar_file, loads, capsys, args, words):
@@ -234,6 +249,39 @@ def test_interrupted_run_is_resumed(tmp_path, loads, capsys, monkeypatch):
     assert len(seen) == 4 and files(tmp_path / "out") == ["a.oscar", "b.oscar", "c.oscar"]
 
 
+def test_batches_of_a_folder(tmp_path, loads, capsys, monkeypatch):
+    """A batch that fails is done again one by one, so that only what is at fault fails."""
+    pictures = make_folder(tmp_path / "in", ["a.png", "b.png", "c.png", "d.png", "e.png"])
+    (pictures / "b.png").write_bytes(b"no picture")
+    batches, compress = [], FakeCodec.compress_batch
+
+    def count(self, images, rate):
+        batches.append(len(images))
+        return compress(self, images, rate)
+
+    monkeypatch.setattr(FakeCodec, "compress_batch", count)
+    assert run("compress", pictures, tmp_path / "out", "--batch-size", "2") == 2
+    captured = capsys.readouterr()
+    assert captured.out == "compressed 4 of 5 files, 1 failed\n"
+    assert captured.err.count("\n") == 1 and "b.png" in captured.err
+    assert batches == [1, 2, 1] and files(tmp_path / "out") == ["a.oscar", "c.oscar", "d.oscar", "e.oscar"]
+    assert run("decompress", tmp_path / "out", tmp_path / "back", "--batch-size", "3") == 0
+    assert capsys.readouterr().out == "decompressed 4 of 4 files\n"
+    assert files(tmp_path / "back") == ["a.png", "c.png", "d.png", "e.png"]
+
+
+def test_options_of_the_networks(tmp_path, photo, oscar_file, loads, capsys):
+    assert run("compress", photo, tmp_path / "a.oscar", "--dtype", "bfloat16", "--compile", "graphs") == 0
+    assert run("decompress", oscar_file, tmp_path / "a.png", "--memory", "none", "--tiny-vae", "taesd") == 0
+    plain = {"dtype": "auto", "compile": False, "memory": "auto"}
+    assert loads[0][-1] == plain | {"half": "encoder", "dtype": "bfloat16", "compile": "graphs"}
+    assert loads[1][-1] == plain | {"half": "decoder", "memory": None, "tiny_vae": "taesd"}
+    for name, value, allowed in (("dtype", "int8", "auto, float32"), ("compile", "max", "off, on, graphs")):
+        line = refuse(capsys, "compress", photo, tmp_path / "b.oscar", f"--{name}", value)
+        assert f"--{name} '{value}' does not exist; allowed: {allowed}" in line
+    assert len(loads) == 2
+
+
 def test_empty_folder(tmp_path, loads, capsys):
     (tmp_path / "in").mkdir()
     assert "no picture files in this folder" in refuse(capsys, "compress", tmp_path / "in", tmp_path / "out")
@@ -271,7 +319,7 @@ def test_device_and_model_errors_end_the_run(tmp_path, photo, monkeypatch, capsy
 
     class NoModel:
         @staticmethod
-        def from_pretrained(model, device):
+        def from_pretrained(model, *args, **options):
             raise ValueError(f"model {model}:\nno such folder")
 
     monkeypatch.setattr(oscar, "OscarCodec", NoModel, raising=False)
@@ -283,12 +331,22 @@ def test_device_and_model_errors_end_the_run(tmp_path, photo, monkeypatch, capsy
 def test_rate_that_the_model_lacks(tmp_path, photo, monkeypatch, capsys):
     class Model:
         @staticmethod
-        def from_pretrained(model, device):
+        def from_pretrained(model, *args, **options):
             return FakeCodec()
 
     monkeypatch.setattr(oscar, "OscarCodec", Model, raising=False)
     line = refuse(capsys, "compress", photo, tmp_path / "a.oscar", "--rate", "0.1093")
     assert "rate 0.1093 does not exist; allowed: 0.0019, 0.0098" in line and "0.0024" not in line
+
+
+def test_merge(tmp_path, monkeypatch, capsys):
+    from oscar import merge
+
+    calls = []
+    monkeypatch.setattr(merge, "merge_rates", lambda *args: calls.append(args) or FakeCodec())
+    assert run("merge", "low", "high", "--out", tmp_path / "all") == 0
+    assert calls == [(["low", "high"], tmp_path / "all")]
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'all'}: rates 0.0019, 0.0098, ")
 
 
 def test_no_arguments_and_version(capsys):
@@ -303,7 +361,7 @@ def start(*args: object) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, env=environment)
 
 
-@pytest.mark.parametrize("args", [["--help"], ["compress", "--help"], ["info", "{}"], ["info", "{}", "--json"]])
+@pytest.mark.parametrize("args", [["--help"], ["convert", "--help"], ["info", "{}"], ["info", "{}", "--json"]])
 def test_light_commands_start_at_once_without_torch(oscar_file, args):
     args = [arg.format(oscar_file) for arg in args]
     program = "import sys; from oscar.cli import main; code = main(sys.argv[1:]); print('torch' in sys.modules, code)"

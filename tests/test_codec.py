@@ -1,9 +1,11 @@
-"""Picture to bytes and back with the tiny random model, and the golden model against the published implementation."""
+"""Picture to bytes and back with the tiny random model."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,11 +22,6 @@ from oscar.timesteps import ConstantMapping, LearnedMapping, PerImageMapping, Ta
 
 TOP = PAPER_RATES[7]
 SIZES = [(1, 1), (7, 5), (333, 517), (64, 2048)]
-
-
-def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Of images in [-1, 1], in dB."""
-    return 10 * torch.log10(4 / (one - other).square().mean()).item()
 
 
 @pytest.fixture
@@ -261,13 +258,18 @@ def test_one_bad_file_spoils_the_batch_before_anything_is_decoded(tiny: OscarCod
 
 
 @pytest.fixture(scope="module")
-def per_image(tiny_folder, tmp_path_factory) -> OscarCodec:
-    """The tiny codec with a timestep for each picture, saved and loaded."""
+def per_image_folder(tiny_folder, tmp_path_factory) -> Path:
+    """The tiny codec with a timestep for each picture."""
     codec = checkpoint.load(tiny_folder).eval()
     codec.set_mapping(PerImageMapping())
     folder = tmp_path_factory.mktemp("per-image") / "model"
     codec.save_pretrained(folder)
-    return OscarCodec.from_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def per_image(per_image_folder) -> OscarCodec:
+    return OscarCodec.from_pretrained(per_image_folder, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("rate", (PAPER_RATES[0], PAPER_RATES[4], TOP), ids=str)
@@ -349,7 +351,7 @@ def test_a_mapping_is_stored(make_codec, picture, tmp_path, mapping) -> None:
     codec = make_codec(rates=[0, 7])
     codec.set_mapping(mapping)
     codec.save_pretrained(tmp_path / "model")
-    loaded = OscarCodec.from_pretrained(tmp_path / "model")
+    loaded = OscarCodec.from_pretrained(tmp_path / "model", dtype=torch.float32)
     assert loaded.mapping == mapping and loaded.fingerprint == codec.fingerprint
     data = codec.compress(picture(64, 48), TOP)
     before, after = (np.asarray(model.decompress(data)).astype(int) for model in (codec, loaded))
@@ -364,16 +366,81 @@ def test_the_shipped_model_keeps_its_tag() -> None:
     assert codec.mapping == TableMapping.paper()
 
 
-@pytest.mark.parametrize("rate", PAPER_RATES, ids=str)
-def test_golden_images(golden_codec: OscarCodec, golden_cases, rate) -> None:
-    expected = golden_cases[f"{rate.id}.image"]
-    paper = golden_codec.reconstruct(golden_cases["image"], rate, "paper")
-    assert torch.equal(paper.indices.flatten(), golden_cases[f"{rate.id}.indices"].long().flatten())
-    assert (paper.z_hat - golden_cases[f"{rate.id}.z_hat"]).abs().max() < 1e-4
-    assert (paper.x0 - golden_cases[f"{rate.id}.x0"]).abs().max() < 1e-4
-    assert (paper.image - expected).abs().max() < 1e-4
-    file = golden_codec.reconstruct(golden_cases["image"], rate, "bitstream")
-    assert psnr(file.image, expected) > 45  # what one byte per norm costs
+# Halves, batches and options of loading.
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_folder, tmp_path_factory) -> OscarCodec:
+    """The encoder half, loaded where nothing of the UNet is."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path_factory.mktemp("encoder") / "model"))
+    shutil.rmtree(folder / "unet")
+    return OscarCodec.from_pretrained(folder, half="encoder", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny_folder) -> OscarCodec:
+    return OscarCodec.from_pretrained(tiny_folder, half="decoder", dtype=torch.float32)
+
+
+@pytest.mark.parametrize("rate", (PAPER_RATES[0], TOP), ids=str)
+def test_halves_do_what_the_whole_does(tiny, encoder, decoder, picture, rate) -> None:
+    image = picture(130, 72)
+    data = encoder.compress(image, rate)
+    assert encoder.model_tag == decoder.model_tag == tiny.model_tag
+    assert data == tiny.compress(image, rate)
+    assert np.array_equal(np.asarray(decoder.decompress(data)), np.asarray(tiny.decompress(data)))
+
+
+def test_a_half_has_nothing_of_the_other(tiny, encoder, decoder) -> None:
+    one, other = set(encoder.state_dict()), set(decoder.state_dict())
+    for codec in (encoder, decoder):
+        assert not any(value.is_meta for value in (*codec.parameters(), *codec.buffers()))
+    assert one | other == set(tiny.state_dict())
+    assert all("._codebook." in name for name in one & other)
+    assert any("vae.encoder" in name for name in one) and any("vae.decoder" in name for name in other)
+
+
+def test_a_half_refuses_the_other_direction(encoder, decoder, picture, tmp_path) -> None:
+    image = picture(64, 48)
+    with pytest.raises(ValueError, match="half is 'encoder', which cannot decompress; allowed: both, decoder"):
+        encoder.decompress(encoder.compress(image))
+    with pytest.raises(ValueError, match="half is 'decoder', which cannot compress; allowed: both, encoder"):
+        decoder.compress(image)
+    for codec in (encoder, decoder):
+        with pytest.raises(checkpoint.CheckpointError, match="the other one is not there to be saved"):
+            codec.save_pretrained(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_half_under_timesteps_of_pictures(per_image: OscarCodec, per_image_folder, picture) -> None:
+    """That encoder decodes to the quantised latent, to measure the timestep."""
+    half = OscarCodec.from_pretrained(per_image_folder, half="encoder", dtype=torch.float32)
+    assert half.compress(picture(96, 72), TOP) == per_image.compress(picture(96, 72), TOP)
+
+
+def test_pictures_of_several_sizes_at_once(tiny: OscarCodec, picture) -> None:
+    pictures = [picture(72, 40, 0), picture(64, 64, 1), picture(72, 40, 2)]
+    files = tiny.compress_batch(pictures, TOP)
+    assert files == [tiny.compress(image, TOP) for image in pictures]
+    for image, data in zip(tiny.decompress_batch(files), files, strict=True):
+        difference = np.asarray(image).astype(int) - np.asarray(tiny.decompress(data))
+        assert np.abs(difference).max() <= 1
+    assert tiny.compress_batch([], TOP) == tiny.decompress_batch([]) == []
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"half": "left"}, "half is 'left'; allowed: both, encoder, decoder"),
+        ({"compile": "max"}, "compile is 'max'; allowed: False, True, graphs"),
+        ({"compile": "graphs"}, "compile is 'graphs' on device cpu; allowed: a CUDA device"),
+        ({"memory": "much"}, "memory is 'much'; allowed: auto, or a size"),
+        ({"tiny_vae": "no/where"}, "tiny_vae 'no/where' cannot be read"),
+    ],
+)
+def test_options_that_are_not_allowed(tiny_folder, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OscarCodec.from_pretrained(tiny_folder, **options)
 
 
 def test_half_precision(tiny_folder, tiny: OscarCodec, picture) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from oscar import OscarCodec
@@ -21,7 +22,7 @@ MEGABYTE = 10**6
 
 @pytest.fixture(scope="module")
 def nano() -> OscarCodec:
-    return OscarCodec.from_pretrained("nano")
+    return OscarCodec.from_pretrained("nano", dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -5,19 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderDC, AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from oscar.diffusion import NoiseSchedule
 from oscar.errors import first_line
+from oscar.models import tiling
+from oscar.models.loading import Change, as_is, drop, fill, part_files
+from oscar.models.tiling import MemoryBudget
 from oscar.rates import PIXELS_PER_LATENT
 
 PARTS = ("vae", "unet", "scheduler")
 # Autoencoder classes by the `_class_name` of vae/config.json; Stable Diffusion's is the first.
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC}
 VAE = AutoencoderKL | AutoencoderDC
+Half = Literal["both", "encoder", "decoder"]
+VAE_ENCODER, VAE_DECODER = ("encoder", "quant_conv"), ("decoder", "post_quant_conv")  # its modules, by half
+_UNUSED = {"both": (), "encoder": VAE_DECODER, "decoder": VAE_ENCODER}
 
 
 class BackboneError(ValueError):
@@ -29,38 +37,49 @@ class Backbone(nn.Module):
 
     Args:
         vae: the autoencoder; must reduce each side by eight. Variational or, as nano's, without a posterior.
-        unet: the denoising network; works on the VAE's latent channels.
+        unet: the denoising network; works on the VAE's latent channels. None in the encoder half.
         schedule: the noise schedule.
         source: folder or hub id that it came from, None for one built from configurations.
     """
 
-    def __init__(self, vae: VAE, unet: UNet2DConditionModel, schedule: NoiseSchedule, source: str | None):
+    def __init__(self, vae: VAE, unet: UNet2DConditionModel | None, schedule: NoiseSchedule, source: str | None):
         super().__init__()
         widths = getattr(vae.config, "block_out_channels", None) or vae.config.encoder_block_out_channels
         factor = 2 ** (len(widths) - 1)
         if factor != PIXELS_PER_LATENT:
             raise BackboneError(f"vae of {source}: reduces each side by {factor}; allowed: {PIXELS_PER_LATENT}")
-        if unet.config.in_channels != vae.config.latent_channels or unet.config.out_channels != unet.config.in_channels:
+        latents = vae.config.latent_channels
+        if unet is not None and (unet.config.in_channels != latents or unet.config.out_channels != latents):
             raise BackboneError(
                 f"unet of {source}: {unet.config.in_channels} channels in and {unet.config.out_channels} out; "
-                f"allowed: the vae's {vae.config.latent_channels} for both"
+                f"allowed: the vae's {latents} for both"
             )
         self.vae = vae
         self.unet = unet
         self.schedule = schedule
         self.source = source
+        self.memory: MemoryBudget | None = None  # for large pictures; changes no result
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> Backbone:
-        """Read a diffusers folder or hub id with `vae/`, `unet/` and `scheduler/`, in float32.
+    def from_pretrained(
+        cls, source: str | Path, half: Half = "both", dtype: torch.dtype = torch.float32, adapt: Change = as_is
+    ) -> Backbone:
+        """Read a diffusers folder or hub id with `vae/`, `unet/` and `scheduler/`, in evaluation mode.
+
+        Args:
+            source: the folder or id.
+            half: "encoder" leaves out UNet and VAE decoder, "decoder" the VAE encoder; they are not read at all.
+            dtype: of the weights in memory.
+            adapt: what becomes of each tensor of the UNet, by its name there, in float32.
 
         Raises:
             BackboneError: if a part is missing or unreadable, or its weights lack a tensor.
         """
         source = str(source)
         try:
-            vae = _load(_vae_class(AutoencoderKL.load_config(source, subfolder="vae")), source, "vae")
-            unet = _load(UNet2DConditionModel, source, "unet")
+            vae_class = _vae_class(AutoencoderKL.load_config(source, subfolder="vae"))
+            vae = _load(vae_class, source, "vae", dtype, _UNUSED[half])
+            unet = _load(UNet2DConditionModel, source, "unet", dtype, change=adapt) if half != "encoder" else None
             schedule = NoiseSchedule(_scheduler_config(source))
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise BackboneError(
@@ -90,13 +109,16 @@ class Backbone(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], H and W multiples of 8 -> scaled posterior mode (B, 4, H/8, W/8)."""
-        encoded = self.vae.encode(images)
-        latent = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+        if tiling.cuts(self.vae, *images.shape[-2:]):
+            latent = tiling.encode(self.vae, images, self.memory)[:, : self.latent_channels]  # the mode, of moments
+        else:
+            encoded = self.vae.encode(images)
+            latent = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
         return latent * self.vae.config.scaling_factor
 
     def decode(self, latent: Tensor) -> Tensor:
         """Scaled latent (B, 4, h, w) -> images (B, 3, 8h, 8w), about [-1, 1], not clamped."""
-        return self.vae.decode(latent / self.vae.config.scaling_factor).sample
+        return decode(self.vae, latent, self.memory)
 
     def decoder_modules(self) -> list[nn.Module]:
         """The modules of the VAE that decoding uses."""
@@ -129,14 +151,36 @@ class Backbone(nn.Module):
         (folder / "scheduler" / "scheduler_config.json").write_text(text + "\n")
 
 
-def _load(part: type, source: str, subfolder: str):
-    model, report = part.from_pretrained(
+def _load(
+    part: type, source: str, subfolder: str, dtype: torch.dtype, unused: tuple[str, ...] = (), change: Change = as_is
+) -> nn.Module:
+    places = part_files(source, subfolder)
+    if places:
+        config = part.load_config(source, subfolder=subfolder)
+        with init_empty_weights():
+            model = part.from_config(config)
+        drop(model, unused)
+        fill(model, places, subfolder, dtype, change)
+        return model.eval()
+    model, report = part.from_pretrained(  # whatever else there is, such as .bin
         source, subfolder=subfolder, torch_dtype=torch.float32, output_loading_info=True
     )
     if report["missing_keys"]:  # diffusers only logs them
         missing = sorted(report["missing_keys"])
         raise ValueError(f"the weights of {subfolder} lack {missing[0]} ({len(missing)} tensors in all)")
-    return model
+    drop(model, unused)
+    for name, value in model.state_dict().items():
+        value.copy_(change(name, value))
+    return model.to(dtype)
+
+
+def decode(vae: nn.Module, latent: Tensor, memory: MemoryBudget | None = None) -> Tensor:
+    """Decode a scaled latent (B, 4, h, w) with an autoencoder of diffusers -> images (B, 3, 8h, 8w)."""
+    latent = latent / vae.config.scaling_factor
+    height, width = (side * PIXELS_PER_LATENT for side in latent.shape[-2:])
+    if tiling.cuts(vae, height, width):
+        return tiling.decode(vae, latent, memory)
+    return vae.decode(latent).sample
 
 
 def unet_multiple(unet: UNet2DConditionModel) -> int:

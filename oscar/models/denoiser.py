@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from oscar.diffusion import NoiseSchedule
 from oscar.errors import first_line
+from oscar.models import windows
 from oscar.models.backbone import unet_multiple
 
 # Adapter names of the published checkpoint: down path and conv_in; up path and conv_out; the rest.
@@ -60,6 +61,7 @@ class Denoiser(nn.Module):
         lora_rank: rank of the three adapters (16 in the paper).
         lora_alpha: scale of the adapters times the rank (PEFT's default of 8 in the published code).
         prompt_tokens: tokens of the learned prompt (77 in the paper); none is kept if the UNet has no cross-attention.
+        merged: whether the UNet's weights have the adapters in them already, so that none are added.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Denoiser(nn.Module):
         lora_rank: int = 16,
         lora_alpha: float = 8,
         prompt_tokens: int = 77,
+        merged: bool = False,
     ):
         super().__init__()
         if tuning not in ("lora", "full"):
@@ -79,8 +82,8 @@ class Denoiser(nn.Module):
         self.tuning = tuning
         self.options = {"tuning": tuning, "lora_rank": lora_rank, "lora_alpha": lora_alpha,
                         "prompt_tokens": prompt_tokens}  # fmt: skip
-        self.merged = tuning == "full"
-        if tuning == "lora":
+        self.merged = merged or tuning == "full"
+        if not self.merged:
             self.unet.requires_grad_(False)
             for adapter, names in lora_targets(unet).items():
                 config = LoraConfig(
@@ -156,4 +159,11 @@ def predict(unet: UNet2DConditionModel, latent: Tensor, timestep: float | Tensor
         prompt = latent.new_zeros(1, 1, 1)
     timestep = torch.as_tensor(timestep, device=latent.device).expand(batch)
     states = prompt.to(latent.dtype).expand(batch, -1, -1)
-    return unet(padded, timestep, encoder_hidden_states=states).sample[..., :height, :width]
+    size = padded.shape[-2:]
+    if windows.is_large(*size):  # one by one, so that a batch takes no more than a picture
+        with windows.large_latent(unet, *size):
+            inputs = zip(padded.split(1), timestep.split(1), states.split(1), strict=True)
+            output = torch.cat([unet(one, step, encoder_hidden_states=state).sample for one, step, state in inputs])
+    else:
+        output = unet(padded, timestep, encoder_hidden_states=states).sample
+    return output[..., :height, :width]

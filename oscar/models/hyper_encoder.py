@@ -129,6 +129,8 @@ class HyperEncoder(nn.Module):
             threshold_ema_dead_code=dead_code_threshold,
             decay=decay,
             rotation_trick=rotation_trick,
+            # the library's own answer is that of the first codebook ever built in this process
+            sync_codebook=distributed.is_initialized() and distributed.get_world_size() > 1,
         )
         self.proj = nn.Sequential(
             _up(features, first),

@@ -77,14 +77,10 @@ def _planar(tile: int) -> tuple[Tensor, Tensor]:
 def transform_weight(weight: Tensor, tile: int = 4) -> Tensor:
     """Weights (O, I, 3, 3) of a convolution -> (n*n, I, O), float32, for `winograd_conv2d`; n = tile + 2."""
     matrix = winograd_matrices(tile)[1]
-    planar = torch.kron(matrix, matrix)  # (n*n, 9)
+    planar = torch.kron(matrix, matrix).float()  # (n*n, 9)
     outputs, inputs = weight.shape[:2]
-    transformed = torch.empty(len(planar), inputs, outputs)
-    step = max(1, 2**18 // inputs)  # bounds the float64 copies
-    for start in range(0, outputs, step):
-        part = weight[start : start + step].detach().double().permute(2, 3, 1, 0).reshape(9, -1)
-        transformed[:, :, start : start + step] = (planar @ part).view(len(planar), inputs, -1)
-    return transformed
+    taps = weight.detach().float().permute(2, 3, 1, 0).reshape(9, -1)
+    return (planar @ taps).view(len(planar), inputs, outputs)
 
 
 def winograd_conv2d(

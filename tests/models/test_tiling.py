@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import Tensor
+
+from oscar.models import tiling
+from oscar.models.backbone import Backbone
+from oscar.models.tiling import MemoryBudget, decode, encode
+
+TIGHT = MemoryBudget(1)  # the least that can be done with
+pytestmark = pytest.mark.filterwarnings("ignore:memory budget")
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    assert one.shape == other.shape and one.dtype == other.dtype
+    return float((one - other).abs().max())
+
+
+def test_full_size_at_4k_fits_four_gigabytes(backbone_config) -> None:
+    with torch.device("meta"):
+        full = AutoencoderKL.from_config(backbone_config("sd21_random")["vae"])
+    for half in tiling.plan(full, 2160, 3840, torch.bfloat16, MemoryBudget.parse("4GB")):
+        assert 2e9 < half.peak <= 4e9  # one map of the picture's size has 128 channels of two bytes: 2.1 GB
+        assert half.recomputed > 0
+
+
+@torch.no_grad()
+def test_strips_of_nanos_autoencoder(backbone_config, pictures, small_limits) -> None:
+    config = backbone_config("nano")
+    torch.manual_seed(0)
+    backbone = Backbone.from_configs(config["vae"], config["unet"], config["scheduler"]).eval()
+    images = pictures(2, height=520, width=64)
+    latent = backbone.vae.encode(images).latent
+    assert difference(backbone.encode(images), latent * backbone.vae.config.scaling_factor) < 1e-5
+    whole = backbone.vae.decode(latent).sample
+    assert difference(decode(backbone.vae, latent), whole) < 1e-5 * float(whole.abs().max())
+
+
+@torch.no_grad()
+def test_strips_of_a_small_autoencoder(small_limits) -> None:
+    torch.manual_seed(0)
+    preview = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4).eval()
+    latent = torch.randn(1, 4, 90, 6)
+    whole = preview.decode(latent).sample
+    assert difference(decode(preview, latent), whole) < 1e-5 * float(whole.abs().max())
+
+
+def test_a_budget_too_small_is_said(pictures, small_limits, standin_vae) -> None:
+    with pytest.warns(UserWarning, match=r"^memory budget of 1e-09 GB is too small for a picture of 136x152: it took"):
+        encode(standin_vae, pictures(), TIGHT)
+
+
+def test_pictures_are_worked_on_one_by_one(pictures, small_limits, standin_vae) -> None:
+    images = pictures(2)
+    both = encode(standin_vae, images)
+    assert torch.equal(both[1:], encode(standin_vae, images[1:]))
+
+
+@pytest.mark.parametrize(
+    ("value", "limit"),
+    [("auto", None), (5, 5), ("1500000", 1_500_000), ("4GB", 4 * 10**9), ("2.5 GiB", 5 * 2**29), ("800m", 8 * 10**8)],
+)
+def test_budgets_from_text(value: str | int, limit: int | None) -> None:
+    assert MemoryBudget.parse(value) == MemoryBudget(limit)
+
+
+@pytest.mark.parametrize("value", ["", "much", "-1GB", "0", 0, -5, "4 GBs", "iB", "1e9"])
+def test_budgets_that_are_refused(value: str | int) -> None:
+    with pytest.raises(ValueError, match=r"^memory is .*; allowed: auto, or a size above 0 such as 4GB") as error:
+        MemoryBudget.parse(value)
+    assert str(value) in str(error.value)
+
+
+def test_auto_is_a_share_of_what_is_free() -> None:
+    assert MemoryBudget.parse(None) is None
+    assert 2**20 < MemoryBudget.parse("auto").bytes(torch.device("cpu")) < 2**50
+
+
+def test_files_and_pictures_do_not_depend_on_the_budget(small_limits, make_codec, picture) -> None:
+    codec = make_codec().requires_grad_(False)
+    image = picture(130, 84)
+    results = set()
+    for budget in (None, TIGHT, MemoryBudget(200_000), MemoryBudget()):
+        codec.backbone.memory = budget
+        data = codec.compress(image, 0.0625)
+        results.add((data, codec.decompress(data).tobytes()))
+    assert len(results) == 1
+
+
+def test_small_pictures_and_training_are_not_cut(pictures, make_codec, monkeypatch) -> None:
+    backbone = make_codec().backbone
+    images = pictures(1, 64, 64)
+    monkeypatch.setattr(tiling, "encode", None)
+    monkeypatch.setattr(tiling, "decode", None)
+    with torch.no_grad():
+        backbone.decode(backbone.encode(images))
+    monkeypatch.setattr(tiling, "WHOLE", 2**10)
+    backbone.decode(backbone.encode(images)).sum().backward()
+
+
+@torch.no_grad()
+def test_other_global_autoencoders_are_not_cut(backbone_config, pictures, small_limits) -> None:
+    attention = {"down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
+                 "up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"]}  # fmt: skip
+    one = AutoencoderKL(**attention, block_out_channels=(8, 8), norm_num_groups=4)
+    config = backbone_config("nano")
+    multiscale = {"encoder_qkv_multiscales": [[], [], [], [5]],
+                  "encoder_block_types": ["ResBlock"] * 3 + ["EfficientViTBlock"]}  # fmt: skip
+    other = Backbone.from_configs({**config["vae"], **multiscale}, config["unet"], config["scheduler"])
+    assert not tiling.cuts(one, 64, 64) and not tiling.cuts(other.vae, 64, 64)
+    assert other.encode(pictures(1, 64, 64)).shape == (1, 4, 8, 8)
