@@ -21,6 +21,9 @@ OMP_NUM_THREADS := $(shell $(PYTHON) -c 'import os; n = len(os.sched_getaffinity
 endif
 export OMP_NUM_THREADS
 
+# Processes of the tests, one thread each; each takes some 2 GB.
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4))' 2>/dev/null || echo 1)
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo benchmark test test-fast lint clean
 
@@ -45,11 +48,11 @@ benchmark: OUT = benchmark
 benchmark: $(STAMP)  ## compare nano with JPEG and others on photographs (IMAGES=folder for your own), write $(OUT)/report.html
 	$(BIN)/python scripts/benchmark.py "output='$(OUT)'" $(if $(IMAGES),"data.images='$(IMAGES)'") $(ARGS)
 
-test: $(STAMP)  ## run all tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP)  ## run all tests, on JOBS processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-fast: $(STAMP)  ## run the tests that take no more than a few seconds each
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow' $(ARGS)
 
 lint: $(STAMP)  ## check the style with ruff
 	$(BIN)/python -m ruff check oscar scripts tests

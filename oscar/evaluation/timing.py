@@ -296,9 +296,14 @@ def stage_times(
 
 
 def stage_macs(codec: OscarCodec, image: Image.Image, point: float) -> dict[str, dict[str, float]]:
-    """Multiply-accumulates by direction and stage: convolutions, matrix products, attention; nothing element-wise."""
+    """Multiply-accumulates by direction and stage: convolutions, matrix products, attention; nothing element-wise.
+
+    Convolutions count as they are written, also where they are computed with fewer multiplications.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    from oscar.models.inference import every_multiplication
 
     def attention(query, key, value, *args, **kwargs) -> int:
         return sdpa_flop_count(query, key, value)
@@ -306,7 +311,8 @@ def stage_macs(codec: OscarCodec, image: Image.Image, point: float) -> dict[str,
     cpu_attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}  # unknown to older torch
     result = {}
     for direction, call in _codec_calls(codec, image, point).items():
-        with FlopCounterMode(display=False, custom_mapping=cpu_attention) as counter:
+        counter = FlopCounterMode(display=False, custom_mapping=cpu_attention)
+        with every_multiplication(codec), counter:
             flops = stage_costs(codec, direction, call, counter.get_total_flops)
         result[direction] = {stage: value / 2 for stage, value in flops.items()}
     return result

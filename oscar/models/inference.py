@@ -7,9 +7,10 @@ Winograd's (`oscar.models.winograd`) and those of `SharedUpsample2D`; and small 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from oscar.errors import first_line
 from oscar.models.loading import Change, WeightsError, drop
-from oscar.models.winograd import normalised_conv2d, use_winograd
+from oscar.models.winograd import WinogradConv2d, normalised_conv2d, use_winograd
 from oscar.rates import PIXELS_PER_LATENT
 
 # Weights of a convolution above which Winograd's transformed ones, four times as large, are not worth their memory:
@@ -251,6 +252,20 @@ def use_fewer_multiplications(network: nn.Module) -> None:
             if fast.replaces(module):
                 module.__class__ = fast
     use_winograd(network)
+
+
+@contextlib.contextmanager
+def every_multiplication(network: nn.Module) -> Iterator[None]:
+    """Undo `use_fewer_multiplications` as long as the context lasts, to count what the layers stand for."""
+    kinds = (SharedUpsample2D, PatchConv2d, WinogradConv2d)
+    changed = [(module, type(module)) for module in network.modules() if type(module) in kinds]
+    for module, kind in changed:
+        module.__class__ = kind.__base__
+    try:
+        yield
+    finally:
+        for module, kind in changed:
+            module.__class__ = kind
 
 
 def compile_networks(networks: Iterable[nn.Module], device: torch.device, graphs: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ class Learner:
         self.has_engine = accelerator.distributed_type == DistributedType.DEEPSPEED
         if self.has_engine:
             accelerator.deepspeed_plugin.deepspeed_config["gradient_clipping"] = config.grad_clip or 0.0
-        self.module, self.optimiser = accelerator.prepare(module, optimiser)
+        with warnings.catch_warnings():  # of a name that torch changes and Accelerate still uses
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            self.module, self.optimiser = accelerator.prepare(module, optimiser)
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]  # FSDP makes new
 
     def update(self) -> None:

@@ -92,7 +92,8 @@ class Trainer:
         newest = self.checkpoints.newest() if trainer.resume else None
         if newest is not None:
             self._restore(newest)
-            log.info("resumed from %s", newest)
+            if self.accelerator.is_main_process:
+                log.info("resumed from %s", newest)
         start_trackers(config, self.accelerator, self.step)
         self._signalled = self._stopping = False  # a signal to this process; one to any, as all have agreed
 

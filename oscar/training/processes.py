@@ -28,9 +28,12 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if not several and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in os.environ:
         raise ConfigError("accelerate launch --cpu starts one process, whatever --num_processes says; allowed: "
                           "accelerate launch --config_file configs/accelerate/cpu.yaml --num_processes N")  # fmt: skip
-    # A step uses the networks of its rates alone, hence unused parameters. Buffers are constant or, as the codebooks'
-    # averages, all-reduced where they are made: no need to send the first process's around before every pass.
-    replicas = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)  # of DeepSpeed's launcher, over our configuration
+    stage = config.stage
+    all_rates = stage.name == "hyper" and stage.rates_per_step is None and not stage.rate_weights
+    # Without all rates a step leaves networks unused. Buffers are constant or, as the codebooks' averages, all-reduced
+    # where they are made: no need to send the first process's around before every pass.
+    replicas = DistributedDataParallelKwargs(find_unused_parameters=not all_rates, broadcast_buffers=False)
     accelerator = Accelerator(
         # Accelerate itself takes several processes without a GPU for unrelated ones
         cpu=several and not torch.cuda.is_available(),
@@ -42,10 +45,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         kwargs_handlers=[replicas, InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        accelerator.deepspeed_plugin.deepspeed_config |= {
-            "train_micro_batch_size_per_gpu": config.data.batch_size,
-            "gradient_accumulation_steps": config.trainer.accumulation,
-        }
+        accelerator.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.data.batch_size
     return accelerator
 
 

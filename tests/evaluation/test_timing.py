@@ -25,6 +25,7 @@ from oscar.evaluation import timing
 from oscar.evaluation.codecs import make_codec
 from oscar.evaluation.timing import OTHER, WHOLE, TimingError
 from oscar.models.backbone import Backbone
+from oscar.models.inference import SharedUpsample2D, every_multiplication
 
 SIZE = (128, 64)
 RATE = 0.0625
@@ -222,8 +223,8 @@ def attention_macs(unet: nn.Module, call) -> int:
 
     def hook(layer: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
         nonlocal total
-        states = kwargs.get("encoder_hidden_states")
-        keys = args[0].shape[1] if states is None else states.shape[1]
+        prompt = getattr(layer, "prompt_key", None)  # of the cached prompt, (heads, tokens, channels)
+        keys = args[0].shape[1] if prompt is None else prompt.shape[1]
         total += 2 * output.shape[0] * output.shape[1] * keys * layer.to_q.weight.shape[0]
 
     handles = [layer.register_forward_hook(hook, with_kwargs=True)
@@ -236,10 +237,17 @@ def attention_macs(unet: nn.Module, call) -> int:
 
 def test_macs_equal_those_by_hand(ours, image) -> None:
     codec = ours.codec
-    rate = codec.find_rate(RATE)
-    coder, vae = codec.bottleneck.at(rate), codec.backbone.vae
     data = codec.compress(image, RATE)
     macs = timing.stage_macs(codec, image, RATE)
+    classes = [type(module) for module in codec.modules()]
+    with every_multiplication(codec):
+        check_macs(codec, image, data, macs)
+    assert [type(module) for module in codec.modules()] == classes and SharedUpsample2D in classes
+
+
+def check_macs(codec, image, data: bytes, macs: dict) -> None:
+    rate = codec.find_rate(RATE)
+    coder, vae = codec.bottleneck.at(rate), codec.backbone.vae
     assert list(macs["encode"]) == ENCODE_STAGES and list(macs["decode"]) == DECODE_STAGES
 
     def encode() -> None:

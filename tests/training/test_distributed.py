@@ -42,12 +42,14 @@ class Job:
         broken: (process, pass) whose loss is no number.
         pause: seconds that each step takes longer.
         report: folder for the message of an error.
+        fsdp: spread the networks over the processes; Accelerate itself does so on GPUs only.
     """
 
     gradients: Path | None = None
     broken: tuple[int, int] | None = None
     pause: float = 0.0
     report: Path | None = None
+    fsdp: bool = False
 
 
 def train(config: TrainConfig, rank: int, world: int, port: int, job: Job) -> None:
@@ -61,6 +63,8 @@ def train(config: TrainConfig, rank: int, world: int, port: int, job: Job) -> No
     from oscar.training.processes import make_accelerator
 
     torch.set_num_threads(1)
+    if job.fsdp:
+        join_for_fsdp()
     accelerator = make_accelerator(config)
     assert accelerator.num_processes == world and accelerator.device.type == "cpu"
     trainer = Trainer(build_stage(config), config, accelerator)
@@ -94,6 +98,26 @@ def train(config: TrainConfig, rank: int, world: int, port: int, job: Job) -> No
         sys.exit(2)
     if job.gradients is not None:
         torch.save(dict(trainer.stage.named_buffers()), job.gradients / f"buffers-{rank}.pt")
+
+
+def join_for_fsdp() -> None:
+    """Have Accelerate take these processes for some with GPUs; read configs/accelerate/fsdp.yaml as its launcher."""
+    import accelerate
+    from accelerate.utils import DistributedType
+    from omegaconf import OmegaConf
+
+    from oscar.training import processes
+
+    options = OmegaConf.load(ROOT / "configs/accelerate/fsdp.yaml").fsdp_config
+    os.environ.update(
+        ACCELERATE_USE_FSDP="true", ACCELERATE_TORCH_DEVICE="cpu", FSDP_VERSION=str(options.fsdp_version),
+        FSDP_AUTO_WRAP_POLICY=options.fsdp_auto_wrap_policy, FSDP_STATE_DICT_TYPE=options.fsdp_state_dict_type,
+        FSDP_TRANSFORMER_CLS_TO_WRAP=options.fsdp_transformer_layer_cls_to_wrap,
+        FSDP_RESHARD_AFTER_FORWARD=str(options.fsdp_reshard_after_forward).lower(),
+        FSDP_CPU_RAM_EFFICIENT_LOADING=str(options.fsdp_cpu_ram_efficient_loading).lower(),
+    )  # fmt: skip
+    accelerate.PartialState._prepare_backend = lambda *args, **options: ("gloo", DistributedType.MULTI_GPU)
+    processes.Accelerator = lambda cpu, **options: accelerate.Accelerator(**options)
 
 
 def start(configs: list[TrainConfig], job: Job | None = None) -> list[BaseProcess]:
@@ -199,6 +223,28 @@ def test_a_loss_without_a_number_on_one_process(configure, runs, tmp_path: Path)
     state = runs.newest(skip)
     assert state["step"] == 5 and state["skipped"] == [1, 0]
     assert all(torch.isfinite(value).all() for value in state["learner"]["model"].values())
+
+
+def test_fsdp_trains_alike_and_shares_checkpoints(configure, runs, photos: Path) -> None:
+    """Replicas and spread networks go on from each other's checkpoints, with the same losses, averages and files."""
+    options = ("trainer.ema_decay=0.9", f"validation.images={photos}", "validation.every=2", "validation.limit=2",
+               "validation.metrics.names=[psnr]", "optimiser.lr=1e-3", "optimiser.warmup_steps=0")  # fmt: skip
+    for steps, fsdp in ((2, True), (4, False), (6, True)):
+        finish(start([configure("joint", "mixed", f"trainer.max_steps={steps}", *options)] * 2, Job(fsdp=fsdp)), 0, 0)
+    mixed, plain = (configure("joint", name, "trainer.max_steps=6", *options) for name in ("mixed", "plain"))
+    finish(start([plain] * 2), 0, 0)
+    for a, b in zip(runs.rows(mixed), runs.rows(plain), strict=True):
+        assert a["rate"] == b["rate"]
+        for name in ("loss", "gan", "critic"):
+            assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-3), (name, a["step"])
+    one, other = (runs.newest(config) for config in (mixed, plain))
+    assert one["ema"]["optimization_step"] == other["ema"]["optimization_step"] == 6
+    for part in ("learner", "critic"):
+        for name, value in other[part]["model"].items():
+            torch.testing.assert_close(one[part]["model"][name], value, rtol=1e-2, atol=1e-3, msg=name)
+    tables = [Path(config.output, "validation.csv").read_text().splitlines() for config in (mixed, plain)]
+    assert len(tables[0]) == len(tables[1]) == 4
+    assert checkpoint.load(Path(mixed.output) / "final").rates
 
 
 @pytest.mark.parametrize("stage", ["hyper", "joint"])
