@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 def first_line(error: BaseException) -> str:
@@ -13,19 +15,23 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def run_script(main: Callable[[], None], name: str) -> None:
-    """Run a script's Hydra main; expected errors become one line on stderr and exit code 2, an interrupt 130.
+@contextmanager
+def one_line(name: str) -> Iterator[None]:
+    """Have expected errors end the process with one line on stderr and exit code 2, an interrupt with 130.
 
-    `OSCAR_TRACEBACK=1` in the environment lets them through.
+    A decorator too, for the function within `hydra.main`, which would add a line of its own; in a sweep that leaves the
+    error to Hydra, which runs the other jobs first. `OSCAR_TRACEBACK=1` in the environment lets errors through.
     """
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
 
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach this place
     try:
-        main()
+        yield
     except (ValueError, RuntimeError, OSError, HydraException, OmegaConfBaseException) as error:
-        if os.environ.get("OSCAR_TRACEBACK"):
+        sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+        if sweep or os.environ.get("OSCAR_TRACEBACK"):
             raise
         message = first_line(error)
         if isinstance(error, HydraException) and error.__cause__ is not None:
@@ -35,3 +41,11 @@ def run_script(main: Callable[[], None], name: str) -> None:
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+def run_script(main: Callable[[], None], name: str) -> None:
+    """Run a script's Hydra main; errors end as `one_line` says."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach this place
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)  # a library of CompressAI's
+    with one_line(name):
+        main()

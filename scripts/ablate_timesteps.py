@@ -11,12 +11,13 @@ import hydra
 from omegaconf import DictConfig
 
 from oscar.config import AblateTimestepsConfig, parse, register
-from oscar.errors import run_script
+from oscar.errors import one_line, run_script
 
 register()
 
 
 @hydra.main(config_path="../configs", config_name="ablate_timesteps", version_base="1.3")
+@one_line("ablate_timesteps")
 def main(config: DictConfig) -> None:
     typed = parse(config, AblateTimestepsConfig)
     from oscar.evaluation.ablation import ablate_config

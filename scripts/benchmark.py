@@ -10,12 +10,13 @@ import hydra
 from omegaconf import DictConfig
 
 from oscar.config import BenchmarkConfig, parse, register
-from oscar.errors import run_script
+from oscar.errors import one_line, run_script
 
 register()
 
 
 @hydra.main(config_path="../configs", config_name="benchmark", version_base="1.3")
+@one_line("benchmark")
 def main(config: DictConfig) -> None:
     typed = parse(config, BenchmarkConfig)
     from oscar.evaluation.benchmark import run_benchmark

@@ -10,12 +10,13 @@ import hydra
 from omegaconf import DictConfig
 
 from oscar.config import CacheLatentsConfig, parse, register
-from oscar.errors import run_script
+from oscar.errors import one_line, run_script
 
 register()
 
 
 @hydra.main(config_path="../configs", config_name="cache_latents", version_base="1.3")
+@one_line("cache_latents")
 def main(config: DictConfig) -> None:
     typed = parse(config, CacheLatentsConfig)
     from oscar.training.latent_cache import cache_latents

@@ -10,12 +10,13 @@ import hydra
 from omegaconf import DictConfig
 
 from oscar.config import CalibrateTimestepsConfig, parse, register
-from oscar.errors import run_script
+from oscar.errors import one_line, run_script
 
 register()
 
 
 @hydra.main(config_path="../configs", config_name="calibrate_timesteps", version_base="1.3")
+@one_line("calibrate_timesteps")
 def main(config: DictConfig) -> None:
     typed = parse(config, CalibrateTimestepsConfig)
     from oscar.evaluation.calibration import calibrate_config

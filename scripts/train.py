@@ -11,12 +11,13 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from oscar.config import parse, register
-from oscar.errors import run_script
+from oscar.errors import one_line, run_script
 
 register()
 
 
 @hydra.main(config_path="../configs", config_name="train", version_base="1.3")
+@one_line("train")
 def main(config: DictConfig) -> None:
     typed = parse(config)
     from oscar.training.build import build_stage

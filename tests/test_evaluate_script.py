@@ -86,7 +86,8 @@ def test_mistakes(evaluate, capsys, overrides: list[str], named: list[str]) -> N
     with pytest.raises(SystemExit) as end:
         evaluate(*overrides)
     assert end.value.code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluate: ")]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("evaluate: ")
     for part in named:
         assert part in line
 

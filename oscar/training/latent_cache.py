@@ -90,7 +90,7 @@ def cache_latents(config: CacheLatentsConfig, progress: bool = True) -> LatentIn
 @torch.no_grad()
 def encode(backbone: Backbone, images: Tensor) -> Tensor:
     """Images (B, 3, H, W) -> latents (B, C, H/8, W/8) on the CPU."""
-    return backbone.encode(images).float().cpu()
+    return backbone.encode(images).float().cpu().contiguous()  # safetensors takes no other layout
 
 
 def _start(config: CacheLatentsConfig) -> PartialState:
