@@ -26,6 +26,7 @@ from PIL import Image
 from oscar import OscarCodec, checkpoint
 from oscar.config import InferenceSpeedConfig
 from oscar.evaluation.timing import forget_peak, interleaved, paired_ratio, resident_memory, run_child, synchroniser
+from oscar.models.group_norm import exact_norms
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +57,7 @@ def run_inference_speed(config: InferenceSpeedConfig, output: Path, device: str 
     """
     import pandas as pd
 
-    from oscar.evaluation.environment import describe_environment, hardware
+    from oscar.evaluation.environment import open_record
     from oscar.evaluation.evaluate import make_accelerator
     from oscar.evaluation.inference_tables import make_tables
     from oscar.jobs import write_whole
@@ -64,13 +65,7 @@ def run_inference_speed(config: InferenceSpeedConfig, output: Path, device: str 
     place = make_accelerator(device).device
     folder = output / "inference"
     settings = {name: value for name, value in asdict(config).items() if name != "measure"}
-    identity = json.loads(json.dumps({"settings": settings, "device": str(place), "hardware": hardware()}))
-    record = folder / "run.json"
-    if not record.exists() or json.loads(record.read_text())["identity"] != identity:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("*.csv"):
-            old.unlink()
-        write_whole(record, (json.dumps({"identity": identity, **describe_environment()}, indent=2) + "\n").encode())
+    identity = open_record(folder, settings, place)
     measures = {"latency": measure_latency, "memory": measure_memory, "large": measure_large}
     for name in config.measure:
         path = folder / f"{name}.csv"
@@ -115,7 +110,8 @@ def model_folder(config: InferenceSpeedConfig, folder: Path) -> str:
 def measure_latency(config: InferenceSpeedConfig, model: str, device: torch.device) -> pd.DataFrame:
     """Encode and decode of every way at every size, with speeds as ratios to the plain way in the same rounds.
 
-    Differences are those of the decoded pictures, in [-1, 1], of the plain way's file.
+    Differences are those of the decoded pictures, in [-1, 1], of the plain way's file: from the plain way, and from the
+    plain way with exact normalisations, which torch's are not on a CPU (see `oscar.models.group_norm`).
     """
     import pandas as pd
 
@@ -138,9 +134,12 @@ def measure_latency(config: InferenceSpeedConfig, model: str, device: torch.devi
             calls[name, "decode"] = partial(codec.decompress, data)
         seconds = interleaved(calls, config.repeats, config.warmup, wait)
         expected = ways[PLAIN].decompress_tensor([data])[0].float()
+        with exact_norms(ways[PLAIN]):
+            exact = ways[PLAIN].decompress_tensor([data])[0].float()
         indices = ways[PLAIN].read(data)[1]
         for name, codec in ways.items():
-            difference = codec.decompress_tensor([data])[0].float() - expected
+            decoded = codec.decompress_tensor([data])[0].float()
+            difference = decoded - expected
             encode, decode = seconds[name, "encode"], seconds[name, "decode"]
             plain = seconds[PLAIN, "encode"], seconds[PLAIN, "decode"]
             error = difference.square().mean().item()
@@ -156,6 +155,7 @@ def measure_latency(config: InferenceSpeedConfig, model: str, device: torch.devi
                 "decode_speedup": paired_ratio(plain[1], decode),
                 "both_speedup": paired_ratio(plain[0] + plain[1], encode + decode),
                 "max_difference": difference.abs().max().item(),
+                "exact_difference": (decoded - exact).abs().max().item(),
                 "psnr_db": 10 * float(np.log10(4 / error)) if error else None,
                 "other_indices_percent": 100 * float((own != indices).mean()),
             })  # fmt: skip
@@ -221,8 +221,7 @@ def _child(request: dict) -> dict:
         dtype = "auto" if request["dtype"] == "auto" else getattr(torch, request["dtype"])
         codec = OscarCodec.from_pretrained(request["model"], device, dtype, half, memory=request["memory"])
     row = {"dtype": str(codec.dtype).removeprefix("torch."), "load_s": time.perf_counter() - begin}
-    row["libraries_mib"] = before
-    row["loaded_mib"], row["load_peak_mib"] = resident_memory()
+    row["libraries_mib"], row["load_peak_mib"] = before, resident_memory()[1]
     row["weights_mib"] = sum(value.nbytes for value in (*codec.parameters(), *codec.buffers())) / _MIB
     width, height = map(int, request["size"].split("x"))
     rate = codec.find_rate(request["rate"])
@@ -233,6 +232,7 @@ def _child(request: dict) -> dict:
         "decode": lambda: codec.synthesise(indices, rms, rate),
     }
     forget_peak()
+    row["loaded_mib"] = resident_memory()[0]  # only now: what is freed in between must not count
     if codec.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(codec.device)
     with torch.inference_mode():

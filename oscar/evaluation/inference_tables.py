@@ -11,7 +11,8 @@ from oscar.evaluation.tables import Table
 _TITLES = {
     "latency": {"size": "picture", "way": "networks", "encode_s": "encode s", "decode_s": "decode s",
                 "both_s": "both s", "encode_speedup": "encode × plain", "decode_speedup": "decode × plain",
-                "both_speedup": "both × plain", "max_difference": "largest difference", "psnr_db": "PSNR to plain dB",
+                "both_speedup": "both × plain", "max_difference": "largest difference",
+                "exact_difference": "with exact norms", "psnr_db": "PSNR to plain dB",
                 "other_indices_percent": "other indices %"},
     "memory": {"way": "way", "half": "half", "dtype": "precision", "load_s": "load s", "weights_mib": "weights MiB",
                "loaded_mib": "MiB when loaded", "load_peak_mib": "peak MiB of loading", "encode_s": "encode s",
@@ -53,7 +54,8 @@ def _captions(identity: Mapping) -> dict[str, str]:
     return {
         "latency": f"Seconds from picture to file and back ({what}). plain: as published, in float32 with adapters "
                    f"beside the weights. Medians of {settings['repeats']} rounds, in turns; ratios are medians over "
-                   "rounds. Differences are of decoded pictures, in [-1, 1].",
+                   "rounds. Differences are of decoded pictures, in [-1, 1], from plain as it is, and from plain with "
+                   "exact normalisations.",
         "memory": f"Loading, and one call with a picture of {settings['sizes'][0]}, each row in a process of its own "
                   f"({what}). Resident memory includes Python and the libraries.",
         "large": f"Memory for one large picture, budget {settings['large_memory']}, each row in a process of its own "

@@ -20,6 +20,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
+from oscar.models.group_norm import affine_map, group_statistics, moments
 from oscar.models.inference import auto_dtype
 
 BLOCK = {"cpu": 2**16}  # positions of a block of rows, by kind of device
@@ -247,33 +248,25 @@ class Stream:
 
     def normalisation(self, norm: nn.GroupNorm, activation: nn.Module, source: _Map) -> _Change:
         """Group normalisation by the statistics of the whole map and what follows it, for rows of the map."""
-        centre, variance = self.statistics(source, norm.num_groups)
-        members = source.shape[0] // norm.num_groups
-        scale = (variance + norm.eps).rsqrt().repeat_interleave(members) * norm.weight.cpu()
-        shift = norm.bias.cpu() - centre.repeat_interleave(members) * scale
+        scale, shift = affine_map(norm, *self.statistics(source, norm.num_groups))
         dtype = torch.promote_types(self.dtype, torch.float32)
         scale, shift = (value.to(dtype).to(norm.weight.device)[:, None, None] for value in (scale, shift))
         return lambda rows: activation(torch.addcmul(shift, rows, scale))
 
     def statistics(self, source: _Map, groups: int) -> tuple[Tensor, Tensor]:
         """Mean and variance of each group of channels over the whole map, float64 (groups,), on the CPU."""
-        channels, height, width = source.shape
-        counts, means, squares = [], [], []
-        for top, bottom in spans(height, self.step(source.shape)):
-            rows = source.rows(top, bottom).permute(0, 2, 3, 1).reshape(-1, channels)
-            rows = rows.to(torch.promote_types(self.dtype, torch.float32))
-            mean = rows.mean(dim=0)
-            counts.append(len(rows))
-            means.append(mean)
-            squares.append((rows - mean).square_().sum(dim=0))
+        channels, height, _ = source.shape
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        found = group_statistics(
+            (
+                moments(source.rows(*span).permute(0, 2, 3, 1).reshape(-1, channels).to(dtype))
+                for span in spans(height, self.step(source.shape))
+            ),
+            groups,
+        )
         if isinstance(source, _Computed):
             source.forget()
-        count = torch.tensor(counts, dtype=torch.float64)[:, None, None]
-        mean, square = (torch.stack(parts).cpu().double().view(len(counts), groups, -1) for parts in (means, squares))
-        members = height * width * channels // groups
-        centre = (count * mean).sum(dim=(0, 2)) / members
-        variance = (square + count * (mean - centre[:, None]).square()).sum(dim=(0, 2)) / members
-        return centre, variance
+        return found
 
     # Memory.
 

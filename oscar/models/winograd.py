@@ -4,43 +4,53 @@ A tile of m x m outputs is a product in a transformed domain, ``A' [(G w G') * (
 "Fast Algorithms for Convolutional Neural Networks"), with (m + 2)^2 multiplications in place of 9 m^2: 36 for 144 with
 tiles of 4. Here each of the three transforms is one matrix product over a block of tiles, and so is each of the
 (m + 2)^2 products over channels, so that all the work is in large matrix products.
+
+A 3x3 convolution after doubling by repetition is four 2x2 convolutions, one for each place of an output in its pair of
+rows and of columns; with tiles of 5 these take 36 multiplications for 225.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Finite interpolation points by tile side; infinity is the last one. Of the pairs of sixteenths, 5/8 and 3/2 have the
-# least error: half that of the usual 1 and 2.
-POINTS = {2: (0, 1, -1), 4: (0, Fraction(5, 8), -Fraction(5, 8), Fraction(3, 2), -Fraction(3, 2))}
+from oscar.models.group_norm import normalisation
+from oscar.models.threads import share
+
+# Finite interpolation points by inputs of a tile along a side; infinity is the last one. Of the pairs of sixteenths,
+# 5/8 and 3/2 have the least error: half that of the usual 1 and 2.
+POINTS = {4: (0, 1, -1), 6: (0, Fraction(5, 8), -Fraction(5, 8), Fraction(3, 2), -Fraction(3, 2))}
 MIN_CHANNELS = 96  # with 64 the transforms cost what the products save
+UPSAMPLING_TILE = 5
 MIN_TILES = 16  # with 4 the products are too small to be fast
 _BLOCK_TILES, _BLOCK_COLUMNS = 128, 16  # tiles that a block has, about: enough to read the weights for
 _CHUNK = 4096  # tiles times channels that are transformed at a time; 36 numbers for each stay in the nearest cache
-_STATISTICS = 65536  # numbers that are summed at a time
 
 
-def winograd_matrices(tile: int) -> tuple[Tensor, Tensor, Tensor]:
+def winograd_matrices(tile: int, taps: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     """The output, weight and input transforms in one dimension.
 
     Args:
-        tile: side m of a tile of outputs; n = m + 2 inputs.
+        tile: side m of a tile of outputs; n = m + taps - 1 inputs.
+        taps: side of the filter.
 
     Returns:
-        A' (m, n), G (n, 3) and B' (n, n), float64: ``A' ((G w) * (B' x))`` is the correlation of x (n) with w (3).
+        A' (m, n), G (n, taps) and B' (n, n), float64: ``A' ((G w) * (B' x))`` is the correlation of x (n) with w.
 
     Raises:
         ValueError: if there are no points for the tile.
     """
-    if tile not in POINTS:
-        raise ValueError(f"tile {tile!r} is not supported; allowed: {', '.join(map(str, POINTS))}")
-    points = [Fraction(point) for point in POINTS[tile]]
+    if tile + taps - 1 not in POINTS:
+        allowed = ", ".join(str(size - taps + 1) for size in POINTS)
+        raise ValueError(f"tile {tile!r} is not supported; allowed: {allowed}")
+    points = [Fraction(point) for point in POINTS[tile + taps - 1]]
     output = [[point**power for point in points] + [Fraction(int(power == tile - 1))] for power in range(tile)]
     weight, inputs = [], []
     for point in points:
@@ -48,9 +58,9 @@ def winograd_matrices(tile: int) -> tuple[Tensor, Tensor, Tensor]:
         scale = Fraction(1)
         for other in others:
             scale *= point - other
-        weight.append([point**power / scale for power in range(3)])
+        weight.append([point**power / scale for power in range(taps)])
         inputs.append(_polynomial(others) + [Fraction(0)])
-    weight.append([Fraction(0), Fraction(0), Fraction(1)])
+    weight.append([Fraction(int(power == taps - 1)) for power in range(taps)])
     inputs.append(_polynomial(points))
     return tuple(torch.tensor([[float(x) for x in row] for row in rows], dtype=torch.float64)
                  for rows in (output, weight, inputs))  # fmt: skip
@@ -68,19 +78,19 @@ def _polynomial(roots: list[Fraction]) -> list[Fraction]:
 
 
 @lru_cache
-def _planar(tile: int) -> tuple[Tensor, Tensor]:
+def _planar(tile: int, size: int) -> tuple[Tensor, Tensor]:
     """The output (m*m, n*n) and input (n*n, n*n) transforms in two dimensions, float32."""
-    output, _, inputs = winograd_matrices(tile)
+    output, _, inputs = winograd_matrices(tile, size - tile + 1)
     return torch.kron(output, output).float(), torch.kron(inputs, inputs).float()
 
 
 def transform_weight(weight: Tensor, tile: int = 4) -> Tensor:
-    """Weights (O, I, 3, 3) of a convolution -> (n*n, I, O), float32, for `winograd_conv2d`; n = tile + 2."""
-    matrix = winograd_matrices(tile)[1]
-    planar = torch.kron(matrix, matrix).float()  # (n*n, 9)
-    outputs, inputs = weight.shape[:2]
-    taps = weight.detach().float().permute(2, 3, 1, 0).reshape(9, -1)
-    return (planar @ taps).view(len(planar), inputs, outputs)
+    """Weights (O, I, k, k) of a convolution -> (n*n, I, O), float32, for `winograd_conv2d`; n = tile + k - 1."""
+    outputs, inputs, taps, _ = weight.shape
+    matrix = winograd_matrices(tile, taps)[1]
+    planar = torch.kron(matrix, matrix).float()  # (n*n, k*k)
+    values = weight.detach().float().permute(2, 3, 1, 0).reshape(taps * taps, -1)
+    return (planar @ values).view(len(planar), inputs, outputs)
 
 
 def winograd_conv2d(
@@ -98,7 +108,7 @@ def winograd_conv2d(
 
     Args:
         images: (B, I, H, W), float32 on a CPU; fastest in channels-last order.
-        weight: (n*n, I, O) from `transform_weight`.
+        weight: (n*n, I, O) from `transform_weight` of a 3x3 one.
         bias: (O,), or (B, O) with one for each picture.
         padding: zeros around the picture: 0 (it is padded already) or 1.
         scale, shift: (B, I); if given, ``silu(scale * images + shift)`` is convolved.
@@ -107,40 +117,87 @@ def winograd_conv2d(
     Returns:
         (B, O, H - 2 + 2 * padding, W - 2 + 2 * padding) in channels-last order.
     """
-    size = math.isqrt(len(weight))
-    tile = size - 2
-    batch, inputs, height, width = images.shape
-    height, width = height - 2 + 2 * padding, width - 2 + 2 * padding
-    outputs = weight.shape[2]
-    result = images.new_empty(batch, height, width, outputs)
-    bias = images.new_zeros(outputs) if bias is None else bias
-
-    rows, columns = _block(-(-height // tile), -(-width // tile))
-    strip = images.new_empty(tile * rows + 2, tile * columns + 2, inputs)
-    spare = images.new_empty(tile * rows, tile * columns, outputs)  # a block that reaches beyond the result
-    transformed = images.new_empty(size * size, rows, columns, inputs)
-    products = images.new_empty(size * size, rows, columns, outputs)
-    chunk = max(1, _CHUNK // (columns * max(inputs, outputs)))
-    scratch = images.new_empty(size * size * min(chunk, rows) * columns * max(inputs, outputs))
-
-    for index, picture in enumerate(images.permute(0, 2, 3, 1)):
-        affine = None if scale is None else (scale[index], shift[index])
-        offset = bias if bias.dim() == 1 else bias[index]
-        for top in range(0, height, tile * rows):
-            for left in range(0, width, tile * columns):
-                _fill(strip, picture, top - padding, left - padding, affine)
-                _transform_tiles(strip, transformed, chunk, scratch)
-                torch.bmm(transformed.flatten(1, 2), weight, out=products.flatten(1, 2))
-                part = (slice(top, top + tile * rows), slice(left, left + tile * columns))
-                space = result[index][part]
-                if space.shape == spare.shape:
-                    _finish_tiles(products, space, offset, chunk, scratch)
-                else:
-                    _finish_tiles(products, spare, offset, chunk, scratch)
-                    space.copy_(spare[: space.shape[0], : space.shape[1]])
-                if residual is not None:
-                    space += residual[index].permute(1, 2, 0)[part]
+    batch, _, height, width = images.shape
+    result = images.new_empty(batch, height - 2 + 2 * padding, width - 2 + 2 * padding, weight.shape[2])
+    _convolve(images, weight, 3, bias, result, (padding, padding), scale, shift, residual)
     return result.permute(0, 3, 1, 2)
+
+
+def winograd_upsample2d(images: Tensor, weights: Sequence[Tensor], bias: Tensor) -> Tensor:
+    """A 3x3 convolution of pictures doubled by repetition, for inference.
+
+    Args:
+        images: (B, I, h, w), float32 on a CPU; fastest in channels-last order.
+        weights: from `transform_upsampling`.
+        bias: (O,).
+
+    Returns:
+        (B, O, 2h, 2w) in channels-last order.
+    """
+    batch, _, height, width = images.shape
+    result = images.new_empty(batch, 2 * height, 2 * width, len(bias))
+    for (row, column), weight in zip(product((0, 1), repeat=2), weights, strict=True):
+        _convolve(images, weight, 2, bias, result[:, row::2, column::2], (1 - row, 1 - column))
+    return result.permute(0, 3, 1, 2)
+
+
+def transform_upsampling(weight: Tensor) -> list[Tensor]:
+    """Weights (O, I, 3, 3) -> those of the four convolutions, for `winograd_upsample2d`."""
+
+    def halves(a: Tensor, b: Tensor, c: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        return (a, b + c), (a + b, c)  # of an even output and of an odd one
+
+    return [
+        transform_weight(torch.stack([torch.stack(part, dim=-1) for part in parts], dim=-2), UPSAMPLING_TILE)
+        for rows in halves(*weight.detach().unbind(dim=2))
+        for parts in zip(*(halves(*row.unbind(dim=2)) for row in rows), strict=True)
+    ]
+
+
+def _convolve(
+    images: Tensor,
+    weight: Tensor,
+    taps: int,
+    bias: Tensor | None,
+    result: Tensor,
+    before: tuple[int, int],
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> None:
+    """Fill result (B, h, w, O) by a convolution; `before` are the zeros above and to the left of the picture."""
+    size = math.isqrt(len(weight))
+    tile = size - taps + 1
+    inputs = images.shape[1]
+    batch, height, width, outputs = result.shape
+    bias = images.new_zeros(outputs) if bias is None else bias
+    rows, columns = _block(-(-height // tile), -(-width // tile))
+    chunk = max(1, _CHUNK // (columns * max(inputs, outputs)))
+    pictures = images.permute(0, 2, 3, 1)
+
+    def work(blocks: Iterator[tuple[int, int, int]]) -> None:
+        strip = images.new_empty(tile * rows + taps - 1, tile * columns + taps - 1, inputs)
+        spare = images.new_empty(tile * rows, tile * columns, outputs)  # a block that reaches beyond the result
+        transformed = images.new_empty(size * size, rows, columns, inputs)
+        products = images.new_empty(size * size, rows, columns, outputs)
+        scratch = images.new_empty(size * size * min(chunk, rows) * columns * max(inputs, outputs))
+        for index, top, left in blocks:
+            affine = None if scale is None else (scale[index], shift[index])
+            offset = bias if bias.dim() == 1 else bias[index]
+            _fill(strip, pictures[index], top - before[0], left - before[1], affine)
+            _transform_tiles(strip, transformed, tile, chunk, scratch)
+            torch.bmm(transformed.flatten(1, 2), weight, out=products.flatten(1, 2))
+            part = (slice(top, top + tile * rows), slice(left, left + tile * columns))
+            space = result[index][part]
+            if space.shape == spare.shape:
+                _finish_tiles(products, space, tile, offset, chunk, scratch)
+            else:
+                _finish_tiles(products, spare, tile, offset, chunk, scratch)
+                space.copy_(spare[: space.shape[0], : space.shape[1]])
+            if residual is not None:
+                space += residual[index].permute(1, 2, 0)[part]
+
+    share(work, list(product(range(batch), range(0, height, tile * rows), range(0, width, tile * columns))))
 
 
 def _block(rows: int, columns: int) -> tuple[int, int]:
@@ -165,54 +222,30 @@ def _fill(strip: Tensor, picture: Tensor, top: int, left: int, affine: tuple[Ten
         F.silu(torch.addcmul(shift, source, scale, out=inner), inplace=True)
 
 
-def _transform_tiles(strip: Tensor, transformed: Tensor, chunk: int, scratch: Tensor) -> None:
+def _transform_tiles(strip: Tensor, transformed: Tensor, tile: int, chunk: int, scratch: Tensor) -> None:
     """A strip (h, w, I) -> transformed (n*n, tile rows, tile columns, I), `chunk` tile rows at a time."""
     squared, rows, columns, inputs = transformed.shape
     size = math.isqrt(squared)
-    tile, line = size - 2, strip.stride(0)
+    line = strip.stride(0)
     # (row in the tile, column in it, tile row, tile column, channel)
     windows = strip.as_strided((size, size, rows, columns, inputs), (line, inputs, tile * line, tile * inputs, 1))
-    matrix = _planar(tile)[1]
+    matrix = _planar(tile, size)[1]
     for start in range(0, rows, chunk):
         window = windows[:, :, start : start + chunk]
         gathered = scratch[: window.numel()].view(window.shape).copy_(window)
         torch.mm(matrix, gathered.view(squared, -1), out=transformed[:, start : start + chunk].flatten(1))
 
 
-def _finish_tiles(products: Tensor, space: Tensor, bias: Tensor, chunk: int, scratch: Tensor) -> None:
+def _finish_tiles(products: Tensor, space: Tensor, tile: int, bias: Tensor, chunk: int, scratch: Tensor) -> None:
     """Products (n*n, tile rows, tile columns, O) -> space (h, w, O), `chunk` tile rows at a time."""
     squared, rows, columns, _ = products.shape
-    tile = math.isqrt(squared) - 2
     blocks = space.unflatten(1, (columns, tile)).unflatten(0, (rows, tile)).permute(1, 3, 0, 2, 4)
-    matrix = _planar(tile)[0]
+    matrix = _planar(tile, math.isqrt(squared))[0]
     for start in range(0, rows, chunk):
         block = blocks[:, :, start : start + chunk]
         finished = scratch[: block.numel()].view(tile * tile, -1)
         torch.mm(matrix, products[:, start : start + chunk].flatten(1), out=finished)
         torch.add(finished.view(block.shape), bias, out=block)
-
-
-def normalisation(norm: nn.GroupNorm, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift (B, C): ``scale * images + shift`` is the group normalisation of images (B, C, H, W)."""
-    batch, channels, height, width = images.shape
-    sums, squares = torch.zeros(2, batch, channels, dtype=torch.float64)
-    pivot = images[:, :, 0, 0]  # sums of squares far from zero would lose their digits
-    for index, picture in enumerate(images.permute(0, 2, 3, 1)):
-        for part in picture.reshape(-1, channels).split(max(1, _STATISTICS // channels)):
-            part = part - pivot[index]
-            sums[index] += part.sum(dim=0)
-            squares[index] += part.square_().sum(dim=0)
-    count = height * width
-    means = pivot + sums / count
-    squares -= sums.square() / count
-    means, squares = (value.view(batch, norm.num_groups, -1) for value in (means, squares))
-    centre = means.mean(dim=2, keepdim=True)
-    variance = (squares / count + (means - centre).square()).mean(dim=2, keepdim=True)
-    scale = (variance + norm.eps).rsqrt().expand_as(means).reshape(batch, channels)
-    scale = scale if norm.weight is None else scale * norm.weight
-    shift = -centre.expand_as(means).reshape(batch, channels) * scale
-    shift = shift if norm.bias is None else shift + norm.bias
-    return scale.float(), shift.float()
 
 
 def normalised_conv2d(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import os
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from torch import nn
 
 from oscar import OscarCodec
 from oscar.models import inference
+from oscar.models.group_norm import exact_norms
 from oscar.models.inference import (
     LeanResnetBlock2D,
     LeanTransformer2DModel,
@@ -31,6 +34,7 @@ from oscar.models.inference import (
     use_fewer_multiplications,
 )
 from oscar.models.loading import WeightsError
+from oscar.models.row_blocks import Stream
 from oscar.models.winograd import WinogradConv2d
 
 
@@ -123,12 +127,38 @@ def test_fewer_multiplications_are_for_float32(vae) -> None:
     assert difference.abs().max() < 0.1
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("OSCAR_FULL_SIZE") != "1", reason="takes minutes; set OSCAR_FULL_SIZE=1")
+def test_near_to_float64(backbone_config, capsys) -> None:
+    """Stable Diffusion's decoder at 512x512, beside diffusers' own in both orders of memory."""
+    vae = AutoencoderKL.from_config(backbone_config("sd21_random")["vae"]).eval()
+    latent = torch.randn(1, 4, 64, 64)
+    last = latent.contiguous(memory_format=torch.channels_last)
+    pictures = {
+        "this package": fast(vae).decode(latent).sample,
+        "diffusers": vae.decode(latent).sample,
+        "diffusers, channels-last": vae.decode(last).sample,
+    }
+    with exact_norms(vae):
+        pictures["diffusers, channels-last, exact norms"] = vae.decode(last).sample
+    stream = Stream(math.inf, torch.float64, latent.device)
+    expected = stream.decode(nn.Module.to(vae, torch.float64), latent.double())
+    errors = {name: float((picture - expected).abs().max()) for name, picture in pictures.items()}
+    with capsys.disabled():
+        print(f"\n{expected.abs().max():.2f} at most; differences from float64:")
+        for name, error in errors.items():
+            print(f"{error:.1e}  {name}")
+    assert errors["this package"] < 1e-4
+
+
 # Layer by layer.
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (5, 4), (70, 66)], ids=str)
 @pytest.mark.parametrize("batch", [1, 2])
-def test_shared_upsampling(size: tuple[int, int], batch: int) -> None:
+@pytest.mark.parametrize("many", [1, 10**6], ids=["winograd", "shared"])
+def test_shared_upsampling(size: tuple[int, int], batch: int, many: int, monkeypatch) -> None:
+    monkeypatch.setattr(inference, "MANY_POSITIONS", many)
     layer = Upsample2D(12, use_conv=True, out_channels=20)
     images = torch.randn(batch, 12, *size)
     expected = copy.deepcopy(layer).double()(images.double())
