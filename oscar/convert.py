@@ -204,6 +204,7 @@ def to_published(codec: OscarCodec) -> dict[str, Any]:
         ("timesteps", codec.mapping.kind, "table"),
         *((f"timestep of rate {rate.bpp:.4f}", codec.mapping(rate), rate.timestep)
           for rate in codec.rates if codec.mapping.kind == "table"),
+        *((f"stages of rate {rate.bpp:.4f}", codec.bottleneck.at(rate).stages, 1) for rate in codec.rates),
     ):  # fmt: skip
         if found != allowed:
             raise ConvertError(f"{name} is {found!r}; allowed in a published checkpoint: {allowed!r}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from oscar import checkpoint
+from oscar.bitstream.context import ContextModel
 from oscar.checkpoint import CheckpointError
 from oscar.codec import OscarCodec
 from oscar.models.hyper_encoder import HyperEncoder, VQBottleneck
@@ -17,7 +18,7 @@ from oscar.rates import RatePoint
 
 
 def merge_rates(sources: Sequence[str | Path], out: str | Path) -> OscarCodec:
-    """Write a checkpoint with the hyper-encoders and frequency tables of all sources.
+    """Write a checkpoint with the hyper-encoders, frequency tables and context models of all sources.
 
     It decodes as the sources do, since they have the same backbone, timesteps and denoiser. Where stage `hyper` made
     them the denoiser is untrained; then its adapters do nothing yet, and the prompt is the first source's.
@@ -37,7 +38,7 @@ def merge_rates(sources: Sequence[str | Path], out: str | Path) -> OscarCodec:
         raise CheckpointError(f"merge needs two or more checkpoints; got {len(sources)}")
     first = checkpoint.load(sources[0])
     origin = {rate: sources[0] for rate in first.rates}
-    encoders, frequencies = _rates(first)
+    encoders, frequencies, contexts = _rates(first)
     for source in sources[1:]:
         codec = checkpoint.load(source)
         _check_same(first, codec, sources[0], source)
@@ -46,26 +47,25 @@ def merge_rates(sources: Sequence[str | Path], out: str | Path) -> OscarCodec:
                 raise CheckpointError(f"rate {rate.bpp:.4f} is in both {origin[rate]} and {source}; "
                                       "allowed: each rate in one checkpoint")  # fmt: skip
             origin[rate] = source
-        own, tables = _rates(codec)
-        encoders, frequencies = encoders | own, frequencies | tables
+        own, tables, models = _rates(codec)
+        encoders, frequencies, contexts = encoders | own, frequencies | tables, contexts | models
         del codec  # and its backbone, before the next is read
     rates = sorted(encoders, key=lambda rate: rate.id)
-    sizes, dither = ({rate.id: getattr(encoders[rate], name) for rate in rates} for name in ("codebook_size", "dither"))
-    sizes = {rate.id: sizes[rate.id] for rate in rates if sizes[rate.id] != rate.codebook_size}
-    options = {name: value for name, value in first.bottleneck.options.items() if name != "codebook_sizes"}
-    bottleneck = VQBottleneck(rates, sizes, dither, **options)
+    bottleneck = VQBottleneck(rates, **first.bottleneck.options)
     bottleneck.hyper_encoders.update({str(rate.id): encoders[rate] for rate in rates})
     try:
-        merged = OscarCodec(first.backbone, bottleneck, first.denoiser, first.mapping, frequencies)
+        merged = OscarCodec(first.backbone, bottleneck, first.denoiser, first.mapping, frequencies, contexts)
     except ValueError as error:
         raise CheckpointError(f"merge: {error}") from None
     merged.save_pretrained(out)
     return merged
 
 
-def _rates(codec: OscarCodec) -> tuple[dict[RatePoint, HyperEncoder], dict[int, np.ndarray]]:
-    """The hyper-encoder of each rate, and the frequency tables by rate id."""
-    return {rate: codec.bottleneck.at(rate) for rate in codec.rates}, codec.frequencies
+def _rates(
+    codec: OscarCodec,
+) -> tuple[dict[RatePoint, HyperEncoder], dict[int, np.ndarray], dict[int, ContextModel]]:
+    """The hyper-encoder of each rate, and by rate id the frequency tables and context models."""
+    return {rate: codec.bottleneck.at(rate) for rate in codec.rates}, codec.frequencies, codec.contexts
 
 
 def _check_same(one: OscarCodec, other: OscarCodec, name: str | Path, other_name: str | Path) -> None:

@@ -39,7 +39,8 @@ def save(make_codec, tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_merged_rates_are_those_of_their_sources(save, tmp_path: Path, picture) -> None:
-    sources = [save("low", [0, 1]), save("high", [7], bottleneck={"dither": {"7": 0.1}}),
+    sources = [save("low", [0, 1], bottleneck={"stages": {"1": 4}}),
+               save("high", [7], bottleneck={"dither": {"7": 0.1}}),
                save("middle", [3, 4], bottleneck={"codebook_sizes": {"4": 19}})]  # fmt: skip
     merge_rates(sources, tmp_path / "all")
     merged = OscarCodec.from_pretrained(tmp_path / "all", dtype=torch.float32)
@@ -49,7 +50,8 @@ def test_merged_rates_are_those_of_their_sources(save, tmp_path: Path, picture) 
         codec = OscarCodec.from_pretrained(path, dtype=torch.float32)
         for rate in codec.rates:
             one, other = codec.bottleneck.at(rate), merged.bottleneck.at(rate)
-            assert (one.codebook_size, one.dither) == (other.codebook_size, other.dither)
+            for name in ("codebook_size", "dither", "stages"):
+                assert getattr(one, name) == getattr(other, name)
             assert torch.equal(one.encode(latent), other.encode(latent))
             assert torch.equal(one.decode(one.encode(latent)), other.decode(other.encode(latent)))
             assert np.array_equal(codec.frequencies[rate.id], merged.frequencies[rate.id])

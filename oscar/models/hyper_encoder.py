@@ -7,7 +7,8 @@ that neither needs the other's half. Module names equal those of the published c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,9 +17,11 @@ from compressai.layers import AttentionBlock
 from torch import Tensor, distributed, nn
 from vector_quantize_pytorch import VectorQuantize
 
-from oscar.rates import PAPER_RATES, RatePoint
+from oscar.models.residual_vq import ResidualQuantizer
+from oscar.rates import MAX_DOWNSAMPLE, PAPER_RATES, RatePoint, find_rate, rate_by_id
 
 DITHER_PERIOD = 64  # latents
+ODD_SHARE = 0.25  # of the training passes, in which a grid of cells ends with half a row; as many with half a column
 
 
 class BottleneckOutput(NamedTuple):
@@ -79,6 +82,10 @@ class HyperEncoder(nn.Module):
         codebook_dim: dimensions of the codebook space (32 in the paper).
         latent_channels: channels of the latent.
         codebook_size: number of codes, where it departs from the rate's.
+        stages: codes that are summed to one vector: 1 (the paper), or a square number n * n; then backbone and
+            projection work on cells of n x n indices, which are the stages of one vector of the cell, row by row. So
+            small codebooks on a fine grid, which see little each, become a large one on a coarse grid at the same
+            rate. At a border a cell may lack indices, and its vector their stages.
         kmeans_init, decay, rotation_trick: options of the library's quantiser for training; the paper has no k-means
             start.
         dead_code_threshold: share of the uses that a code would have if all were used alike, in the moving average,
@@ -101,13 +108,20 @@ class HyperEncoder(nn.Module):
         decay: float = 0.8,
         rotation_trick: bool = True,
         dither: float = 0.0,
+        stages: int = 1,
     ):
         super().__init__()
         self.rate = rate
+        self.stages = stages
+        self.cell = math.isqrt(stages)  # indices along each side
+        downsample = rate.downsample * self.cell
+        if self.cell**2 != stages or downsample not in (1, 2, 4, MAX_DOWNSAMPLE):
+            allowed = [n * n for n in (1, 2, 4, 8) if rate.downsample * n <= MAX_DOWNSAMPLE]
+            raise ValueError(f"stages of rate {rate.bpp:.4f} are {stages}; allowed: {', '.join(map(str, allowed))}")
         self.dither = dither
         self.codebook_size = codebook_size or rate.codebook_size
         self.dead_code_threshold = dead_code_threshold
-        steps = rate.downsample.bit_length() - 1
+        steps = downsample.bit_length() - 1
         first, second, third = (steps > 2, steps > 1, steps > 0)
         self.backbone = nn.Sequential(
             _down(latent_channels, width, first),
@@ -120,18 +134,22 @@ class HyperEncoder(nn.Module):
             nn.Conv2d(width, features, 1),
             AttentionBlock(features),
         )
-        self.quantizer = VectorQuantize(
-            dim=features,
-            codebook_size=self.codebook_size,
-            codebook_dim=codebook_dim,
-            use_cosine_sim=True,
-            kmeans_init=kmeans_init,
-            threshold_ema_dead_code=dead_code_threshold,
-            decay=decay,
-            rotation_trick=rotation_trick,
-            # the library's own answer is that of the first codebook ever built in this process
-            sync_codebook=distributed.is_initialized() and distributed.get_world_size() > 1,
-        )
+        self.quantizer: VectorQuantize | ResidualQuantizer
+        if stages > 1:
+            self.quantizer = ResidualQuantizer(features, codebook_dim, self.codebook_size, stages, kmeans_init)
+        else:
+            self.quantizer = VectorQuantize(
+                dim=features,
+                codebook_size=self.codebook_size,
+                codebook_dim=codebook_dim,
+                use_cosine_sim=True,
+                kmeans_init=kmeans_init,
+                threshold_ema_dead_code=dead_code_threshold,
+                decay=decay,
+                rotation_trick=rotation_trick,
+                # the library's own answer is that of the first codebook ever built in this process
+                sync_codebook=distributed.is_initialized() and distributed.get_world_size() > 1,
+            )
         self.proj = nn.Sequential(
             _up(features, first),
             *_blocks(features),
@@ -143,7 +161,7 @@ class HyperEncoder(nn.Module):
         )
 
     def codebook_features(self, latent: Tensor) -> Tensor:
-        """Unit-norm features (B, rows, columns, codebook_dim) whose nearest codes are the indices."""
+        """Unit-norm features (B, rows, columns, codebook_dim), of cells, whose nearest codes are the indices."""
         features = self.backbone(self.add_dither(latent)).permute(0, 2, 3, 1)
         return F.normalize(self.quantizer.project_in(features), dim=-1)
 
@@ -164,28 +182,82 @@ class HyperEncoder(nn.Module):
     def set_training(self, dead_code_threshold: float, decay: float, rotation_trick: bool) -> None:
         """Change how the codebook is trained from now on; see the class."""
         self.dead_code_threshold = dead_code_threshold
+        if self.stages > 1:  # its codes are trained by gradient
+            return
         self.quantizer.rotation_trick = rotation_trick
         codebook = self.quantizer._codebook
         codebook.decay = decay
         codebook.threshold_ema_dead_code = dead_code_threshold
         codebook.has_dead_code_replacement = dead_code_threshold > 0
 
+    def keep_codes(self) -> None:
+        """Have training go on from the codes as they are (of a checkpoint), not start or revive them anew."""
+        if self.stages == 1:
+            codebook = self.quantizer._codebook
+            codebook.embed_avg.copy_(codebook.embed * codebook.cluster_size[..., None])
+            codebook.initted.fill_(bool(codebook.embed.any()))
+
+    def start_from(self, other: HyperEncoder) -> None:
+        """Take over the weights of another one on the same grid of cells, all but its codes.
+
+        Raises:
+            ValueError: if it is on another grid, or of other sizes.
+        """
+        for name in ("backbone", "quantizer.project_in", "quantizer.project_out", "proj"):
+            try:
+                self.get_submodule(name).load_state_dict(other.get_submodule(name).state_dict())
+            except RuntimeError:
+                raise ValueError(f"rate {self.rate.bpp:.4f} in {self.stages} stages cannot start from rate "
+                                 f"{other.rate.bpp:.4f}, whose {name} has other shapes") from None  # fmt: skip
+
     def usage(self) -> Tensor:
         """Uses of each code per training pass, over all processes, as a moving average: (codebook_size,)."""
-        return self.quantizer._codebook.cluster_size[0]
+        return self.quantizer.cluster_size if self.stages > 1 else self.quantizer._codebook.cluster_size[0]
 
     def encode(self, latent: Tensor) -> Tensor:
         """Latent (B, 4, h, w), h and w multiples of the rate's downsample -> indices, int64 (B, rows, columns)."""
-        return (self.codebook_features(latent) @ self.quantizer.codebook.t().to(latent.dtype)).argmax(dim=-1)
+        if self.stages == 1:
+            return (self.codebook_features(latent) @ self.quantizer.codebook.t().to(latent.dtype)).argmax(dim=-1)
+        rows, columns = (side // self.rate.downsample for side in latent.shape[-2:])
+        whole = self.rate.downsample * self.cell
+        padding = (0, -latent.shape[-1] % whole, 0, -latent.shape[-2] % whole)
+        features = self.codebook_features(F.pad(latent, padding, mode="replicate") if any(padding) else latent)
+        present = self._cells(torch.ones(len(latent), rows, columns, dtype=torch.bool, device=latent.device))
+        indices = self.quantizer.search(features.flatten(0, 2), None if present.all() else present.flatten(0, 2))
+        return self._grid(indices.unflatten(0, features.shape[:3]))[:, :rows, :columns]
 
     def decode(self, indices: Tensor) -> Tensor:
         """Indices (B, rows, columns) -> quantised latent before rescaling (B, 4, h, w)."""
-        codes = self.quantizer.codebook.to(self.quantizer.project_out.weight.dtype)[indices]
-        return self.proj(self.quantizer.project_out(codes).permute(0, 3, 1, 2))
+        if self.stages == 1:
+            codes = self.quantizer.codebook.to(self.quantizer.project_out.weight.dtype)[indices]
+            return self.proj(self.quantizer.project_out(codes).permute(0, 3, 1, 2))
+        cells, present = self._cells(indices), self._cells(torch.ones_like(indices, dtype=torch.bool))
+        codes = self.quantizer.look_up(cells.flatten(0, 2), present.flatten(0, 2)).unflatten(0, cells.shape[:3])
+        z_hat = self.proj(self.quantizer.project_out(codes).permute(0, 3, 1, 2))
+        height, width = (side * self.rate.downsample for side in indices.shape[1:])
+        return z_hat[..., :height, :width]
+
+    def _cells(self, grid: Tensor) -> Tensor:
+        """Of indices (B, rows, columns) -> of cells (B, rows / n, columns / n, stages), padded with 0 or False."""
+        padded = F.pad(grid, (0, -grid.shape[2] % self.cell, 0, -grid.shape[1] % self.cell))
+        return F.pixel_unshuffle(padded[:, None], self.cell).permute(0, 2, 3, 1)
+
+    def _grid(self, cells: Tensor) -> Tensor:
+        """The inverse of `_cells`, padding included."""
+        return F.pixel_shuffle(cells.permute(0, 3, 1, 2), self.cell)[:, 0]
 
     def forward(self, latent: Tensor) -> BottleneckOutput:
-        """The training pass: quantised latent with gradients through the quantiser, indices and commitment loss."""
+        """The training pass: quantised latent with gradients through the quantiser, indices and commitment loss.
+
+        The latent (B, 4, h, w) must hold whole cells.
+        """
         features = self.backbone(self.add_dither(latent)).permute(0, 2, 3, 1)
+        quantise = self._quantise if self.stages == 1 else self._quantise_in_stages
+        quantised, indices, commitment = quantise(features)
+        z_hat = self.proj(quantised.view_as(features).permute(0, 3, 1, 2))
+        return BottleneckOutput(z_hat, indices, commitment.mean())
+
+    def _quantise(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         batch, rows, columns, channels = features.shape
         codebook = self.quantizer._codebook
         if self.training and self.dead_code_threshold:  # the library counts uses per pass, over all processes
@@ -193,8 +265,18 @@ class HyperEncoder(nn.Module):
             uses = self.dead_code_threshold * positions / self.codebook_size
             codebook.threshold_ema_dead_code = codebook.reset_cluster_size = uses
         quantised, indices, commitment = self.quantizer(features.reshape(batch, rows * columns, channels))
-        z_hat = self.proj(quantised.reshape(batch, rows, columns, channels).permute(0, 3, 1, 2))
-        return BottleneckOutput(z_hat, indices.reshape(batch, rows, columns), commitment.mean())
+        return quantised, indices.reshape(batch, rows, columns), commitment
+
+    def _quantise_in_stages(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        batch, rows, columns, _ = features.shape
+        present = None
+        if self.training:
+            lacking = (torch.rand(2) < ODD_SHARE).tolist()
+            grid = (batch, rows * self.cell - lacking[0], columns * self.cell - lacking[1])
+            present = self._cells(torch.ones(grid, dtype=torch.bool, device=features.device)).flatten(0, 2)
+        vectors = F.normalize(self.quantizer.project_in(features), dim=-1)
+        quantised, indices, commitment = self.quantizer(vectors.flatten(0, 2), present)
+        return self.quantizer.project_out(quantised), self._grid(indices.unflatten(0, features.shape[:3])), commitment
 
 
 class VQBottleneck(nn.Module):
@@ -204,7 +286,11 @@ class VQBottleneck(nn.Module):
         rates: rate points, each with a hyper-encoder of its own.
         codebook_sizes: codebook size by rate id where it departs from the rate's (as the 8196 of the published code).
         dither: by rate id, where it is not 0.
+        stages: by rate id, where they are not 1.
         options: further arguments of `HyperEncoder`.
+
+    Attributes:
+        options: these further arguments.
     """
 
     kind = "vq"
@@ -212,26 +298,54 @@ class VQBottleneck(nn.Module):
     def __init__(
         self,
         rates: Sequence[RatePoint] = PAPER_RATES,
-        codebook_sizes: dict[int, int] | None = None,
-        dither: dict[int, float] | None = None,
+        codebook_sizes: Mapping[int, int] | None = None,
+        dither: Mapping[int, float] | None = None,
+        stages: Mapping[int, int] | None = None,
         **options,
     ):
         super().__init__()
-        sizes = codebook_sizes or {}
+        sizes, stages = codebook_sizes or {}, stages or {}
         self.rates = tuple(rates)
-        self.options = {"codebook_sizes": {str(key): size for key, size in sizes.items()}, **options}
+        self.options = options
         self.hyper_encoders = nn.ModuleDict(
-            {str(rate.id): HyperEncoder(rate, codebook_size=sizes.get(rate.id), **options) for rate in self.rates}
-        )
+            {str(rate.id): HyperEncoder(rate, codebook_size=sizes.get(rate.id), stages=stages.get(rate.id, 1),
+                                        **options)
+             for rate in self.rates}
+        )  # fmt: skip
         self.set_dither(dither or {})
 
     def describe(self) -> dict:
         """Rates and options in JSON-able form, as a checkpoint stores them."""
         options = {name: value for name, value in self.options.items() if name != "latent_channels"}
-        dither = {str(rate.id): self.at(rate).dither for rate in self.rates if self.at(rate).dither}
-        return {"rates": [rate.id for rate in self.rates], **options, **({"dither": dither} if dither else {})}
+        encoders = {str(rate.id): self.at(rate) for rate in self.rates}
+        sizes = {key: encoder.codebook_size for key, encoder in encoders.items()
+                 if encoder.codebook_size != encoder.rate.codebook_size}  # fmt: skip
+        dither = {key: encoder.dither for key, encoder in encoders.items() if encoder.dither}
+        stages = {key: encoder.stages for key, encoder in encoders.items() if encoder.stages > 1}
+        return {"rates": [rate.id for rate in self.rates], "codebook_sizes": sizes, **options,
+                **({"dither": dither} if dither else {}), **({"stages": stages} if stages else {})}  # fmt: skip
 
-    def set_dither(self, dither: dict[int, float]) -> None:
+    def set_stages(self, stages: Mapping[int, int], start_from: Mapping[int, int]) -> None:
+        """Give rates (by id) a new hyper-encoder where they have another number of stages.
+
+        It is untrained, but where `start_from` names a rate, on whose weights it builds (see `HyperEncoder`), and has
+        no dither.
+
+        Raises:
+            ValueError: for a number of stages, or a rate to start from, that does not fit.
+        """
+        old = dict(self.hyper_encoders.items())
+        for rate in self.rates:
+            key = str(rate.id)
+            if stages.get(rate.id, old[key].stages) == old[key].stages:
+                continue
+            new = HyperEncoder(rate, codebook_size=old[key].codebook_size, stages=stages[rate.id], **self.options)
+            if rate.id in start_from:
+                source = find_rate(rate_by_id(start_from[rate.id]).bpp, self.rates)
+                new.start_from(old[str(source.id)])
+            self.hyper_encoders[key] = new
+
+    def set_dither(self, dither: Mapping[int, float]) -> None:
         """Noise of the encoder by rate id, 0 where it is not named; decoding does not depend on it."""
         for rate in self.rates:
             self.at(rate).dither = float(dither.get(rate.id, 0))

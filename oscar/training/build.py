@@ -53,6 +53,10 @@ def _build(config: TrainConfig) -> Stage:
         from oscar.training.hyper import HyperStage
 
         return HyperStage(codec, config)
+    if config.stage.name == "context":
+        from oscar.training.context import ContextStage
+
+        return ContextStage(codec, config)
     from oscar.training.joint import JointStage
 
     return JointStage(codec, config)
@@ -102,9 +106,14 @@ def build_codec(config: TrainConfig) -> OscarCodec:
         codec = checkpoint.load(config.init_from)
         if mapping is not None:
             codec.set_mapping(mapping)
-        if config.bottleneck.dither:
-            codec.bottleneck.set_dither(config.bottleneck.dither_by_id())
-            codec.forget_fingerprint()
+        own = config.bottleneck
+        try:
+            codec.bottleneck.set_stages(own.by_id("stages"), own.by_id("start_from"))
+        except ValueError as error:
+            raise ConfigError(f"bottleneck: {error}") from None
+        if own.dither:
+            codec.bottleneck.set_dither(own.by_id("dither"))
+        codec.forget_fingerprint()
         return codec
     rates = config.bottleneck.rate_points()
     architecture = {

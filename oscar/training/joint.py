@@ -54,7 +54,9 @@ class JointStage(Stage):
         self.freeze()
 
     def trained_modules(self) -> list[nn.Module]:
-        modules: list[nn.Module] = [self.codec.bottleneck, self.codec.denoiser]
+        modules: list[nn.Module] = [self.codec.bottleneck]
+        if self.stage.denoiser == "trained":
+            modules.append(self.codec.denoiser)
         if self.timesteps is not None:
             modules.append(self.timesteps)
         if self.stage.vae == "decoder":

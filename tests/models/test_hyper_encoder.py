@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from oscar.models.hyper_encoder import HyperEncoder, VQBottleneck
+from oscar.models.residual_vq import USAGE_DECAY
 from oscar.rates import PAPER_RATES, RATES
 
 PARAMETERS = {8: 16_572_068, 16: 14_096_036, 32: 10_753_700, 64: 7_411_364}  # by grid; 81.8 M for the eight
@@ -170,3 +171,92 @@ def test_dither_goes_by_rate_and_is_described() -> None:
     dithered = VQBottleneck(PAPER_RATES[4:6], dither={4: 0.25}, **options)
     assert dithered.describe()["dither"] == {"4": 0.25}
     assert [dithered.at(rate).dither for rate in dithered.rates] == [0.25, 0.0]
+
+
+# Codes in stages.
+
+SMALL = {"width": 8, "features": 8, "codebook_dim": 4}
+
+
+@pytest.fixture
+def in_stages() -> HyperEncoder:
+    torch.manual_seed(0)
+    return HyperEncoder(PAPER_RATES[4], **SMALL, stages=4).eval()
+
+
+@pytest.mark.parametrize(("rate", "stages"), [(4, 4), (4, 16), (2, 4), (7, 64)])
+@torch.no_grad()
+def test_halves_agree_with_the_forward_pass_in_stages(rate: int, stages: int) -> None:
+    rate = RATES[rate]
+    encoder = HyperEncoder(rate, **SMALL, stages=stages).eval()
+    whole = encoder(latent())
+    indices = encoder.encode(latent())
+    assert indices.dtype == torch.int64
+    assert indices.shape == (2, 16 // rate.downsample, 24 // rate.downsample)
+    assert torch.equal(indices, whole.indices)
+    torch.testing.assert_close(encoder.decode(indices), whole.z_hat)
+    assert whole.z_hat.shape == latent().shape and whole.commitment == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (7, 4), (5, 9)])
+@torch.no_grad()
+def test_any_grid_in_stages(in_stages: HyperEncoder, size) -> None:
+    """Where a cell lacks indices, the decoder asks for none: those of the whole cell are of no account."""
+    source = latent(*size)
+    indices = in_stages.encode(source)
+    assert indices.shape == (2, *size)
+    z_hat = in_stages.decode(indices)
+    assert z_hat.shape == source.shape and torch.isfinite(z_hat).all()
+    for one, grid in zip(source, indices, strict=True):
+        assert torch.equal(in_stages.encode(one[None])[0], grid)
+
+
+@torch.no_grad()
+def test_indices_of_a_cell_are_the_stages_row_by_row(in_stages: HyperEncoder) -> None:
+    indices = in_stages.encode(latent())
+    features = in_stages.codebook_features(latent())
+    found = in_stages.quantizer.search(features[1, 2, 3][None])[0]
+    assert indices[1, 4:6, 6:8].flatten().tolist() == found.tolist()
+
+
+def test_training_in_stages_meets_cells_that_lack_some(in_stages: HyperEncoder, monkeypatch) -> None:
+    monkeypatch.setattr("oscar.models.hyper_encoder.ODD_SHARE", 1.0)
+    indices = in_stages.train()(latent()).indices
+    assert not indices[:, -1].any() and not indices[:, :, -1].any()
+    assert indices[:, :-1, :-1].any()
+    assert in_stages.usage().sum() == pytest.approx((1 - USAGE_DECAY) * 2 * 15 * 23)
+
+
+def test_all_of_a_hyper_encoder_in_stages_is_trained(in_stages: HyperEncoder) -> None:
+    output = in_stages.train()(latent())
+    (output.z_hat.square().mean() + output.commitment).backward()
+    quantizer = in_stages.quantizer
+    for part in (in_stages.backbone, quantizer.project_in, quantizer.project_out, in_stages.proj):
+        assert max(parameter.grad.abs().max() for parameter in part.parameters()) > 0
+    assert (quantizer.codebook.grad.abs().amax(dim=(1, 2)) > 0).all()  # every stage
+
+
+@pytest.mark.parametrize(("rate", "stages", "allowed"), [(4, 2, "1, 4, 16, 64"), (2, 64, "1, 4, 16"), (0, 4, "1")])
+def test_stages_that_do_not_fit(rate: int, stages: int, allowed: str) -> None:
+    with pytest.raises(ValueError, match=rf"are {stages}; allowed: {allowed}$"):
+        HyperEncoder(RATES[rate], **SMALL, stages=stages)
+
+
+@torch.no_grad()
+def test_a_rate_gets_stages_and_starts_from_another() -> None:
+    torch.manual_seed(0)
+    bottleneck = VQBottleneck(PAPER_RATES[2:6], **SMALL, kmeans_init=True).eval()
+    kept = bottleneck.at(PAPER_RATES[5])
+    bottleneck.set_stages({4: 4}, {4: 3})
+    source, encoder = bottleneck.at(PAPER_RATES[3]), bottleneck.at(PAPER_RATES[4])
+    assert encoder.stages == 4 and bottleneck.at(PAPER_RATES[5]) is kept
+    assert torch.equal(encoder.codebook_features(latent()), source.codebook_features(latent()))
+    assert bottleneck.describe()["stages"] == {"4": 4}
+    bottleneck.set_stages({4: 4}, {4: 2})
+    assert bottleneck.at(PAPER_RATES[4]) is encoder  # which has them already
+
+
+@pytest.mark.parametrize(("start_from", "match"), [({4: 5}, "cannot start from rate 0.0781"), ({4: 7}, "0.1250?")])
+def test_rates_that_cannot_be_started_from(start_from, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        VQBottleneck(PAPER_RATES[2:6], **SMALL).set_stages({4: 4}, start_from)
