@@ -1,7 +1,8 @@
 """Native checkpoints: a folder of safetensors and JSON.
 
     oscar.json          format, architecture, pseudo-timesteps, backbone, fingerprint, hashes of the weight files
-    oscar.safetensors   bottleneck.*, denoiser.* (adapters and prompt) and frequencies.* (integer tables by rate id)
+    oscar.safetensors   bottleneck.*, denoiser.* (adapters and prompt), frequencies.* (integer tables by rate id) and,
+                        where there are any, context.* (integer context models by rate id)
     vae/ unet/ scheduler/   the backbone as diffusers writes it, where it is bundled (trained here); else named by id
 
 Loading accounts for every tensor: a missing or an unknown one is an error.
@@ -26,6 +27,7 @@ from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from oscar.bitstream.context import ContextModel
 from oscar.bitstream.entropy import check_frequencies
 from oscar.errors import first_line
 from oscar.models.backbone import Backbone, BackboneError, Half
@@ -44,7 +46,7 @@ CONFIG, WEIGHTS = "oscar.json", "oscar.safetensors"
 SHIPPED = Path(__file__).parent / "assets"
 # Statistics that only training reads; every native checkpoint keeps the codes themselves.
 _TRAINING_ONLY = ("cluster_size", "embed_avg", "initted")
-_DECODER_HALF = (".quantizer._codebook.embed", ".quantizer.project_out.", ".proj.")
+_DECODER_HALF = (".quantizer._codebook.embed", ".quantizer.codebook", ".quantizer.project_out.", ".proj.")
 # Modules of a hyper-encoder and of its quantiser that a half of the codec does without.
 _UNUSED = {"both": (), "encoder": ("proj", "project_out"), "decoder": ("backbone", "project_in")}
 
@@ -65,9 +67,9 @@ def build(config: dict, backbone: Backbone) -> OscarCodec:
 def _build_bottleneck(config: dict, backbone: Backbone) -> VQBottleneck:
     options = dict(config["bottleneck"])
     rates = [rate_by_id(rate_id) for rate_id in options.pop("rates")]
-    sizes, dither = ({int(key): value for key, value in options.pop(name, {}).items()}
-                     for name in ("codebook_sizes", "dither"))  # fmt: skip
-    return VQBottleneck(rates, sizes, dither, latent_channels=backbone.latent_channels, **options)
+    by_rate = {name: {int(key): value for key, value in options.pop(name, {}).items()}
+               for name in ("codebook_sizes", "dither", "stages")}  # fmt: skip
+    return VQBottleneck(rates, **by_rate, latent_channels=backbone.latent_channels, **options)
 
 
 def describe(codec: OscarCodec) -> dict:
@@ -96,6 +98,9 @@ def tensors(codec: OscarCodec) -> dict[str, Tensor]:
         )
     for rate_id, table in codec.frequencies.items():
         result[f"frequencies.{rate_id}"] = torch.from_numpy(np.asarray(table, dtype=np.int32).copy())
+    for rate_id, model in codec.contexts.items():
+        arrays = model.arrays().items()
+        result.update({f"context.{rate_id}.{name}": torch.from_numpy(value.copy()) for name, value in arrays})
     return {name: value.detach().cpu().contiguous() for name, value in result.items()}
 
 
@@ -105,7 +110,7 @@ def bundles_backbone(codec: OscarCodec) -> bool:
 
 
 def fingerprint(codec: OscarCodec, dtype: torch.dtype | None = None) -> str:
-    """SHA-256 of all that decoding depends on, in hexadecimal.
+    """SHA-256 of all that decoding depends on but for context models, in hexadecimal.
 
     Covers, with names, types and shapes: the architecture, the decoder half of the bottleneck, adapters and prompt, the
     frequency tables, and the UNet and VAE decoder where they are bundled; of a backbone that is only named, an evenly
@@ -121,7 +126,7 @@ def fingerprint(codec: OscarCodec, dtype: torch.dtype | None = None) -> str:
     own = {
         name: value
         for name, value in tensors(codec).items()
-        if not name.startswith("bottleneck.") or any(part in name for part in _DECODER_HALF)
+        if not name.startswith(("bottleneck.", "context.")) or any(part in name for part in _DECODER_HALF)
     }
     bundled = bundles_backbone(codec)
     state = {f"unet.{name}": value for name, value in codec.backbone.unet.state_dict().items() if "lora_" not in name}
@@ -239,7 +244,9 @@ def load_merged(source: str | Path, half: Half = "both", dtype: torch.dtype = to
             expected |= {"denoiser.prompt"} if denoiser.prompt is not None else set()
             expected |= _adapter_names(denoiser)
         codec = OscarCodec(backbone, bottleneck, denoiser, mapping)
-        _check_names(stored, expected | {f"frequencies.{rate_id}" for rate_id in codec.frequencies})
+        contexts = [name for name in stored if name.startswith("context.")]
+        expected |= {f"frequencies.{rate_id}" for rate_id in codec.frequencies}
+        _check_names(set(stored) - set(contexts), expected)
         if not (half == "encoder" and mapping.per_picture):  # that encoder decodes z_hat to measure the timestep
             for rate in codec.rates:
                 drop(bottleneck.at(rate), _UNUSED[half])
@@ -249,6 +256,7 @@ def load_merged(source: str | Path, half: Half = "both", dtype: torch.dtype = to
         codec.half = half
         _identify(codec, config)
         _set_frequencies(codec, read_tensors(path, [name for name in stored if name.startswith("frequencies.")]))
+        _set_contexts(codec, dict(read_tensors(path, contexts)))
     return codec
 
 
@@ -308,6 +316,7 @@ def locate(source: str | Path) -> Path:
 
 
 def _fill(codec: OscarCodec, state: dict[str, Tensor]) -> None:
+    contexts = {name: state.pop(name) for name in list(state) if name.startswith("context.")}
     expected = tensors(codec)
     _check_names(state, expected)
     for name, value in state.items():
@@ -324,11 +333,10 @@ def _fill(codec: OscarCodec, state: dict[str, Tensor]) -> None:
         },
         strict=False,
     )  # fmt: skip
-    for rate in codec.rates:  # further training must go on from these codes, not start or revive them anew
-        codebook = codec.bottleneck.at(rate).quantizer._codebook
-        codebook.embed_avg.copy_(codebook.embed * codebook.cluster_size[..., None])
-        codebook.initted.fill_(bool(codebook.embed.any()))
+    for rate in codec.rates:
+        codec.bottleneck.at(rate).keep_codes()
     _set_frequencies(codec, ((name, value) for name, value in state.items() if name.startswith("frequencies.")))
+    _set_contexts(codec, contexts)
 
 
 def _check_names(names: Iterable[str], expected: Iterable[str]) -> None:
@@ -356,6 +364,24 @@ def _set_frequencies(codec: OscarCodec, tables: Iterable[tuple[str, Tensor]]) ->
             codec.frequencies[int(name.removeprefix("frequencies."))] = check_frequencies(value.numpy())
         except ValueError as error:
             raise CheckpointError(f"{name}: {error}") from None
+
+
+def _set_contexts(codec: OscarCodec, stored: dict[str, Tensor]) -> None:
+    """Take over context models: names are context.<rate id>.<part>."""
+    models: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in stored.items():
+        _, rate_id, part = name.split(".")
+        models.setdefault(rate_id, {})[part] = value.numpy()
+    sizes = {str(rate.id): codec.bottleneck.at(rate).codebook_size for rate in codec.rates}
+    for rate_id, arrays in models.items():
+        try:
+            model = ContextModel(**arrays)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"context.{rate_id}: {first_line(error)}") from None
+        if sizes.get(rate_id) != model.codebook_size:
+            raise CheckpointError(f"context.{rate_id} is for {model.codebook_size} codes; "
+                                  f"allowed: {sizes.get(rate_id, 'none, as there is no such rate')}")  # fmt: skip
+        codec.contexts[int(rate_id)] = model
 
 
 def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:

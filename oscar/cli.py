@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -121,8 +122,16 @@ def compress(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Picture, or folder of pictures.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help=".oscar file, or folder.")],
     rate: Annotated[
-        float, typer.Option(help=f"Nominal bpp: {', '.join(f'{point.bpp:.4f}' for point in PAPER_RATES)}.")
-    ] = 0.0625,
+        float | None,
+        typer.Option(help=f"Nominal bpp: {', '.join(f'{point.bpp:.4f}' for point in PAPER_RATES)}. By default 0.0625."),
+    ] = None,
+    effort: Annotated[
+        int, typer.Option(min=0, max=9, help="Trade a little quality for smaller files: 0 (not at all) to 9.")
+    ] = 0,
+    bpp: Annotated[
+        float | None, typer.Option(help="Actual bpp at most: the best rate and least effort that fit.")
+    ] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Bytes of each file at most, likewise.")] = None,
     model: _Model = "nano",
     device: _Device = "cpu",
     overwrite: _Overwrite = False,
@@ -137,20 +146,27 @@ def compress(
     batch_size: _BatchSize = 1,
 ) -> None:
     """Compress a picture to an .oscar file, or a folder of pictures (recursively) to a folder of them."""
+    target_bytes = _target(rate, effort, bpp, max_bytes)
+    rate = 0.0625 if rate is None else rate
     find_rate(rate, RATES)
     colour = _parse_colour(background)
     direction = Direction(_list_pictures, "picture files", OSCAR_SUFFIX, frozenset({OSCAR_SUFFIX}))
     jobs = plan_jobs(source, target, direction)
     options = _network_options(dtype, compile, memory, half="encoder")
-    codec = functools.cache(lambda: _load_codec(model, device, threads, rate, **options))
+    wanted = rate if target_bytes is None else None
+    codec = functools.cache(lambda: _load_codec(model, device, threads, wanted, **options))
 
     def convert(batch: list[Job]) -> list[tuple[bytes, str]]:
         from oscar.images import read_image
 
         pictures = [read_image(job.source, colour) for job in batch]
+        if target_bytes is None:
+            files = codec().compress_batch(pictures, rate, effort)
+        else:
+            files = [codec().compress(picture, max_bytes=target_bytes(picture)) for picture in pictures]
         return [
             (data, f"{len(data)} bytes, {8 * len(data) / (picture.width * picture.height):.4f} bpp (actual)")
-            for picture, data in zip(pictures, codec().compress_batch(pictures, rate), strict=True)
+            for picture, data in zip(pictures, files, strict=True)
         ]
 
     _run(jobs, convert, "compress", source.is_dir(), overwrite, skip_existing, batch_size)
@@ -296,6 +312,25 @@ def doctor(
     console.print(as_table(findings))
 
 
+def _target(
+    rate: float | None, effort: int, bpp: float | None, max_bytes: int | None
+) -> Callable[[Image.Image], int] | None:
+    """The most bytes that a picture's file may have, None without a target."""
+    options = {"--rate": rate, "--bpp": bpp, "--max-bytes": max_bytes}
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise CommandError(f"{' and '.join(given)} exclude each other")
+    if bpp is None and max_bytes is None:
+        return None
+    if effort:
+        raise CommandError(f"--effort and {given[0]} exclude each other, since the effort is chosen to fit")
+    if not 0 < options[given[0]] < math.inf:
+        raise CommandError(f"{given[0]} is {options[given[0]]}; allowed: above 0")
+    if max_bytes is not None:
+        return lambda picture: max_bytes
+    return lambda picture: int(bpp * picture.height * picture.width / 8)
+
+
 def _import(sources: list[str], target: Path, backbone: str, timesteps: str, bundle: bool, dtype: str) -> None:
     """Convert published files, and say what became of their tensors."""
     import torch
@@ -313,7 +348,7 @@ def _export(source: str, target: Path) -> None:
     from oscar.convert import export
 
     codec = export(source, target)
-    typer.echo(f"{target}: rates {_rate_list(codec)}; frequency tables have no place in it")
+    typer.echo(f"{target}: rates {_rate_list(codec)}; frequency tables and context models have no place in it")
 
 
 def _rate_list(codec: OscarCodec) -> str:

@@ -9,6 +9,7 @@ Only under mapping `per_image` is t the picture's own: `compress` measures it, a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,9 +21,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 from oscar import checkpoint, images
-from oscar.bitstream import MAX_SIDE, Container, HeaderError, UnknownRateError, WrongModelError
-from oscar.bitstream.entropy import decode_indices, encode_indices, estimated_bits, uniform_frequencies
+from oscar.bitstream import (
+    MAX_SIDE,
+    Coding,
+    Container,
+    HeaderError,
+    UnknownRateError,
+    WrongModelError,
+    context,
+    entropy,
+)
+from oscar.bitstream.context import ContextModel, decode_grid, encode_grid
+from oscar.bitstream.entropy import uniform_frequencies
 from oscar.bitstream.norms import dequantise_rms, quantise_rms
+from oscar.effort import cheaper_indices, check_effort
 from oscar.models.backbone import VAE_DECODER, Backbone, Half, decode
 from oscar.models.denoiser import Denoiser
 from oscar.models.hyper_encoder import VQBottleneck
@@ -37,7 +49,10 @@ from oscar.models.inference import (
 from oscar.models.loading import drop
 from oscar.models.tiling import MemoryBudget
 from oscar.rates import RatePoint, find_rate, rate_by_id
+from oscar.targets import compress_within
 from oscar.timesteps import TimestepMapping, timestep_code, timestep_of_code
+
+DEFAULT_RATE = 0.0625
 
 
 class Analysis(NamedTuple):
@@ -81,6 +96,7 @@ class OscarCodec(nn.Module):
         denoiser: the backbone's UNet, adapted; None in the encoder half.
         mapping: pseudo-timestep of each rate, or of each picture.
         frequencies: integer frequency table by rate id, int32 (K,); a rate without one is coded uniformly.
+        contexts: context model by rate id, for rates whose indices it predicts.
     """
 
     def __init__(
@@ -90,6 +106,7 @@ class OscarCodec(nn.Module):
         denoiser: Denoiser | None,
         mapping: TimestepMapping,
         frequencies: dict[int, np.ndarray] | None = None,
+        contexts: dict[int, ContextModel] | None = None,
     ):
         super().__init__()
         self.backbone = backbone
@@ -100,6 +117,7 @@ class OscarCodec(nn.Module):
         self.set_mapping(mapping)
         self.frequencies = {rate.id: uniform_frequencies(bottleneck.at(rate).codebook_size) for rate in self.rates}
         self.frequencies.update(frequencies or {})
+        self.contexts = dict(contexts or {})
 
     @classmethod
     def from_pretrained(
@@ -168,15 +186,30 @@ class OscarCodec(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what decoding depends on, in hexadecimal; see `oscar.checkpoint.fingerprint`."""
+        """SHA-256 of what decoding depends on but for context models, in hexadecimal; see `checkpoint.fingerprint`."""
         if self._fingerprint is None:
             self._fingerprint = checkpoint.fingerprint(self)
         return self._fingerprint
 
     @property
     def model_tag(self) -> int:
-        """The first 16 bits of the fingerprint, which every file carries."""
+        """The first 16 bits of the fingerprint, which every file carries that is not coded by context."""
         return int(self.fingerprint[:4], 16)
+
+    def file_tag(self, coding: Coding, rate: RatePoint) -> int:
+        """The tag that a file carries: `model_tag`, or 16 bits that depend on the rate's context model too.
+
+        So a context model leaves files alone that do without it.
+
+        Raises:
+            WrongModelError: for coding by context at a rate that has no context model.
+        """
+        if coding != Coding.CONTEXT:
+            return self.model_tag
+        if rate.id not in self.contexts:
+            raise WrongModelError(f"the file is coded by context; this model has none for rate {rate.bpp:.4f}")
+        digest = hashlib.sha256(bytes.fromhex(self.fingerprint) + self.contexts[rate.id].digest)
+        return int.from_bytes(digest.digest()[:2], "big")
 
     def train(self, mode: bool = True) -> OscarCodec:
         if mode:
@@ -210,36 +243,49 @@ class OscarCodec(nn.Module):
 
     # Pictures and bytes.
 
-    def compress(self, image: Image.Image | np.ndarray | Tensor, rate: float | RatePoint = 0.0625) -> bytes:
+    def compress(
+        self,
+        image: Image.Image | np.ndarray | Tensor,
+        rate: float | RatePoint | None = None,
+        effort: int = 0,
+        max_bytes: int | None = None,
+    ) -> bytes:
         """Compress one picture into the bytes of an `.oscar` file.
 
         Args:
             image: PIL image, uint8 array (H, W), (H, W, 3) or (H, W, 4), or tensor (3, H, W), uint8 or in [-1, 1].
-            rate: nominal bits per pixel of one of `rates`, or a rate point.
+            rate: nominal bits per pixel of one of `rates`, or a rate point; 0.0625 unless it or `max_bytes` is set.
+            effort: 0 (the nearest codes) to 9: the higher, the more of them give way to others that cost fewer bits
+                (see `oscar.effort`).
+            max_bytes: length of the file at most, in place of rate and effort: the highest rate that fits is taken, and
+                the lowest effort.
 
         Raises:
             ImageError: for a picture that cannot be represented (transparency, more than 65536 pixels a side).
-            ValueError: for a rate that this model does not have.
+            ValueError: for a rate that this model does not have, an effort that does not exist, or a length that no
+                rate meets.
         """
-        return self.compress_batch([image], rate)[0]
+        if max_bytes is None:
+            return self.compress_batch([image], DEFAULT_RATE if rate is None else rate, effort)[0]
+        if rate is not None or effort:
+            raise ValueError("max_bytes is set, which chooses rate and effort itself; allowed: it alone")
+        return compress_within(self, as_batch(image), max_bytes)
 
     def compress_batch(
-        self, pictures: Sequence[Image.Image | np.ndarray | Tensor], rate: float | RatePoint = 0.0625
+        self,
+        pictures: Sequence[Image.Image | np.ndarray | Tensor],
+        rate: float | RatePoint = DEFAULT_RATE,
+        effort: int = 0,
     ) -> list[bytes]:
         """Compress several pictures; those of one size go through the networks together. See `compress`."""
         rate = self.find_rate(rate)
-        batches = [images.to_tensor(picture) for picture in pictures]
+        batches = [as_batch(picture) for picture in pictures]
         groups: dict[tuple[int, int], list[int]] = {}
         for position, batch in enumerate(batches):
-            height, width = batch.shape[-2:]
-            if max(height, width) > MAX_SIDE:
-                raise images.ImageError(
-                    f"picture of {width}x{height} pixels is not allowed; allowed: {MAX_SIDE} a side"
-                )
-            groups.setdefault((height, width), []).append(position)
+            groups.setdefault(tuple(batch.shape[-2:]), []).append(position)
         result = [b""] * len(batches)
         for positions in groups.values():
-            files = self.compress_tensor(torch.cat([batches[position] for position in positions]), rate)
+            files = self.compress_tensor(torch.cat([batches[position] for position in positions]), rate, effort)
             for position, data in zip(positions, files, strict=True):
                 result[position] = data
         return result
@@ -263,22 +309,25 @@ class OscarCodec(nn.Module):
     # Batches of tensors beneath them.
 
     @torch.inference_mode()
-    def compress_tensor(self, batch: Tensor, rate: float | RatePoint) -> list[bytes]:
+    def compress_tensor(self, batch: Tensor, rate: float | RatePoint, effort: int = 0) -> list[bytes]:
         """Images (B, 3, H, W) in [-1, 1] -> the bytes of one file each."""
         rate = self.find_rate(rate)
-        analysis = self.analyse(batch, rate)
+        analysis = self.economise(self.analyse(batch, rate), rate, check_effort(effort))
         return self.write(analysis, rate, height=batch.shape[-2], width=batch.shape[-1])
 
-    def write(self, analysis: Analysis, rate: RatePoint, height: int, width: int) -> list[bytes]:
-        """What was found in images of `height` x `width` -> files."""
+    def write(
+        self, analysis: Analysis, rate: RatePoint, height: int, width: int, newest: Coding = Coding.CONTEXT
+    ) -> list[bytes]:
+        """What was found in images of `height` x `width` -> files, in the shortest coding up to the newest allowed."""
         grids, norms = analysis.indices.cpu().numpy(), quantise_rms(analysis.rms.float().cpu().numpy())
         codes = [None] * len(grids)
         if analysis.timesteps is not None:
             codes = timestep_code(analysis.timesteps, len(self.backbone.schedule)).tolist()
         files = []
         for grid, norm, code in zip(grids, norms, codes, strict=True):
-            coding, payload = encode_indices(grid.reshape(-1), self.frequencies[rate.id])
-            container = Container(coding, rate.id, self.model_tag, width, height, norm.tobytes(), payload, code)
+            coding, payload = encode_grid(grid, self.frequencies[rate.id], self.contexts.get(rate.id), newest)
+            tag = self.file_tag(coding, rate)
+            container = Container(coding, rate.id, tag, width, height, norm.tobytes(), payload, code)
             files.append(container.pack())
         return files
 
@@ -311,20 +360,18 @@ class OscarCodec(nn.Module):
             BitstreamError: if it is damaged, foreign, or was written with another model.
         """
         container = Container.unpack(data)
-        if container.model_tag != self.model_tag:
-            raise WrongModelError(
-                f"the file was written with model {container.model_tag:04x}; this model is {self.model_tag:04x}"
-            )
-        rate = rate_by_id(container.rate_id)
+        rate = container.rate
+        tag = self.file_tag(container.coding, rate)
+        if container.model_tag != tag:
+            raise WrongModelError(f"the file was written with model {container.model_tag:04x}; this model is {tag:04x}")
         if rate not in self.rates:
             raise UnknownRateError(f"the file has rate {rate.bpp:.4f}, which this model does not have")
         if (container.timestep is not None) != self.mapping.per_picture:
             has, wants = ("no", "one") if self.mapping.per_picture else ("a", "none")
             raise HeaderError(f"the file has {has} timestep of its own; allowed for this model: {wants}")
-        rows, columns = rate.grid_shape(container.height, container.width)
-        table = self.frequencies[rate.id]
-        symbols = decode_indices(container.payload, container.coding, rows * columns, table)
-        return container, symbols.astype(np.int64).reshape(rows, columns)
+        shape = rate.grid_shape(container.height, container.width)
+        table, model = self.frequencies[rate.id], self.contexts.get(rate.id)
+        return container, decode_grid(container.payload, container.coding, shape, table, model).astype(np.int64)
 
     @torch.inference_mode()
     def reconstruct(
@@ -363,6 +410,18 @@ class OscarCodec(nn.Module):
         if self.mapping.per_picture:
             timesteps = self.measure_timesteps(self.bottleneck.decode(indices, rate), latent)
         return Analysis(latent, indices, channel_rms(latent), timesteps)
+
+    def economise(self, analysis: Analysis, rate: RatePoint, effort: int) -> Analysis:
+        """Encoder half: the analysis with indices that cost fewer bits (see `oscar.effort`)."""
+        if effort == 0:
+            return analysis
+        table, model = self.frequencies[rate.id], self.contexts.get(rate.id)
+        encoder = self.bottleneck.at(rate)
+        indices = cheaper_indices(encoder, analysis.latent, analysis.indices, effort, table, model)
+        timesteps = analysis.timesteps
+        if self.mapping.per_picture:
+            timesteps = self.measure_timesteps(self.bottleneck.decode(indices, rate), analysis.latent)
+        return analysis._replace(indices=indices, timesteps=timesteps)
 
     def synthesise(
         self, indices: Tensor, rms: Tensor, rate: RatePoint, timesteps: Tensor | None = None
@@ -418,8 +477,11 @@ class OscarCodec(nn.Module):
         return torch.tensor([timestep_of_code(container.timestep, steps) for container in containers]).to(self.device)
 
     def estimated_bits(self, indices: Tensor, rate: RatePoint) -> float:
-        """Ideal code length in bits of indices (rows, columns) under this model's table, without header."""
-        return estimated_bits(indices.cpu().numpy().reshape(-1), self.frequencies[rate.id])
+        """Ideal code length in bits of indices (rows, columns) under this model's table or context model, whichever is
+        less, without header."""
+        grid = indices.cpu().numpy()
+        bits = entropy.estimated_bits(grid.reshape(-1), self.frequencies[rate.id])
+        return min(bits, context.estimated_bits(grid, self.contexts[rate.id])) if rate.id in self.contexts else bits
 
     @property
     def device(self) -> torch.device:
@@ -428,6 +490,15 @@ class OscarCodec(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return next(self.bottleneck.parameters()).dtype
+
+
+def as_batch(picture: Image.Image | np.ndarray | Tensor) -> Tensor:
+    """A picture as (1, 3, H, W) in [-1, 1]; ImageError if no file can hold it."""
+    batch = images.to_tensor(picture)
+    height, width = batch.shape[-2:]
+    if max(height, width) > MAX_SIDE:
+        raise images.ImageError(f"picture of {width}x{height} pixels is not allowed; allowed: {MAX_SIDE} a side")
+    return batch
 
 
 def channel_rms(latent: Tensor) -> Tensor:

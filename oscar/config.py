@@ -69,6 +69,13 @@ class BottleneckConfig:
     dither: dict[float, float] = field(default_factory=dict)
     """noise at the encoder's input by nominal bpp, as a share of each channel's root mean square; 0 (the paper) where a
     rate is not named. With `init_from` too, it replaces the checkpoint's if it is not empty"""
+    stages: dict[float, int] = field(default_factory=dict)
+    """codes that are summed to one vector by nominal bpp: 1 (the paper) where a rate is not named; 4, 16 or 64 take the
+    indices of 2x2, 4x4 or 8x8 positions together, and are trained by gradient: decay, dead_code_threshold and
+    rotation_trick do nothing there. With `init_from`, a rate that had another number gets a new hyper-encoder"""
+    start_from: dict[float, float] = field(default_factory=dict)
+    """nominal bpp of the rate, on the same grid of vectors, whose weights such a new hyper-encoder takes over, all but
+    the codes; only with `init_from`"""
 
     def check(self) -> None:
         _choose("bottleneck.kind", self.kind, ("vq",))
@@ -78,7 +85,14 @@ class BottleneckConfig:
             raise ConfigError("bottleneck.rates is empty; allowed: one or more of the configured rates")
         for bpp, share in self.dither.items():
             _at_least(f"bottleneck.dither.{bpp}", share, 0)
-        self.dither_by_id()
+        for bpp, stages in self.stages.items():
+            _choose(f"bottleneck.stages.{bpp}", stages, (1, 4, 16, 64))
+        for bpp in self.start_from:
+            if bpp not in self.stages:
+                raise ConfigError(f"bottleneck.start_from.{bpp} is set, but that rate's stages are not; "
+                                  f"allowed: {', '.join(map(str, self.stages)) or 'none'}")  # fmt: skip
+        for name in ("dither", "stages", "start_from"):
+            self.by_id(name)
 
     def rate_points(self) -> tuple[RatePoint, ...]:
         try:
@@ -87,18 +101,22 @@ class BottleneckConfig:
             raise ConfigError(f"bottleneck.rates: {error}") from None
         return tuple(sorted(points, key=lambda rate: rate.id))
 
-    def dither_by_id(self) -> dict[int, float]:
-        """The dither by rate id."""
+    def by_id(self, name: str) -> dict[int, Any]:
+        """A field that goes by nominal bpp, such as dither, by rate id; of start_from the values are ids too."""
+        points = self.rate_points()
         try:
-            return {find_rate(float(bpp), self.rate_points()).id: share for bpp, share in self.dither.items()}
+            values = {find_rate(float(bpp), points).id: value for bpp, value in getattr(self, name).items()}
+            if name == "start_from":
+                values = {rate_id: find_rate(float(bpp), points).id for rate_id, bpp in values.items()}
         except ValueError as error:
-            raise ConfigError(f"bottleneck.dither: {error}") from None
+            raise ConfigError(f"bottleneck.{name}: {error}") from None
+        return values
 
     def options(self) -> dict[str, Any]:
         """Arguments of `VQBottleneck` beside the rates."""
         names = ("width", "features", "codebook_dim", "kmeans_init")
         own = {name: getattr(self, name) for name in names}
-        return {**own, **self.training_options(), "dither": self.dither_by_id()}
+        return {**own, **self.training_options(), **{name: self.by_id(name) for name in ("dither", "stages")}}
 
     def training_options(self) -> dict[str, Any]:
         """What may change from one run to the next: arguments of `VQBottleneck.set_training`."""
@@ -135,7 +153,7 @@ class DataConfig:
     """folders (searched recursively), text lists of pictures, WebDataset shards (.tar), patterns of these such as
     shards/{000..099}.tar, and hf:DATASET[#SPLIT] for a Hugging Face data set (`oscar.training.sources`)"""
     latents: Optional[str] = None
-    """hyper: folder of latents that scripts/cache_latents.py made of such pictures; `train` is then not read"""
+    """hyper, context: latents folder that scripts/cache_latents.py made of such pictures; `train` is not read then"""
     crop: int = 256
     """side of the square crops in pixels; a multiple of 64, so that every rate's grid fits"""
     batch_size: int = 8
@@ -213,11 +231,31 @@ class CriticConfig:
 
 
 @dataclass
+class ContextConfig:
+    """Size of a context model (`oscar.bitstream.context`)."""
+
+    neighbours: int = 12
+    """positions that each one looks at"""
+    embedding: int = 8
+    """dimensions of a code's vector; where a rate's codes are stages of one vector, as many as codes, up to 16"""
+    hidden: int = 48
+    """width of the first layer"""
+    features: int = 32
+    """width of the second layer, and of the vectors of the tree's nodes"""
+
+    def check(self, name: str) -> None:
+        for part, high in (("neighbours", 24), ("embedding", 64), ("hidden", 512), ("features", 512)):
+            _at_least(f"{name}.{part}", getattr(self, part), 1)
+            if getattr(self, part) > high:
+                raise ConfigError(f"{name}.{part} is {getattr(self, part)}; allowed: at most {high}")
+
+
+@dataclass
 class StageConfig:
     """What a stage trains and by which loss; fields that a stage does not use are refused if they are set."""
 
     name: str = "joint"
-    """vae, prior, hyper or joint"""
+    """vae, prior, hyper, joint or context"""
     image_losses: dict[str, float] = field(default_factory=dict)
     """weight by term: l1, mse, ms_ssim, features, dists, lpips_vgg, lpips_alex; with the prefix edges_ on Sobel maps"""
     network_files: dict[str, str] = field(default_factory=dict)
@@ -239,15 +277,23 @@ class StageConfig:
     """joint, hyper: random draws rates by weight (the paper); balanced takes all rates of positive weight equally
     often, in an order shuffled anew each time round"""
     rate_weights: dict[float, float] = field(default_factory=dict)
-    """joint, hyper: relative probability of drawing a rate, 1 if not named; 0 leaves it as it is"""
+    """joint, hyper: relative probability of drawing a rate, 1 if not named; 0 leaves it as it is, in stage context too,
+    where all others are trained in every step"""
     table_batches: int = 128
     """hyper, joint: batches at the end over which the entropy coder's tables are counted"""
     vae: str = "frozen"
     """joint: frozen (the paper); decoder trains the VAE's decoder too; all trains the whole VAE"""
+    denoiser: str = "trained"
+    """joint: trained (the paper); frozen trains the hyper-encoders alone, so that with a frozen VAE rates of weight 0
+    stay as they are"""
+
+    context: ContextConfig = field(default_factory=ContextConfig)
+    """context: size of the models"""
 
     def check(self, rates: tuple[RatePoint, ...]) -> None:
-        _choose("stage.name", self.name, ("vae", "prior", "hyper", "joint"))
+        _choose("stage.name", self.name, ("vae", "prior", "hyper", "joint", "context"))
         _choose("stage.vae", self.vae, ("frozen", "decoder", "all"))
+        _choose("stage.denoiser", self.denoiser, ("trained", "frozen"))
         _choose("stage.rate_order", self.rate_order, ("random", "balanced"))
         _at_least("stage.table_batches", self.table_batches, 1)
         for name in ("kl", "cosine", "commitment", "latent", "gan"):
@@ -259,11 +305,13 @@ class StageConfig:
             "prior": (),
             "hyper": ("cosine", "commitment", "rates_per_step", "rate_order", "rate_weights", "table_batches"),
             "joint": ("image_losses", "network_files", "cosine", "commitment", "latent", "gan", "rate_order",
-                      "rate_weights", "table_batches", "vae"),
+                      "rate_weights", "table_batches", "vae", "denoiser"),
+            "context": ("rate_weights", "context"),
         }[self.name]  # fmt: skip
         blank = StageConfig()
         for name in ("image_losses", "network_files", "kl", "cosine", "commitment", "latent", "gan",
-                     "rates_per_step", "rate_order", "rate_weights", "table_batches", "vae"):  # fmt: skip
+                     "rates_per_step", "rate_order", "rate_weights", "table_batches", "vae", "denoiser",
+                     "context"):  # fmt: skip
             if name not in used and getattr(self, name) != getattr(blank, name):
                 raise ConfigError(
                     f"stage.{name} is {getattr(self, name)!r}, but stage {self.name} does not use it; "
@@ -287,6 +335,7 @@ class StageConfig:
                 raise ConfigError("stage.rate_order is 'balanced', but stage.rate_weights differ; "
                                   "allowed there: one weight for all, and 0")  # fmt: skip
         self.critic.check("stage.critic")
+        self.context.check("stage.context")
 
     def draw_weights(self, rates: tuple[RatePoint, ...]) -> list[float]:
         """Relative probability of each of `rates`."""
@@ -433,7 +482,7 @@ class TrainConfig:
     """folder of logs, checkpoints and the final model"""
     seed: int = 0
     init_from: Optional[str] = None
-    """hyper, joint: OSCAR checkpoint folder to start from, instead of backbone, bottleneck and denoiser"""
+    """hyper, joint, context: OSCAR checkpoint folder to start from, instead of backbone, bottleneck and denoiser"""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
@@ -458,15 +507,15 @@ class TrainConfig:
         self.bottleneck.check()
         self.denoiser.check()
         self.data.check()
-        if self.data.latents is not None and self.stage.name != "hyper":
+        if self.data.latents is not None and self.stage.name not in ("hyper", "context"):
             name = self.stage.name
             raise ConfigError(f"data.latents is {self.data.latents!r}, but stage {name} needs pictures; allowed: null")
         self.stage.check(self.bottleneck.rate_points())
         self.optimiser.check("optimiser")
         self.trainer.check()
-        if self.trainer.gradient_checkpointing and self.stage.name == "hyper":
-            raise ConfigError("trainer.gradient_checkpointing is true, but stage hyper has no gradient through UNet or "
-                              "VAE; allowed: false")  # fmt: skip
+        if self.trainer.gradient_checkpointing and self.stage.name in ("hyper", "context"):
+            raise ConfigError(f"trainer.gradient_checkpointing is true, but stage {self.stage.name} has no gradient "
+                              "through UNet or VAE; allowed: false")  # fmt: skip
         if self.trainer.final == "best" and not self.validation.enabled:
             raise ConfigError("trainer.final is 'best', but validation.images is unset; allowed: last")
         self.validation.check(self.stage.name, RATES if self.init_from else self.bottleneck.rate_points())

@@ -322,6 +322,35 @@ def test_training_goes_on_from_the_stored_codes(make_codec, tmp_path: Path) -> N
     assert cosine.min() > 0.9
 
 
+def test_codes_in_stages(make_codec, tmp_path: Path) -> None:
+    """They are stored, set by k-means if they are not yet, belong to both halves, and decoding depends on them."""
+    codec = make_codec(rates=[4], bottleneck={"stages": {"4": 4}, "kmeans_init": True})
+    (rate,) = codec.rates
+    codec.save_pretrained(tmp_path / "untrained")
+    codec = checkpoint.load(tmp_path / "untrained")
+    codes = codec.bottleneck.at(rate).quantizer.codebook
+    codec.bottleneck.train()(torch.randn(4, 4, 16, 16), rate)
+    before = codes.detach().clone()
+    assert before.any()
+    codec.bottleneck(torch.randn(4, 4, 16, 16), rate)
+    assert torch.equal(codes, before)
+    codec.eval().save_pretrained(tmp_path / "model")
+    assert json.loads((tmp_path / "model" / CONFIG).read_text())["bottleneck"]["stages"] == {"4": 4}
+    assert torch.equal(checkpoint.load(tmp_path / "model").bottleneck.at(rate).quantizer.codebook, before)
+    tag = codec.fingerprint
+    with torch.no_grad():
+        codes[3, 15, 3] += 1e-3
+    assert checkpoint.fingerprint(codec) != tag
+    image = torch.rand(1, 3, 40, 72) * 2 - 1  # five by nine indices
+    encoder, decoder, whole = (OscarCodec.from_pretrained(tmp_path / "model", dtype=torch.float32, half=half)
+                               for half in ("encoder", "decoder", "both"))  # fmt: skip
+    files = encoder.compress_tensor(image, rate)
+    assert files == whole.compress_tensor(image, rate)
+    (decoded,) = decoder.decompress_tensor(files)
+    assert decoded.shape == image.shape[1:]
+    torch.testing.assert_close(decoded, whole.reconstruct(image, rate).image[0])
+
+
 def test_an_untrained_codebook_is_still_initialised(make_codec, tmp_path: Path) -> None:
     make_codec(rates=[7], bottleneck={"kmeans_init": True}).save_pretrained(tmp_path / "model")
     loaded = checkpoint.load(tmp_path / "model")

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import oscar
 from oscar import cli, jobs
 from oscar.bitstream import Coding, Container, WrongModelError
 from oscar.rates import PAPER_RATES, find_rate
+from oscar.targets import TargetError
 
 ROOT = Path(__file__).parents[1]
 TAG = 0x0ABC
@@ -26,8 +28,14 @@ class FakeCodec:
     """Writes real containers with empty content and decodes to a grey picture of the right size."""
 
     rates = PAPER_RATES
+    efforts: ClassVar[list[int]] = []
 
-    def compress(self, image: Image.Image, rate: float) -> bytes:
+    def compress(self, image: Image.Image, rate: float | None = None, max_bytes: int | None = None) -> bytes:
+        if max_bytes is not None:
+            fitting = [point.bpp for point in self.rates if self.length(image, point.bpp) <= max_bytes]
+            if not fitting:
+                raise TargetError(f"max_bytes is {max_bytes}, which no rate meets")
+            rate = max(fitting)
         point = find_rate(rate, self.rates)
         blank = _container(image.width, image.height, point.id)
         return blank.pack()
@@ -38,7 +46,11 @@ class FakeCodec:
             raise WrongModelError("file was written by another model")
         return Image.new("RGB", (container.width, container.height), (90, 90, 90))
 
-    def compress_batch(self, pictures: list[Image.Image], rate: float) -> list[bytes]:
+    def length(self, image: Image.Image, rate: float) -> int:
+        return len(self.compress(image, rate))
+
+    def compress_batch(self, pictures: list[Image.Image], rate: float, effort: int = 0) -> list[bytes]:
+        self.efforts.append(effort)
         return [self.compress(picture, rate) for picture in pictures]
 
     def decompress_batch(self, files: list[bytes]) -> list[Image.Image]:
@@ -113,6 +125,23 @@ def test_one_file_there_and_back(tmp_path, photo, loads, suffix):
     assert no_leftovers(tmp_path)
 
 
+def test_targets(tmp_path, photo, loads, capsys):
+    for option, value in (("--max-bytes", 60), ("--bpp", 60 * 8 / (40 * 70))):
+        assert run("compress", photo, tmp_path / "a.oscar", option, value, "--overwrite") == 0
+        assert Container.unpack((tmp_path / "a.oscar").read_bytes()).rate.bpp == 0.125
+    assert run("compress", photo, tmp_path / "a.oscar", "--max-bytes", 45, "--overwrite") == 0
+    assert Container.unpack((tmp_path / "a.oscar").read_bytes()).rate.bpp < 0.125
+    capsys.readouterr()
+    words = refuse(capsys, "compress", photo, tmp_path / "b.oscar", "--max-bytes", "5")
+    assert "max_bytes is 5" in words and not (tmp_path / "b.oscar").exists()
+    assert all(call[3] is None for call in loads)  # no rate to look for in the model
+
+
+def test_effort_is_passed_on(tmp_path, photo, loads):
+    assert run("compress", photo, tmp_path / "a.oscar", "--effort", "4") == 0
+    assert FakeCodec.efforts[-1] == 4
+
+
 def test_file_into_folder(tmp_path, photo, loads):
     (tmp_path / "out").mkdir()
     assert run("compress", photo, tmp_path / "out") == 0
@@ -140,6 +169,12 @@ def test_existing_output_is_kept_and_nothing_loaded(tmp_path, photo, oscar_file,
         (["compress", "{photo}", "{dir}/a.oscar", "--background", "white"], "allowed: #rrggbb"),
         (["compress", "{photo}", "{dir}/a.oscar", "--threads", "0"], "--threads"),
         (["compress", "{photo}", "{dir}/a.oscar", "--overwrite", "--skip-existing"], "exclude each other"),
+        (["compress", "{photo}", "{dir}/a.oscar", "--effort", "10"], "--effort"),
+        (["compress", "{photo}", "{dir}/a.oscar", "--rate", "0.125", "--bpp", "0.1"], "--rate and --bpp exclude each"),
+        (["compress", "{photo}", "{dir}/a.oscar", "--max-bytes", "9", "--bpp", "0.1"], "--bpp and --max-bytes exclude"),
+        (["compress", "{photo}", "{dir}/a.oscar", "--bpp", "0.1", "--effort", "2"], "--effort and --bpp exclude"),
+        (["compress", "{photo}", "{dir}/a.oscar", "--bpp", "nan"], "--bpp is nan; allowed: above 0"),
+        (["compress", "{photo}", "{dir}/a.oscar", "--max-bytes", "0"], "--max-bytes is 0; allowed: above 0"),
         (["compress", "{photo}", "{dir}/a.jpg"], "suffix .jpg is not allowed; allowed: .oscar"),
         (["compress", "{photo}", "{dir}/missing/a.oscar"], "missing does not exist"),
         (["compress", "{photo}"], "'OUT'"),
@@ -255,9 +290,9 @@ def test_batches_of_a_folder(tmp_path, loads, capsys, monkeypatch):
     (pictures / "b.png").write_bytes(b"no picture")
     batches, compress = [], FakeCodec.compress_batch
 
-    def count(self, images, rate):
+    def count(self, images, rate, effort):
         batches.append(len(images))
-        return compress(self, images, rate)
+        return compress(self, images, rate, effort)
 
     monkeypatch.setattr(FakeCodec, "compress_batch", count)
     assert run("compress", pictures, tmp_path / "out", "--batch-size", "2") == 2

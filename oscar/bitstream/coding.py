@@ -10,6 +10,7 @@ class Coding(IntEnum):
 
     PACKED = 0  # ceil(log2 K) bits each, most significant first, zero bits up to a whole byte
     TABLE = 1  # rANS with the frequency table of the rate
+    CONTEXT = 2  # rANS with predictions from neighbours (`oscar.bitstream.context`)
 
 
 def bits_per_packed_index(codebook_size: int) -> int:

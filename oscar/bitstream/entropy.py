@@ -6,24 +6,16 @@ CompressAI's tables end in an escape symbol of at least one unit, which we never
 
 from __future__ import annotations
 
-import functools
-import importlib.machinery
-import importlib.util
 import math
-import sys
-from types import ModuleType
 
 import numpy as np
 
 from oscar.bitstream.coding import Coding, bits_per_packed_index, packed_length
 from oscar.bitstream.errors import PayloadError
+from oscar.bitstream.rans import PRECISION, STATE_BYTES, ans, check_payload, decoder
 
 FREQUENCY_TOTAL = 2**16 - 1
-_PRECISION = 16  # bits of CompressAI's frequencies
 _CHUNK = 1 << 18  # symbols passed to C++ at once; bounds the memory of the Python lists it wants
-_STATE_BYTES = 8  # the final rANS state, first in the payload
-_SMALLEST_STATE, _STATE_LIMIT = 2**31, 2**63
-_WORD_BYTES = 4
 
 
 def normalise_counts(counts: np.ndarray) -> np.ndarray:
@@ -71,7 +63,7 @@ def estimated_bits(indices: np.ndarray, frequencies: np.ndarray) -> float:
     frequencies = check_frequencies(frequencies)
     indices = _check_indices(indices, len(frequencies))
     histogram = np.bincount(indices, minlength=len(frequencies))
-    return float(histogram @ (_PRECISION - np.log2(frequencies)))
+    return float(histogram @ (PRECISION - np.log2(frequencies)))
 
 
 def encode_indices(indices: np.ndarray, frequencies: np.ndarray) -> tuple[Coding, bytes]:
@@ -91,11 +83,11 @@ def encode_indices(indices: np.ndarray, frequencies: np.ndarray) -> tuple[Coding
     indices = _check_indices(indices, len(frequencies))
     limit = packed_length(len(indices), len(frequencies))
     # rANS never takes less than its state; CompressAI's encoder also writes out of its buffer for under four symbols.
-    if limit > _STATE_BYTES:
+    if limit > STATE_BYTES:
         payload = _rans_encode(indices, frequencies)
         if len(payload) < limit:
             return Coding.TABLE, payload
-    return Coding.PACKED, _pack(indices, bits_per_packed_index(len(frequencies)))
+    return Coding.PACKED, pack_indices(indices, len(frequencies))
 
 
 def decode_indices(payload: bytes, coding: Coding, count: int, frequencies: np.ndarray) -> np.ndarray:
@@ -164,7 +156,9 @@ def _check_indices(indices: np.ndarray, codebook_size: int) -> np.ndarray:
     return indices.astype(np.int32)
 
 
-def _pack(indices: np.ndarray, bits: int) -> bytes:
+def pack_indices(indices: np.ndarray, codebook_size: int) -> bytes:
+    """Indices (n,) from 0 to K - 1 at fixed length."""
+    bits = bits_per_packed_index(codebook_size)
     planes = np.empty((len(indices), bits), dtype=np.uint8)
     for bit in range(bits):
         planes[:, bit] = (indices >> (bits - 1 - bit)) & 1
@@ -188,42 +182,20 @@ def _unpack(payload: bytes, count: int, codebook_size: int) -> np.ndarray:
 
 
 def _check_rans_payload(payload: bytes, count: int, frequencies: np.ndarray) -> None:
-    """Refuse what the decoder must not see: a bad state (see `_rans_decode`), or a count without bytes for it."""
-    length, limit = len(payload), packed_length(count, len(frequencies))
-    if length % _WORD_BYTES or not _STATE_BYTES <= length < limit:
-        raise PayloadError(
-            f"payload has {length} bytes; {count} indices coded with a table take a multiple of 4 from 8 to {limit - 1}"
-        )
-    state = int.from_bytes(payload[:_STATE_BYTES], "little")
-    if not _SMALLEST_STATE <= state < _STATE_LIMIT:
-        raise PayloadError(f"payload begins with coder state {state}; allowed: 2**31 to 2**63 - 1")
+    """Refuse what the decoder must not see: a bad state (see `rans`), or a count without bytes for it."""
+    check_payload(payload, STATE_BYTES, packed_length(count, len(frequencies)), f"{count} indices coded with a table")
     # The encoder's state starts at 2**31, and no symbol adds less than the most frequent one; 1% is for roundings.
-    least_bits = 31 + 0.99 * count * (_PRECISION - math.log2(int(frequencies.max())))
-    if 8 * length < least_bits:
+    least_bits = 31 + 0.99 * count * (PRECISION - math.log2(int(frequencies.max())))
+    if 8 * len(payload) < least_bits:
         raise PayloadError(
-            f"payload has {length} bytes; {count} indices cannot be coded in fewer than {math.ceil(least_bits / 8)}"
+            f"payload has {len(payload)} bytes; {count} indices cannot be coded in fewer than "
+            f"{math.ceil(least_bits / 8)}"
         )
-
-
-@functools.cache
-def _ans() -> ModuleType:
-    """CompressAI's compiled coder, loaded without its package, whose import takes seconds and brings torch."""
-    name = "compressai.ans"
-    if name not in sys.modules:
-        package = importlib.util.find_spec("compressai")
-        paths = package.submodule_search_locations if package else None
-        spec = importlib.machinery.PathFinder.find_spec(name, paths) if paths else None
-        if spec is None or spec.loader is None:
-            raise ImportError("compressai is not installed; it holds the entropy coder")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        sys.modules[name] = module  # a later import of the package must not load the extension a second time
-    return sys.modules[name]
 
 
 def _rans_encode(indices: np.ndarray, frequencies: np.ndarray) -> bytes:
-    cdf = [0, *np.cumsum(frequencies).tolist(), 2**_PRECISION]  # the last unit is the escape's
-    encoder = _ans().BufferedRansEncoder()
+    cdf = [0, *np.cumsum(frequencies).tolist(), 2**PRECISION]  # the last unit is the escape's
+    encoder = ans().BufferedRansEncoder()
     for start in range(0, len(indices), _CHUNK):
         symbols = indices[start : start + _CHUNK].tolist()
         encoder.encode_with_indexes(symbols, [0] * len(symbols), [cdf], [len(cdf)], [0])
@@ -233,16 +205,13 @@ def _rans_encode(indices: np.ndarray, frequencies: np.ndarray) -> bytes:
 def _rans_decode(payload: bytes, count: int, frequencies: np.ndarray) -> np.ndarray:
     """Decode to (count,) int32 symbols from 0 to K, where K stands for CompressAI's escape.
 
-    CompressAI's decoder checks nothing. After an escape it reads as many bits as the payload says, far beyond its end;
-    so the escape is given here as an ordinary symbol K, behind which an escape of no width is never met. From a state
-    of at least 2**31 each symbol takes at most 16 bits, hence a word of 32 bits at most at every second symbol: that
-    many zeros behind the payload keep all reads inside the buffer.
+    After an escape CompressAI's decoder reads as many bits as the payload says, far beyond its end; so the escape is
+    given here as an ordinary symbol K, behind which an escape of no width is never met.
     """
-    cdf = [0, *np.cumsum(frequencies).tolist(), 2**_PRECISION, 2**_PRECISION]
-    decoder = _ans().RansDecoder()
-    decoder.set_stream(payload.ljust(_STATE_BYTES + _WORD_BYTES * ((count + 1) // 2), b"\0"))
+    cdf = [0, *np.cumsum(frequencies).tolist(), 2**PRECISION, 2**PRECISION]
+    stream = decoder(payload, count)
     indices = np.empty(count, dtype=np.int32)
     for start in range(0, count, _CHUNK):
         size = min(_CHUNK, count - start)
-        indices[start : start + size] = decoder.decode_stream([0] * size, [cdf], [len(cdf)], [0])
+        indices[start : start + size] = stream.decode_stream([0] * size, [cdf], [len(cdf)], [0])
     return indices

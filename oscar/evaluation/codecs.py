@@ -28,7 +28,7 @@ class OscarImageCodec(ImageCodec):
     no file is written, and the result is scored against the resized picture. Its rate is the nominal one.
 
     nominal_bpp is the rate's name, as the paper prints it; estimated_bpp is the ideal code length of the indices under
-    the model's frequency tables over the coded picture's pixels, without header and norms.
+    the model's frequency tables, or context models, over the coded picture's pixels, without header and norms.
 
     Args:
         codec: the codec, in evaluation mode.

@@ -213,12 +213,12 @@ def _stages(codec: OscarCodec, direction: str) -> tuple[tuple[str, object, str],
         return (
             ("vae_encode", codec.backbone, "encode"),
             ("bottleneck_encode", codec.bottleneck, "encode"),
-            ("entropy_encode", flow, "encode_indices"),
+            ("entropy_encode", flow, "encode_grid"),
             ("container_write", codec, "write"),
         )
     return (
         ("container_read", codec, "read"),
-        ("entropy_decode", flow, "decode_indices"),
+        ("entropy_decode", flow, "decode_grid"),
         ("bottleneck_decode", codec.bottleneck, "decode"),
         ("rescale_unet_step", codec, "denoise"),
         ("vae_decode", codec.backbone, "decode"),

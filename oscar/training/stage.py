@@ -1,4 +1,4 @@
-"""What the four stages share: their interface to the loop, and randomness that is a function of the step."""
+"""What the stages share: their interface to the loop, and randomness that is a function of the step."""
 
 from __future__ import annotations
 

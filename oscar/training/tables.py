@@ -14,7 +14,8 @@ from oscar.codec import OscarCodec
 
 @torch.no_grad()
 def estimate_frequencies(codec: OscarCodec, batches, limit: int | None = None, latents: bool = False) -> None:
-    """Count every rate's indices over image batches (B, 3, H, W), the first `limit`, and store the tables in the codec.
+    """Count every rate's indices over image batches (B, 3, H, W), the first `limit`, and store the tables in the codec,
+    which loses its context models.
 
     With `latents` the batches are those of the VAE, (B, 4, h, w).
     """
@@ -26,6 +27,7 @@ def estimate_frequencies(codec: OscarCodec, batches, limit: int | None = None, l
             indices = codec.bottleneck.encode(latent, rate).cpu().numpy().reshape(-1)
             counts[rate.id] += np.bincount(indices, minlength=len(counts[rate.id]))
     codec.frequencies = {rate_id: normalise_counts(count) for rate_id, count in counts.items()}
+    codec.contexts = {}  # of the indices as they were
     codec.forget_fingerprint()
 
 

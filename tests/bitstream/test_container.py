@@ -128,7 +128,7 @@ def test_header_length(width, height, header):
     [
         ({"version": 2}, UnsupportedVersionError, "format version 2"),
         ({"rate_id": 12}, UnknownRateError, "rate id 12"),
-        ({"coding": 2}, HeaderError, "coding 2"),
+        ({"coding": 3}, HeaderError, "coding 3"),
         ({"model_tag": 65536}, HeaderError, "model tag 65536"),
         ({"model_tag": -1}, HeaderError, "model tag -1"),
         ({"width": 0}, HeaderError, "width 0"),
@@ -174,8 +174,8 @@ def test_each_damage_has_its_name(data, error):
     ("start", "size", "error", "message"),
     [
         ("05c10cbeef", "0000", UnknownRateError, "rate id 12"),
-        ("05c124beef", "0000", HeaderError, "coding 2"),
-        ("05c1a4beef", "0000", HeaderError, "coding 2"),
+        ("05c134beef", "0000", HeaderError, "coding 3"),
+        ("05c1b4beef", "0000", HeaderError, "coding 3"),
         ("05c1f4beef", "0000", HeaderError, "coding 7"),
         ("05c104beef", "800000", HeaderError, "fewest bytes"),
         ("05c104beef", "00818000", HeaderError, "fewest bytes"),

@@ -12,13 +12,13 @@ import pytest
 from oscar.bitstream import Coding, PayloadError, packed_length
 from oscar.bitstream.entropy import (
     FREQUENCY_TOTAL,
-    _ans,
     decode_indices,
     encode_indices,
     estimated_bits,
     normalise_counts,
     uniform_frequencies,
 )
+from oscar.bitstream.rans import ans
 from oscar.rates import RATES
 
 RATE_SIZES = [rate.codebook_size for rate in RATES]
@@ -177,7 +177,7 @@ def test_escape_is_refused():
     """A payload of CompressAI's that does use the escape symbol."""
     frequencies = normalise_counts(skewed_counts(16))
     cdf = [0, *np.cumsum(frequencies).tolist(), 65536]
-    payload = _ans().RansEncoder().encode_with_indexes([0] * 50 + [16], [0] * 51, [cdf], [len(cdf)], [0])
+    payload = ans().RansEncoder().encode_with_indexes([0] * 50 + [16], [0] * 51, [cdf], [len(cdf)], [0])
     with pytest.raises(PayloadError, match="symbol 16"):
         decode_indices(payload, Coding.TABLE, 51, frequencies)
 

@@ -132,9 +132,9 @@ def test_waits_for_cuda_devices_only(monkeypatch) -> None:
 def test_each_stage_gets_its_own_time(ours, image, clock: Clock, monkeypatch) -> None:
     codec = ours.codec
     for owner, name, seconds in (
-        (Backbone, "encode", 1), (type(codec.bottleneck), "encode", 2), (flow, "encode_indices", 4),
+        (Backbone, "encode", 1), (type(codec.bottleneck), "encode", 2), (flow, "encode_grid", 4),
         (Container, "pack", 8), (flow.OscarCodec, "compress_tensor", 16),
-        (Container, "unpack", 32), (flow, "decode_indices", 64), (type(codec.bottleneck), "decode", 128),
+        (Container, "unpack", 32), (flow, "decode_grid", 64), (type(codec.bottleneck), "decode", 128),
         (flow.OscarCodec, "denoise", 256), (Backbone, "decode", 512), (flow.OscarCodec, "synthesise", 1024),
     ):  # fmt: skip
         monkeypatch.setattr(owner, name, clock.taking(seconds, getattr(owner, name)))
@@ -171,7 +171,7 @@ def test_stages_sum_to_the_whole_call(ours, picture, clock: Clock, monkeypatch) 
 
 def test_the_codec_is_left_as_it_was(ours, image) -> None:
     codec = ours.codec
-    functions = {name: getattr(flow, name) for name in ("encode_indices", "decode_indices")}
+    functions = {name: getattr(flow, name) for name in ("encode_grid", "decode_grid")}
 
     def fail() -> None:
         assert "encode" in vars(codec.backbone)
@@ -413,10 +413,10 @@ def test_baselines_have_latency_only_and_one_may_fail(image) -> None:
 def test_a_batch_too_large_for_the_memory_costs_a_note(ours, image, monkeypatch) -> None:
     plain = flow.OscarCodec.compress_tensor
 
-    def compress(self, batch, rate):
+    def compress(self, batch, *options):
         if len(batch) > 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
-        return plain(self, batch, rate)
+        return plain(self, batch, *options)
 
     monkeypatch.setattr(flow.OscarCodec, "compress_tensor", compress)
     result = timing.run_timing([ours], image, {ours.name: [RATE]}, repeats=1, warmup=0, batch_sizes=[1, 4],

@@ -1,0 +1,87 @@
+"""What coding and effort do to files: lengths by coding of the same indices, and bytes and quality by effort."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+import torch
+from PIL import Image
+
+from oscar.bitstream import Coding
+from oscar.codec import OscarCodec
+from oscar.evaluation.metrics import MetricSet
+from oscar.evaluation.tables import Table, metric_title
+from oscar.images import to_pil, to_tensor
+from oscar.rates import RatePoint
+
+METRICS = ("psnr", "ms_ssim")
+
+
+@torch.inference_mode()
+def compare(
+    codec: OscarCodec, name: str, picture: Image.Image, rate: RatePoint, efforts: Sequence[int], metrics: MetricSet
+) -> Iterator[dict]:
+    """Rows of one picture at one rate, one per effort.
+
+    Yields:
+        image, width, height, rate, effort, nominal_bytes (indices at log2 K bits each), for each coding its file's
+        length, as packed_bytes, and its payload's, as packed_payload; with metrics, those of the decoded picture.
+        A file of a coding is the shortest that this coding and older ones can make.
+    """
+    analysis, (width, height) = codec.analyse(to_tensor(picture), rate), picture.size
+    for effort in efforts:
+        chosen = codec.economise(analysis, rate, effort)
+        row = {"image": name, "width": width, "height": height, "rate": rate.bpp, "effort": effort,
+               "nominal_bytes": rate.nominal_bits(height, width) / 8}  # fmt: skip
+        data = b""
+        for coding in Coding:
+            (data,) = codec.write(chosen, rate, height, width, newest=coding)
+            container, indices = codec.read(data)
+            if not (indices == chosen.indices[0].cpu().numpy()).all():
+                raise RuntimeError(f"{name}: rate {rate.bpp:.4f}: coding {coding.name.lower()} lost indices")
+            row |= {f"{coding.name.lower()}_bytes": len(data),
+                    f"{coding.name.lower()}_payload": len(container.payload)}  # fmt: skip
+        if metrics.names:
+            row |= metrics.score(picture, to_pil(codec.decompress_tensor([data])[0]))
+        yield row
+
+
+def codings_table(rows: pd.DataFrame) -> Table:
+    """Mean payloads by rate and coding at effort 0, and what is saved of the nominal length."""
+    rows = rows[rows["effort"] == 0]
+    lengths = ["nominal_bytes", *(f"{coding.name.lower()}_payload" for coding in Coding)]
+    means = rows.groupby("rate")[lengths].mean()
+    for coding in (Coding.TABLE, Coding.CONTEXT):
+        name = coding.name.lower()
+        means[f"{name}_saving"] = 100 * (1 - means[f"{name}_payload"] / means["nominal_bytes"])
+    worse = (rows["context_bytes"] - rows["table_bytes"]).groupby(rows["rate"]).max()
+    frame = means.assign(worst=worse).reset_index()
+    frame["rate"] = frame["rate"].map("{:.4f}".format)
+    mean = {"rate": "mean", **frame[["table_saving", "context_saving"]].mean(), "worst": worse.max()}
+    frame = pd.concat([frame, pd.DataFrame([mean])], ignore_index=True)
+    titles = {"rate": "rate", "nominal_bytes": "nominal bytes", "packed_payload": "fixed length",
+              "table_payload": "table", "context_payload": "context", "table_saving": "table saves %",
+              "context_saving": "context saves %", "worst": "context, at worst, bytes beyond table"}  # fmt: skip
+    formats = {**dict.fromkeys(lengths, "{:,.1f}".format), "worst": "{:+.0f}".format,
+               **dict.fromkeys(("table_saving", "context_saving"), "{:.1f}".format)}  # fmt: skip
+    caption = ("Indices in files, without headers: mean bytes of the payload by coding, each the shortest of those up "
+               f"to it. Savings are of the nominal length; {rows['image'].nunique()} pictures.")  # fmt: skip
+    return Table("codings", caption, frame, titles, formats)
+
+
+def efforts_table(rows: pd.DataFrame) -> Table:
+    """Mean file lengths and metrics by rate and effort, and what they are beside effort 0."""
+    metrics = [name for name in METRICS if name in rows]
+    frame = rows.groupby(["rate", "effort"])[["context_bytes", *metrics]].mean().reset_index()
+    plain = frame[frame["effort"] == 0].set_index("rate").loc[frame["rate"]].reset_index()
+    frame["saved"] = 100 * (1 - frame["context_bytes"] / plain["context_bytes"])
+    for name in metrics:
+        frame[f"{name}_change"] = frame[name] - plain[name]
+    changes = {f"{name}_change": f"{metric_title(name)} change" for name in metrics}
+    titles = {"rate": "rate", "effort": "effort", "context_bytes": "file bytes", "saved": "saved %", **changes}
+    formats = {"rate": "{:.4f}".format, "effort": "{:.0f}".format, "context_bytes": "{:,.1f}".format,
+               "saved": "{:.1f}".format, **dict.fromkeys(changes, "{:+.4f}".format)}  # fmt: skip
+    count = rows["image"].nunique()
+    caption = f"Whole files by effort, and metrics beside those at effort 0; means over {count} pictures."
+    return Table("efforts", caption, frame, titles, formats)

@@ -1,0 +1,284 @@
+"""Files coded by context, cheaper indices and files of at most so many bytes, with the tiny random model."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from oscar import OscarCodec, checkpoint, effort
+from oscar.bitstream import BitstreamError, Coding, Container, WrongModelError
+from oscar.checkpoint import CONFIG, WEIGHTS, CheckpointError
+from oscar.config import ContextConfig
+from oscar.effort import MAX_EFFORT
+from oscar.images import to_tensor
+from oscar.rates import PAPER_RATES
+from oscar.targets import TargetError
+from oscar.timesteps import PerImageMapping
+from oscar.training.context import build_network
+
+TOP, SMALL = PAPER_RATES[7], PAPER_RATES[4]
+
+
+def train_contexts(codec: OscarCodec, picture, rates=(SMALL, TOP)) -> None:
+    """Context models of two rates, fitted to synthetic pictures."""
+    torch.manual_seed(0)
+    images = torch.cat([to_tensor(picture(256, 256, seed)) for seed in range(4)])
+    with torch.no_grad():
+        latent = codec.backbone.encode(images)
+    for rate in rates:
+        encoder = codec.bottleneck.at(rate)
+        network = build_network(encoder, ContextConfig(neighbours=6, embedding=6, hidden=16, features=12))
+        contexts = network.contexts(encoder.encode(latent).numpy())
+        optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+        for _ in range(30):
+            optimiser.zero_grad()
+            network(*contexts).backward()
+            optimiser.step()
+        codec.contexts[rate.id] = network.integers()
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_folder: Path, picture, tmp_path_factory) -> Path:
+    """The tiny checkpoint with context models."""
+    codec = checkpoint.load(tiny_folder)
+    train_contexts(codec, picture)
+    codec.save_pretrained(tmp_path_factory.mktemp("context") / "model")
+    return next(path.parent for path in tmp_path_factory.getbasetemp().glob("context*/model/oscar.json"))
+
+
+@pytest.fixture(scope="module")
+def codec(folder: Path) -> OscarCodec:
+    return OscarCodec.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def data(codec: OscarCodec, picture) -> bytes:
+    """A file coded by context."""
+    data = codec.compress(picture(333, 200, 9), TOP)
+    assert Container.unpack(data).coding == Coding.CONTEXT
+    return data
+
+
+@pytest.mark.parametrize("rate", PAPER_RATES, ids=str)
+def test_no_file_is_longer_than_without(codec: OscarCodec, tiny: OscarCodec, picture, rate) -> None:
+    for size in ((1, 1), (70, 50), (400, 260)):
+        image = picture(*size)
+        data, plain = codec.compress(image, rate), tiny.compress(image, rate)
+        assert len(data) <= len(plain)
+        assert np.array_equal(codec.read(data)[1], tiny.read(plain)[1])
+        assert (Container.unpack(data).coding == Coding.CONTEXT) == (len(data) < len(plain))
+        assert codec.decompress(plain) == tiny.decompress(plain)  # written without context models
+
+
+def test_estimates_are_those_of_files(codec: OscarCodec, picture) -> None:
+    data = codec.compress(picture(512, 512, 5), TOP)
+    container, indices = codec.read(data)
+    estimate = codec.estimated_bits(torch.from_numpy(indices), TOP)
+    assert estimate <= 8 * len(container.payload) <= 1.01 * estimate + 100 or len(container.payload) == 64
+
+
+def test_symbols_do_not_depend_on_threads_or_batch(codec: OscarCodec, picture, data: bytes) -> None:
+    pictures, threads = [picture(333, 200, seed) for seed in range(2, 10)], torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            assert codec.compress_batch(pictures, TOP)[-1] == data
+            _, indices = codec.read(data)
+            (image,) = codec.decompress_batch([data])
+            assert codec.decompress_batch([data] * 8)[3].size == image.size
+            assert hashlib.sha256(indices.tobytes()).digest() == hashlib.sha256(codec.read(data)[1].tobytes()).digest()
+    finally:
+        torch.set_num_threads(threads)
+
+
+READ = """
+import sys
+from oscar import OscarCodec
+codec = OscarCodec.from_pretrained(sys.argv[1], half="decoder")
+sys.stdout.buffer.write(codec.read(open(sys.argv[2], "rb").read())[1].tobytes())
+"""
+
+
+@pytest.mark.slow
+def test_another_process_reads_the_same(codec: OscarCodec, folder: Path, data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.oscar").write_bytes(data)
+    command = [sys.executable, "-c", READ, str(folder), str(tmp_path / "a.oscar")]
+    result = subprocess.run(command, capture_output=True, timeout=120)
+    assert result.stdout == codec.read(data)[1].tobytes(), result.stderr
+
+
+def test_files_of_other_context_models(codec: OscarCodec, tiny: OscarCodec, tiny_folder: Path, data: bytes) -> None:
+    with pytest.raises(WrongModelError, match="coded by context; this model has none for rate 0.1250"):
+        tiny.read(data)
+    other = OscarCodec.from_pretrained(tiny_folder, dtype=torch.float32)
+    other.contexts[TOP.id] = codec.contexts[SMALL.id]
+    with pytest.raises(WrongModelError, match="written with model"):
+        other.read(data)
+    assert other.fingerprint == codec.fingerprint and other.model_tag == codec.model_tag
+
+
+@pytest.mark.slow
+def test_damaged_files_end_in_named_errors(codec: OscarCodec, data: bytes) -> None:
+    random = np.random.default_rng(0)
+    for trial in range(2000):
+        damaged = bytearray(data)
+        if trial % 3 == 0:
+            damaged = damaged[: random.integers(len(data))]
+        elif trial % 3 == 1:
+            damaged += random.bytes(int(random.integers(1, 50)))
+        else:
+            for position in set(random.integers(8 * len(data), size=random.integers(1, 9)).tolist()):
+                damaged[position // 8] ^= 1 << position % 8
+        with pytest.raises(BitstreamError):
+            codec.read(bytes(damaged))
+
+
+def test_halves_have_them_too(folder: Path, codec: OscarCodec, picture, data: bytes) -> None:
+    encoder = OscarCodec.from_pretrained(folder, half="encoder", dtype=torch.float32)
+    decoder = OscarCodec.from_pretrained(folder, half="decoder", dtype=torch.float32)
+    assert encoder.compress(picture(333, 200, 9), TOP) == data
+    assert decoder.decompress(data) == codec.decompress(data)
+    half = OscarCodec.from_pretrained(folder, dtype=torch.bfloat16)
+    assert half.contexts[TOP.id].digest == codec.contexts[TOP.id].digest
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("context.7.nodes"), "context.7: "),
+        (lambda state: state.update({"context.7.more": torch.zeros(1)}), "context.7: "),
+        (lambda state: state.update({"context.7.leaf": torch.zeros(256, dtype=torch.int32)}), "no permutation"),
+        (lambda state: [state.update({f"context.9{name[9:]}": state[name].clone()}) for name in list(state)
+                        if name.startswith("context.7")], "allowed: none, as there is no such rate"),
+    ],
+)  # fmt: skip
+def test_damaged_context_models_are_refused(folder: Path, tmp_path: Path, change, message: str) -> None:
+    import json
+    import shutil
+
+    copy = Path(shutil.copytree(folder, tmp_path / "model"))
+    state = load_file(copy / WEIGHTS)
+    change(state)
+    save_file(state, copy / WEIGHTS)
+    config = json.loads((copy / CONFIG).read_text())
+    config["sha256"][WEIGHTS] = checkpoint._sha256(copy / WEIGHTS)
+    (copy / CONFIG).write_text(json.dumps(config))
+    for load in (checkpoint.load, OscarCodec.from_pretrained):
+        with pytest.raises(CheckpointError, match=message) as error:
+            load(copy)
+        assert "\n" not in str(error.value)
+
+
+# Effort.
+
+
+def distance(codec: OscarCodec, image, rate, indices: np.ndarray) -> float:
+    """Squared distance of the codes to the picture's features."""
+    encoder = codec.bottleneck.at(rate)
+    latent = codec.analyse(to_tensor(image), rate).latent
+    features = encoder.codebook_features(latent)[0]
+    if encoder.stages == 1:
+        codes = encoder.quantizer.codebook[torch.from_numpy(indices)]
+    else:
+        cells = encoder._cells(torch.from_numpy(indices)[None])[0]
+        codes = encoder.quantizer.look_up(cells.flatten(0, 1)).view_as(features)
+    return (features - codes).square().sum().item()
+
+
+@pytest.mark.parametrize("rate", [PAPER_RATES[3], TOP], ids=["table", "context"])
+def test_effort_trades_distance_for_bytes(codec: OscarCodec, picture, monkeypatch, rate) -> None:
+    monkeypatch.setattr(effort, "STEP", 0.3)  # codes of random networks are far apart
+    image = picture(512, 384, 5)
+    files = [codec.compress(image, rate, degree) for degree in (0, 3, MAX_EFFORT)]
+    assert files[0] == codec.compress(image, rate)
+    assert len(files[0]) > len(files[1]) >= len(files[2])
+    distances = [distance(codec, image, rate, codec.read(data)[1]) for data in files]
+    assert distances[0] < distances[1] < distances[2]
+    assert codec.decompress(files[2]).size == image.size
+    assert codec.compress_batch([image, image], rate, 3) == [files[1]] * 2
+
+
+@pytest.mark.parametrize("context", [False, True])
+def test_effort_with_codes_in_stages(make_codec, picture, monkeypatch, context: bool) -> None:
+    monkeypatch.setattr(effort, "STEP", 0.3)
+    codec = make_codec(rates=[SMALL.id], bottleneck={"stages": {str(SMALL.id): 4}})
+    if context:
+        train_contexts(codec, picture, [SMALL])
+    else:
+        codec.frequencies[SMALL.id] = np.array([2**16 - 1 - 15 * 100] + [100] * 15)
+    image = picture(512, 384, 5)
+    files = [codec.compress(image, SMALL, degree) for degree in (0, 3, MAX_EFFORT)]
+    grids = [codec.read(data)[1] for data in files]
+    costs = [codec.estimated_bits(torch.from_numpy(grid), SMALL) for grid in grids]
+    assert costs[0] > costs[1] > costs[2]
+    distances = [distance(codec, image, SMALL, grid) for grid in grids]
+    assert distances[0] < distances[1] < distances[2]
+    odd = codec.compress(picture(190, 130, 5), SMALL, 9)  # cells that lack stages
+    assert codec.decompress(odd).size == (190, 130)
+
+
+def test_effort_with_timesteps_of_pictures(make_codec, picture) -> None:
+    codec = make_codec()
+    codec.set_mapping(PerImageMapping())
+    image = picture(128, 96)
+    data = codec.compress(image, TOP, MAX_EFFORT)
+    analysis = codec.economise(codec.analyse(to_tensor(image), TOP), TOP, MAX_EFFORT)
+    indices = torch.from_numpy(codec.read(data)[1])[None]
+    assert torch.equal(indices, analysis.indices)
+    expected = codec.measure_timesteps(codec.bottleneck.decode(indices, TOP), analysis.latent)
+    assert torch.equal(analysis.timesteps, expected)
+
+
+@pytest.mark.parametrize("degree", [-1, 10, 0.5])
+def test_efforts_that_do_not_exist(tiny: OscarCodec, picture, degree) -> None:
+    with pytest.raises(ValueError, match=f"effort is {degree}; allowed: 0 to 9"):
+        tiny.compress(picture(64, 64), TOP, degree)
+
+
+# Targets.
+
+
+def test_the_best_file_that_fits(codec: OscarCodec, picture) -> None:
+    image = picture(256, 192, 5)
+    by_rate = {rate: [len(codec.compress(image, rate, degree)) for degree in range(MAX_EFFORT + 1)]
+               for rate in (PAPER_RATES[6], TOP)}  # fmt: skip
+    assert codec.compress(image, max_bytes=10**6) == codec.compress(image, TOP)
+    for size in (by_rate[TOP][4], by_rate[TOP][MAX_EFFORT]):
+        data = codec.compress(image, max_bytes=size)
+        assert Container.unpack(data).rate == TOP and len(data) <= size
+    below = codec.compress(image, max_bytes=min(by_rate[TOP]) - 1)
+    assert Container.unpack(below).rate == PAPER_RATES[6]
+
+
+@pytest.mark.slow
+def test_targets_are_never_exceeded(codec: OscarCodec, picture) -> None:
+    random, used, refused = np.random.default_rng(0), [], 0
+    for trial in range(200):
+        image = picture(*(int(side) for side in random.integers(16, 200, 2)), trial)
+        target = int(np.exp(random.uniform(np.log(15), np.log(600))))
+        try:
+            data = codec.compress(image, max_bytes=target)
+        except TargetError:
+            refused += 1
+            continue
+        assert len(data) <= target and codec.decompress(data).size == image.size
+        used.append(len(data) / target)
+    assert len(used) > 100 and refused < 100
+
+
+def test_what_cannot_be_met_is_refused(codec: OscarCodec, picture) -> None:
+    image = picture(256, 192, 5)
+    sizes = [len(codec.compress(image, rate, degree)) for rate, degree in ((PAPER_RATES[0], MAX_EFFORT), (TOP, 0))]
+    words = f"max_bytes is 12, which no rate meets for this picture; reachable: {sizes[0]} to {sizes[1]} bytes"
+    with pytest.raises(TargetError, match=words):
+        codec.compress(image, max_bytes=12)
+    for options in ({"rate": TOP}, {"effort": 2}):
+        with pytest.raises(ValueError, match="max_bytes is set, which chooses rate and effort itself"):
+            codec.compress(image, max_bytes=500, **options)
