@@ -2,7 +2,8 @@
 
     oscar.json          format, architecture, pseudo-timesteps, backbone, fingerprint, hashes of the weight files
     oscar.safetensors   bottleneck.*, denoiser.* (adapters and prompt), frequencies.* (integer tables by rate id) and,
-                        where there are any, context.* (integer context models by rate id)
+                        where there are any, context.* (integer context models by rate id); with a hyperprior coder.*
+                        (its integers) in place of tables
     vae/ unet/ scheduler/   the backbone as diffusers writes it, where it is bundled (trained here); else named by id
 
 Loading accounts for every tensor: a missing or an unknown one is an error.
@@ -29,10 +30,12 @@ from torch import Tensor
 
 from oscar.bitstream.context import ContextModel
 from oscar.bitstream.entropy import check_frequencies
+from oscar.bitstream.hyperprior import HyperpriorCoder
 from oscar.errors import first_line
 from oscar.models.backbone import Backbone, BackboneError, Half
 from oscar.models.denoiser import Denoiser, lora_targets
 from oscar.models.hyper_encoder import VQBottleneck
+from oscar.models.hyperprior import HyperpriorBottleneck
 from oscar.models.inference import merge_lora
 from oscar.models.loading import WeightsError, drop, fill, read_tensors, tensor_names
 from oscar.rates import rate_by_id
@@ -44,11 +47,15 @@ if TYPE_CHECKING:
 FORMAT = 1
 CONFIG, WEIGHTS = "oscar.json", "oscar.safetensors"
 SHIPPED = Path(__file__).parent / "assets"
-# Statistics that only training reads; every native checkpoint keeps the codes themselves.
-_TRAINING_ONLY = ("cluster_size", "embed_avg", "initted")
-_DECODER_HALF = (".quantizer._codebook.embed", ".quantizer.codebook", ".quantizer.project_out.", ".proj.")
+# Statistics that only training reads, and CompressAI's tables; checkpoints keep the codes, or integers, themselves.
+_TRAINING_ONLY = ("cluster_size", "embed_avg", "initted", "_quantized_cdf", "_cdf_length", "_offset", "scale_table")
+_DECODER_HALF = (".quantizer._codebook.embed", ".quantizer.codebook", ".quantizer.project_out.", ".proj.",
+                 ".log_inverse")  # fmt: skip
 # Modules of a hyper-encoder and of its quantiser that a half of the codec does without.
 _UNUSED = {"both": (), "encoder": ("proj", "project_out"), "decoder": ("backbone", "project_in")}
+# Modules of a hyperprior that its integers stand for, and that a half does without.
+_TWINS = ("up1", "up2", "predictors", "side_model", "value_model")
+_UNUSED_CONTINUOUS = {"both": _TWINS, "encoder": _TWINS, "decoder": (*_TWINS, "hyper_encoder")}
 
 
 class CheckpointError(ValueError):
@@ -57,15 +64,23 @@ class CheckpointError(ValueError):
 
 def build(config: dict, backbone: Backbone) -> OscarCodec:
     """A codec of the architecture in `config` (keys bottleneck, denoiser, timesteps) on a backbone, untrained."""
-    from oscar.codec import OscarCodec
-
     bottleneck = _build_bottleneck(config, backbone)
     denoiser = Denoiser(backbone.unet, backbone.schedule, **config["denoiser"])
-    return OscarCodec(backbone, bottleneck, denoiser, mapping_from_config(config["timesteps"]))
+    return _codec_class(bottleneck)(backbone, bottleneck, denoiser, mapping_from_config(config["timesteps"]))
 
 
-def _build_bottleneck(config: dict, backbone: Backbone) -> VQBottleneck:
+def _codec_class(bottleneck: VQBottleneck | HyperpriorBottleneck) -> type[OscarCodec]:
+    from oscar.codec import OscarCodec
+    from oscar.continuous import ContinuousCodec
+
+    return ContinuousCodec if bottleneck.kind == HyperpriorBottleneck.kind else OscarCodec
+
+
+def _build_bottleneck(config: dict, backbone: Backbone) -> VQBottleneck | HyperpriorBottleneck:
     options = dict(config["bottleneck"])
+    if options.get("kind") == HyperpriorBottleneck.kind:
+        del options["kind"]
+        return HyperpriorBottleneck(backbone.latent_channels, **options)
     rates = [rate_by_id(rate_id) for rate_id in options.pop("rates")]
     by_rate = {name: {int(key): value for key, value in options.pop(name, {}).items()}
                for name in ("codebook_sizes", "dither", "stages")}  # fmt: skip
@@ -101,6 +116,9 @@ def tensors(codec: OscarCodec) -> dict[str, Tensor]:
     for rate_id, model in codec.contexts.items():
         arrays = model.arrays().items()
         result.update({f"context.{rate_id}.{name}": torch.from_numpy(value.copy()) for name, value in arrays})
+    if isinstance(codec.bottleneck, HyperpriorBottleneck) and codec.bottleneck.coder is not None:
+        arrays = codec.bottleneck.coder.arrays().items()
+        result.update({f"coder.{name}": torch.from_numpy(value.copy()) for name, value in arrays})
     return {name: value.detach().cpu().contiguous() for name, value in result.items()}
 
 
@@ -183,7 +201,9 @@ def save(codec: OscarCodec, folder: str | Path, dtype: torch.dtype | None = None
             },
         }
         (temporary / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        os.chmod(temporary, 0o755)  # mkdtemp's folder is private
+        os.chmod(temporary, 0o755)  # mkdtemp's folder is private, and so are safetensors' files
+        for path in temporary.rglob("*.safetensors"):
+            os.chmod(path, 0o644)
         _replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -220,7 +240,6 @@ def load_merged(source: str | Path, half: Half = "both", dtype: torch.dtype = to
     Raises:
         CheckpointError: as `load`.
     """
-    from oscar.codec import OscarCodec
 
     with _reading(source) as (folder, config):
         path, mapping = folder / WEIGHTS, mapping_from_config(config["timesteps"])
@@ -233,7 +252,8 @@ def load_merged(source: str | Path, half: Half = "both", dtype: torch.dtype = to
             adapters = {name.removeprefix("denoiser."): value for name, value in read_tensors(path, names)}
         scale = config["denoiser"]["lora_alpha"] / config["denoiser"]["lora_rank"]
         backbone = Backbone.from_pretrained(config["backbone"] or folder, half, dtype, merge_lora(adapters, scale))
-        with init_empty_weights():
+        small = config["bottleneck"].get("kind") == HyperpriorBottleneck.kind  # CompressAI's models cannot be empty
+        with contextlib.nullcontext() if small else init_empty_weights():
             bottleneck = _build_bottleneck(config, backbone)
         expected = {f"bottleneck.{name}" for name in bottleneck.state_dict() if not name.endswith(_TRAINING_ONLY)}
         if half == "encoder":
@@ -243,10 +263,12 @@ def load_merged(source: str | Path, half: Half = "both", dtype: torch.dtype = to
             denoiser = Denoiser(backbone.unet, backbone.schedule, **config["denoiser"], merged=True)
             expected |= {"denoiser.prompt"} if denoiser.prompt is not None else set()
             expected |= _adapter_names(denoiser)
-        codec = OscarCodec(backbone, bottleneck, denoiser, mapping)
-        contexts = [name for name in stored if name.startswith("context.")]
+        codec = _codec_class(bottleneck)(backbone, bottleneck, denoiser, mapping)
+        contexts, integers = ([name for name in stored if name.startswith(part)] for part in ("context.", "coder."))
         expected |= {f"frequencies.{rate_id}" for rate_id in codec.frequencies}
-        _check_names(set(stored) - set(contexts), expected)
+        _check_names(set(stored) - {*contexts, *integers}, expected)
+        if isinstance(bottleneck, HyperpriorBottleneck):
+            drop(bottleneck, _UNUSED_CONTINUOUS[half])
         if not (half == "encoder" and mapping.per_picture):  # that encoder decodes z_hat to measure the timestep
             for rate in codec.rates:
                 drop(bottleneck.at(rate), _UNUSED[half])
@@ -257,6 +279,7 @@ def load_merged(source: str | Path, half: Half = "both", dtype: torch.dtype = to
         _identify(codec, config)
         _set_frequencies(codec, read_tensors(path, [name for name in stored if name.startswith("frequencies.")]))
         _set_contexts(codec, dict(read_tensors(path, contexts)))
+        _set_coder(codec, dict(read_tensors(path, integers)))
     return codec
 
 
@@ -316,7 +339,8 @@ def locate(source: str | Path) -> Path:
 
 
 def _fill(codec: OscarCodec, state: dict[str, Tensor]) -> None:
-    contexts = {name: state.pop(name) for name in list(state) if name.startswith("context.")}
+    contexts, integers = ({name: state.pop(name) for name in list(state) if name.startswith(part)}
+                          for part in ("context.", "coder."))  # fmt: skip
     expected = tensors(codec)
     _check_names(state, expected)
     for name, value in state.items():
@@ -337,6 +361,7 @@ def _fill(codec: OscarCodec, state: dict[str, Tensor]) -> None:
         codec.bottleneck.at(rate).keep_codes()
     _set_frequencies(codec, ((name, value) for name, value in state.items() if name.startswith("frequencies.")))
     _set_contexts(codec, contexts)
+    _set_coder(codec, integers)
 
 
 def _check_names(names: Iterable[str], expected: Iterable[str]) -> None:
@@ -382,6 +407,23 @@ def _set_contexts(codec: OscarCodec, stored: dict[str, Tensor]) -> None:
             raise CheckpointError(f"context.{rate_id} is for {model.codebook_size} codes; "
                                   f"allowed: {sizes.get(rate_id, 'none, as there is no such rate')}")  # fmt: skip
         codec.contexts[int(rate_id)] = model
+
+
+def _set_coder(codec: OscarCodec, stored: dict[str, Tensor]) -> None:
+    """Take over a hyperprior's integers; names are coder.<part>. One that is still being trained has none."""
+    if not stored:
+        return
+    if not isinstance(codec.bottleneck, HyperpriorBottleneck):
+        raise CheckpointError(f"{WEIGHTS} has coder.* tensors; allowed: with a hyperprior")
+    arrays = {name.removeprefix("coder."): value.numpy() for name, value in stored.items()}
+    try:
+        coder = HyperpriorCoder.from_arrays(arrays)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"coder: {first_line(error)}") from None
+    if coder.channels != codec.backbone.latent_channels:
+        raise CheckpointError(f"coder is for {coder.channels} latent channels; "
+                              f"allowed: {codec.backbone.latent_channels}")  # fmt: skip
+    codec.bottleneck.coder = coder
 
 
 def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -132,6 +132,9 @@ def compress(
         float | None, typer.Option(help="Actual bpp at most: the best rate and least effort that fit.")
     ] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Bytes of each file at most, likewise.")] = None,
+    quality: Annotated[
+        float | None, typer.Option(help="0 to 1, for models with a hyperprior; by default 0.5.", show_default=False)
+    ] = None,
     model: _Model = "nano",
     device: _Device = "cpu",
     overwrite: _Overwrite = False,
@@ -146,22 +149,24 @@ def compress(
     batch_size: _BatchSize = 1,
 ) -> None:
     """Compress a picture to an .oscar file, or a folder of pictures (recursively) to a folder of them."""
-    target_bytes = _target(rate, effort, bpp, max_bytes)
-    rate = 0.0625 if rate is None else rate
-    find_rate(rate, RATES)
+    target_bytes = _target(rate, effort, bpp, max_bytes, quality)
+    if rate is not None:
+        find_rate(rate, RATES)
+    if quality is not None and not 0 <= quality <= 1:
+        raise CommandError(f"--quality is {quality}; allowed: 0 to 1")
     colour = _parse_colour(background)
     direction = Direction(_list_pictures, "picture files", OSCAR_SUFFIX, frozenset({OSCAR_SUFFIX}))
     jobs = plan_jobs(source, target, direction)
     options = _network_options(dtype, compile, memory, half="encoder")
-    wanted = rate if target_bytes is None else None
-    codec = functools.cache(lambda: _load_codec(model, device, threads, wanted, **options))
+    codec = functools.cache(lambda: _check_point(_load_codec(model, device, threads, **options), rate, quality, effort))
 
     def convert(batch: list[Job]) -> list[tuple[bytes, str]]:
         from oscar.images import read_image
 
         pictures = [read_image(job.source, colour) for job in batch]
         if target_bytes is None:
-            files = codec().compress_batch(pictures, rate, effort)
+            point = next((value for value in (rate, quality) if value is not None), codec().default_point)
+            files = codec().compress_batch(pictures, point, effort)
         else:
             files = [codec().compress(picture, max_bytes=target_bytes(picture)) for picture in pictures]
         return [
@@ -190,6 +195,9 @@ def decompress(
     tiny_vae: Annotated[
         str | None, typer.Option(help="Folder or hub id of a diffusers AutoencoderTiny, for quick previews.")
     ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Show what there is of files whose end is missing; damage is not noticed.")
+    ] = False,
 ) -> None:
     """Decompress an .oscar file to a picture, or a folder of them (recursively) to a folder of PNG pictures."""
     jobs = plan_jobs(source, target, Direction(_list_oscar, ".oscar files", ".png", frozenset(PICTURE_FORMATS)))
@@ -201,7 +209,14 @@ def decompress(
 
         files = [job.source.read_bytes() for job in batch]
         for data in files:
-            Container.unpack(data)  # a damaged file is refused before the model is loaded
+            Container.unpack(data, whole=not partial)  # a damaged file is refused before the model is loaded
+        if partial:
+            previews = [codec().decompress_prefix(data) for data in files]
+            return [
+                (_encode_picture(image, job.target.suffix),
+                 f"{image.width}x{image.height} pixels from {share:.0%} of the symbols")
+                for job, (image, share) in zip(batch, previews, strict=True)
+            ]  # fmt: skip
         return [
             (_encode_picture(image, job.target.suffix), f"{image.width}x{image.height} pixels")
             for job, image in zip(batch, codec().decompress_batch(files), strict=True)
@@ -313,10 +328,10 @@ def doctor(
 
 
 def _target(
-    rate: float | None, effort: int, bpp: float | None, max_bytes: int | None
+    rate: float | None, effort: int, bpp: float | None, max_bytes: int | None, quality: float | None
 ) -> Callable[[Image.Image], int] | None:
     """The most bytes that a picture's file may have, None without a target."""
-    options = {"--rate": rate, "--bpp": bpp, "--max-bytes": max_bytes}
+    options = {"--rate": rate, "--quality": quality, "--bpp": bpp, "--max-bytes": max_bytes}
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise CommandError(f"{' and '.join(given)} exclude each other")
@@ -364,25 +379,36 @@ def _facts(path: Path, container: Container) -> dict[str, Any]:
         "format_version": container.version,
         "width": container.width,
         "height": container.height,
-        "rate": container.rate.bpp,
-        "rate_id": container.rate_id,
+        **_point_facts(container),
         "model_tag": f"{container.model_tag:04x}",
         "coding": container.coding.name.lower(),
         "actual_bpp": 8 * size / pixels,
-        "nominal_bpp": container.rate.nominal_bits(container.height, container.width) / pixels,
         "bytes": size,
         "parts": parts,
     }
 
 
+def _point_facts(container: Container) -> dict[str, Any]:
+    if container.quality is not None:
+        from oscar.bitstream import MAX_QUALITY
+
+        return {"quality": container.quality / MAX_QUALITY, "quality_code": container.quality}
+    rate = container.rate
+    nominal = rate.nominal_bits(container.height, container.width) / (container.width * container.height)
+    return {"rate": rate.bpp, "rate_id": container.rate_id, "nominal_bpp": nominal}
+
+
 def _describe(facts: dict[str, Any]) -> str:
+    continuous = "quality" in facts
     lines = [
         ("picture", f"{facts['width']} x {facts['height']} pixels"),
+        ("quality", f"{facts['quality']:.4f}") if continuous else
         ("rate", f"{facts['rate']:.4f} (id {facts['rate_id']})"),
         ("model tag", facts["model_tag"]),
         ("coding", facts["coding"]),
         ("actual bpp", f"{facts['actual_bpp']:.4f} (the whole file)"),
-        ("nominal bpp", f"{facts['nominal_bpp']:.4f} (indices at fixed length, no header)"),
+        *(() if continuous else
+          [("nominal bpp", f"{facts['nominal_bpp']:.4f} (indices at fixed length, no header)")]),
         ("bytes", f"{facts['bytes']}"),
         *((f"  {name}", f"{size}") for name, size in facts["parts"].items()),
     ]
@@ -462,8 +488,24 @@ def _network_options(dtype: str, compile: str, memory: str, **others: Any) -> di
     return {"dtype": dtype, "compile": _COMPILE[compile], "memory": None if memory == "none" else memory, **others}
 
 
+def _check_point(codec: OscarCodec, rate: float | None, quality: float | None, effort: int) -> OscarCodec:
+    """Refuse, for every file, a rate or quality that the model does not have, and an effort without rates."""
+    if codec.rates:
+        if quality is not None:
+            raise CommandError(f"--quality is {quality}, but this model has rates; allowed: --rate {_rate_list(codec)}")
+        if rate is not None:
+            try:
+                find_rate(rate, codec.rates)
+            except ValueError as error:
+                raise CommandError(_one_line(error)) from error
+    elif rate is not None or effort:
+        name, value = ("--rate", rate) if rate is not None else ("--effort", effort)
+        raise CommandError(f"{name} is {value}, but this model has a hyperprior; allowed: --quality")
+    return codec
+
+
 def _load_codec(
-    model: str, device: str, threads: int | None, rate: float | None = None, dtype: str = "auto", **options: Any
+    model: str, device: str, threads: int | None, dtype: str = "auto", **options: Any
 ) -> OscarCodec:
     """Load the model on its device; all that fails here fails for every file, hence CommandError."""
     import torch
@@ -479,12 +521,9 @@ def _load_codec(
                            "torch finds one") from error  # fmt: skip
     try:
         precision = "auto" if dtype == "auto" else getattr(torch, dtype)
-        codec = OscarCodec.from_pretrained(model, device, precision, **options)
-        if rate is not None:
-            find_rate(rate, codec.rates)
+        return OscarCodec.from_pretrained(model, device, precision, **options)
     except (ValueError, OSError) as error:
         raise CommandError(_one_line(error)) from error
-    return codec
 
 
 def _list_pictures(folder: Path) -> list[Path]:

@@ -26,12 +26,13 @@ from oscar.bitstream import (
     Coding,
     Container,
     HeaderError,
+    PayloadError,
     UnknownRateError,
     WrongModelError,
     context,
     entropy,
 )
-from oscar.bitstream.context import ContextModel, decode_grid, encode_grid
+from oscar.bitstream.context import ContextModel, decode_grid, decode_prefix, encode_grid
 from oscar.bitstream.entropy import uniform_frequencies
 from oscar.bitstream.norms import dequantise_rms, quantise_rms
 from oscar.effort import cheaper_indices, check_effort
@@ -48,7 +49,7 @@ from oscar.models.inference import (
 )
 from oscar.models.loading import drop
 from oscar.models.tiling import MemoryBudget
-from oscar.rates import RatePoint, find_rate, rate_by_id
+from oscar.rates import RatePoint, find_rate
 from oscar.targets import compress_within
 from oscar.timesteps import TimestepMapping, timestep_code, timestep_of_code
 
@@ -87,6 +88,18 @@ class Reconstruction(NamedTuple):
     image: Tensor
 
 
+class Preview(NamedTuple):
+    """What a part of a file shows.
+
+    Attributes:
+        image: the picture.
+        share: of its symbols that were read, 0 to 1.
+    """
+
+    image: Image.Image
+    share: float
+
+
 class OscarCodec(nn.Module):
     """One model for all of its rates.
 
@@ -97,7 +110,12 @@ class OscarCodec(nn.Module):
         mapping: pseudo-timestep of each rate, or of each picture.
         frequencies: integer frequency table by rate id, int32 (K,); a rate without one is coded uniformly.
         contexts: context model by rate id, for rates whose indices it predicts.
+
+    Attributes:
+        point_name: what `points` are, "rate" or "quality".
     """
+
+    point_name = "rate"
 
     def __init__(
         self,
@@ -249,6 +267,7 @@ class OscarCodec(nn.Module):
         rate: float | RatePoint | None = None,
         effort: int = 0,
         max_bytes: int | None = None,
+        quality: float | None = None,
     ) -> bytes:
         """Compress one picture into the bytes of an `.oscar` file.
 
@@ -259,12 +278,15 @@ class OscarCodec(nn.Module):
                 (see `oscar.effort`).
             max_bytes: length of the file at most, in place of rate and effort: the highest rate that fits is taken, and
                 the lowest effort.
+            quality: in place of a rate, 0 to 1, for models with a hyperprior (`oscar.continuous`).
 
         Raises:
             ImageError: for a picture that cannot be represented (transparency, more than 65536 pixels a side).
             ValueError: for a rate that this model does not have, an effort that does not exist, or a length that no
                 rate meets.
         """
+        if quality is not None:
+            raise ValueError(f"quality is {quality}, but this model has rates; allowed: rate or max_bytes")
         if max_bytes is None:
             return self.compress_batch([image], DEFAULT_RATE if rate is None else rate, effort)[0]
         if rate is not None or effort:
@@ -278,14 +300,14 @@ class OscarCodec(nn.Module):
         effort: int = 0,
     ) -> list[bytes]:
         """Compress several pictures; those of one size go through the networks together. See `compress`."""
-        rate = self.find_rate(rate)
+        point = self.find_point(rate)
         batches = [as_batch(picture) for picture in pictures]
         groups: dict[tuple[int, int], list[int]] = {}
         for position, batch in enumerate(batches):
             groups.setdefault(tuple(batch.shape[-2:]), []).append(position)
         result = [b""] * len(batches)
         for positions in groups.values():
-            files = self.compress_tensor(torch.cat([batches[position] for position in positions]), rate, effort)
+            files = self.compress_tensor(torch.cat([batches[position] for position in positions]), point, effort)
             for position, data in zip(positions, files, strict=True):
                 result[position] = data
         return result
@@ -339,19 +361,23 @@ class OscarCodec(nn.Module):
             BitstreamError: if one of them cannot be decoded; nothing is decoded then.
         """
         parsed = [self.read(data) for data in files]
-        groups: dict[tuple[int, int, int], list[int]] = {}
+        groups: dict[tuple, list[int]] = {}
         for position, (container, _) in enumerate(parsed):
-            groups.setdefault((container.rate_id, container.height, container.width), []).append(position)
+            point = container.rate_id if container.quality is None else container.quality
+            groups.setdefault((point, container.height, container.width), []).append(position)
         result: list[Tensor] = [torch.empty(0)] * len(files)
-        for (rate_id, height, width), positions in groups.items():
-            containers = [parsed[position][0] for position in positions]
-            indices = torch.stack([torch.from_numpy(parsed[position][1]) for position in positions]).to(self.device)
-            rms = self.stored_rms(torch.tensor([list(container.norms) for container in containers]))
-            timesteps = self.stored_timesteps(containers)
-            decoded = self.synthesise(indices, rms, rate_by_id(rate_id), timesteps).image[..., :height, :width]
-            for position, image in zip(positions, decoded, strict=True):
+        for (_, height, width), positions in groups.items():
+            containers, symbols = zip(*(parsed[position] for position in positions), strict=True)
+            decoded = self.restore(containers, torch.from_numpy(np.stack(symbols)).to(self.device))
+            for position, image in zip(positions, decoded[..., :height, :width], strict=True):
                 result[position] = image
         return result
+
+    @torch.inference_mode()
+    def restore(self, containers: Sequence[Container], indices: Tensor) -> Tensor:
+        """Decoder half: containers of one rate and size, and their indices (B, rows, columns) -> padded images."""
+        rms = self.stored_rms(torch.tensor([list(container.norms) for container in containers]))
+        return self.synthesise(indices, rms, containers[0].rate, self.stored_timesteps(containers)).image
 
     def read(self, data: bytes) -> tuple[Container, np.ndarray]:
         """Bytes of a file -> its container and the indices, int64 (rows, columns).
@@ -359,7 +385,20 @@ class OscarCodec(nn.Module):
         Raises:
             BitstreamError: if it is damaged, foreign, or was written with another model.
         """
-        container = Container.unpack(data)
+        container = self.open(data)
+        shape = container.rate.grid_shape(container.height, container.width)
+        table, model = self.frequencies[container.rate_id], self.contexts.get(container.rate_id)
+        return container, decode_grid(container.payload, container.coding, shape, table, model).astype(np.int64)
+
+    def open(self, data: bytes, whole: bool = True) -> Container:
+        """Bytes of a file -> its container, if this model wrote it; without `whole` its end may be missing.
+
+        Raises:
+            BitstreamError: if it is damaged, foreign, or was written with another model.
+        """
+        container = Container.unpack(data, whole)
+        if container.quality is not None:
+            raise WrongModelError("the file was written by a model with a hyperprior; this one has a vector quantiser")
         rate = container.rate
         tag = self.file_tag(container.coding, rate)
         if container.model_tag != tag:
@@ -369,9 +408,30 @@ class OscarCodec(nn.Module):
         if (container.timestep is not None) != self.mapping.per_picture:
             has, wants = ("no", "one") if self.mapping.per_picture else ("a", "none")
             raise HeaderError(f"the file has {has} timestep of its own; allowed for this model: {wants}")
-        shape = rate.grid_shape(container.height, container.width)
-        table, model = self.frequencies[rate.id], self.contexts.get(rate.id)
-        return container, decode_grid(container.payload, container.coding, shape, table, model).astype(np.int64)
+        return container
+
+    def decompress_prefix(self, data: bytes) -> Preview:
+        """What the first bytes of a file show: symbols are coded from coarse to fine, and those that are not there yet
+        are taken to be the likeliest.
+
+        Args:
+            data: the header and as much of the rest as there is. Damage is not noticed.
+
+        Raises:
+            BitstreamError: if the header is not there, is foreign or another model's, or the coding has no preview.
+        """
+        container = self.open(data, whole=False)
+        symbols, share = self.read_prefix(container)
+        image = self.restore([container], torch.from_numpy(symbols[None]).to(self.device))[0]
+        return Preview(images.to_pil(image[:, : container.height, : container.width]), share)
+
+    def read_prefix(self, container: Container) -> tuple[np.ndarray, float]:
+        """The symbols of a file whose end may be missing, and the share of them that was read."""
+        if container.coding != Coding.CONTEXT:
+            raise PayloadError(f"coding {container.coding.name.lower()} has no preview; allowed: context, hyperprior")
+        shape = container.rate.grid_shape(container.height, container.width)
+        grid, share = decode_prefix(container.payload, shape, self.contexts[container.rate_id])
+        return grid.astype(np.int64), share
 
     @torch.inference_mode()
     def reconstruct(
@@ -433,11 +493,12 @@ class OscarCodec(nn.Module):
         self._need("decoder", "decompress")
         z_hat = self.bottleneck.decode(indices, rate)
         x0 = self.denoise(z_hat, rms, rate, timesteps)
-        if self.preview is None:
-            image = self.backbone.decode(x0)
-        else:
-            image = decode(self.preview, x0, self.backbone.memory)
-        return Reconstruction(indices, z_hat, x0, image.clamp(-1, 1))
+        return Reconstruction(indices, z_hat, x0, self.render(x0))
+
+    def render(self, x0: Tensor) -> Tensor:
+        """Denoised latent (B, 4, h, w) -> images in [-1, 1]."""
+        image = self.backbone.decode(x0) if self.preview is None else decode(self.preview, x0, self.backbone.memory)
+        return image.clamp(-1, 1)
 
     def denoise(
         self, z_hat: Tensor, rms: Tensor, rate: RatePoint, timesteps: Tensor | float | None = None
@@ -461,15 +522,34 @@ class OscarCodec(nn.Module):
         if self.half not in ("both", half):
             raise ValueError(f"half is {self.half!r}, which cannot {what}; allowed: both, {half}")
 
+    def need_rates(self, what: str) -> None:
+        """Refuse a model without rates (ValueError) where `what` needs them."""
+        if not self.rates:
+            raise ValueError(f"{what} is for models with rates; this one has a hyperprior, and a continuous quality")
+
     def find_rate(self, rate: float | RatePoint) -> RatePoint:
         """One of this model's rate points by nominal bpp (ValueError if it has no such rate)."""
         return find_rate(rate.bpp if isinstance(rate, RatePoint) else rate, self.rates)
+
+    @property
+    def points(self) -> tuple[float, ...]:
+        """Numbers by which files of this model are asked for, from small to large: here rates, else qualities."""
+        return tuple(sorted(rate.bpp for rate in self.rates))
+
+    @property
+    def default_point(self) -> float:
+        """What files are written at unless something else is asked for."""
+        return DEFAULT_RATE
+
+    def find_point(self, point: float | RatePoint) -> RatePoint:
+        """What names a size of files: here a rate, with a hyperprior a quality."""
+        return self.find_rate(point)
 
     def stored_rms(self, codes: Tensor) -> Tensor:
         """The rms (B, 4) that a decoder reads from codes (B, 4) in a file."""
         return torch.from_numpy(dequantise_rms(codes.numpy().astype(np.uint8))).to(self.device, self.dtype)
 
-    def stored_timesteps(self, containers: list[Container]) -> Tensor | None:
+    def stored_timesteps(self, containers: Sequence[Container]) -> Tensor | None:
         """The timesteps (B,) that a decoder reads from files, None where the rate determines them."""
         if not self.mapping.per_picture:
             return None
@@ -482,6 +562,15 @@ class OscarCodec(nn.Module):
         grid = indices.cpu().numpy()
         bits = entropy.estimated_bits(grid.reshape(-1), self.frequencies[rate.id])
         return min(bits, context.estimated_bits(grid, self.contexts[rate.id])) if rate.id in self.contexts else bits
+
+    def examine(self, data: bytes) -> tuple[Container, float]:
+        """The container of a file and the ideal code length in bits of its symbols, without header.
+
+        Raises:
+            BitstreamError: as `read`.
+        """
+        container, indices = self.read(data)
+        return container, self.estimated_bits(torch.from_numpy(indices), container.rate)
 
     @property
     def device(self) -> torch.device:

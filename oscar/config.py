@@ -6,7 +6,7 @@ A script parses its Hydra config once with `parse` and passes the typed result o
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Optional  # noqa: UP035 (OmegaConf reads Optional from the annotations)
 
@@ -47,10 +47,34 @@ class BackboneConfig:
 
 
 @dataclass
+class HyperpriorConfig:
+    """Sizes of a hyperprior bottleneck (`oscar.models.hyperprior`)."""
+
+    groups: list[int] = field(default_factory=lambda: [8, 8, 16, 32])
+    """latent channels that are coded together; each group is predicted from all before it"""
+    hidden: int = 96
+    """width of the layers that predict"""
+    features: int = 64
+    """channels of the decoded side information"""
+    side_channels: int = 32
+    """channels of the side information itself"""
+    side_features: int = 48
+    """channels within the network that decodes it"""
+
+    def check(self) -> None:
+        if not self.groups or min(self.groups) < 1:
+            raise ConfigError(f"bottleneck.hyperprior.groups is {list(self.groups)}; allowed: numbers above 0")
+        for name in ("hidden", "features", "side_channels", "side_features"):
+            _at_least(f"bottleneck.hyperprior.{name}", getattr(self, name), 1)
+
+
+@dataclass
 class BottleneckConfig:
-    """The vector-quantised bottleneck (paper section 3.2)."""
+    """The vector-quantised bottleneck (paper section 3.2), or a hyperprior for any rate."""
 
     kind: str = "vq"
+    """vq, which has all fields but `hyperprior`, or hyperprior, which has it alone"""
+    hyperprior: HyperpriorConfig = field(default_factory=HyperpriorConfig)
     rates: list[float] = field(default_factory=lambda: [rate.bpp for rate in PAPER_RATES])
     """nominal bits per pixel of the rates to build"""
     width: int = 192
@@ -78,7 +102,17 @@ class BottleneckConfig:
     the codes; only with `init_from`"""
 
     def check(self) -> None:
-        _choose("bottleneck.kind", self.kind, ("vq",))
+        _choose("bottleneck.kind", self.kind, ("vq", "hyperprior"))
+        self.hyperprior.check()
+        blank, unused = BottleneckConfig(), {"hyperprior"}
+        if self.continuous:
+            unused = {item.name for item in fields(self)} - {"kind", "hyperprior"}
+        for name in sorted(unused):
+            if getattr(self, name) != getattr(blank, name):
+                raise ConfigError(f"bottleneck.{name} is {getattr(self, name)}, but kind {self.kind} does not use it; "
+                                  "allowed: its default")  # fmt: skip
+        if self.continuous:
+            return
         for name in ("width", "features", "codebook_dim"):
             _at_least(f"bottleneck.{name}", getattr(self, name), 2)
         if not self.rates:
@@ -94,7 +128,14 @@ class BottleneckConfig:
         for name in ("dither", "stages", "start_from"):
             self.by_id(name)
 
+    @property
+    def continuous(self) -> bool:
+        """Whether there is a quality from 0 to 1 in place of rates."""
+        return self.kind == "hyperprior"
+
     def rate_points(self) -> tuple[RatePoint, ...]:
+        if self.continuous:
+            return ()
         try:
             points = {find_rate(bpp, RATES) for bpp in self.rates}
         except ValueError as error:
@@ -113,7 +154,9 @@ class BottleneckConfig:
         return values
 
     def options(self) -> dict[str, Any]:
-        """Arguments of `VQBottleneck` beside the rates."""
+        """Arguments of `HyperpriorBottleneck`, with its kind, or of `VQBottleneck` beside the rates."""
+        if self.continuous:
+            return {"kind": self.kind, **asdict(self.hyperprior)}
         names = ("width", "features", "codebook_dim", "kmeans_init")
         own = {name: getattr(self, name) for name in names}
         return {**own, **self.training_options(), **{name: self.by_id(name) for name in ("dither", "stages")}}
@@ -266,6 +309,9 @@ class StageConfig:
     """hyper, joint: weight of the cosine loss"""
     commitment: float = 0.0
     """hyper, joint: weight of the quantiser's commitment loss; 0 is the paper's"""
+    lambdas: list[float] = field(default_factory=list)
+    """hyper, joint with a hyperprior: weight of the distortion against bits per pixel at quality 0 and at quality 1,
+    between which its logarithm is a straight line"""
     latent: float = 0.0
     """joint: weight of the mean squared error of x0 against the latent; 0 is the paper's"""
     gan: float = 0.0
@@ -280,7 +326,8 @@ class StageConfig:
     """joint, hyper: relative probability of drawing a rate, 1 if not named; 0 leaves it as it is, in stage context too,
     where all others are trained in every step"""
     table_batches: int = 128
-    """hyper, joint: batches at the end over which the entropy coder's tables are counted"""
+    """hyper, joint: batches at the end over which the entropy coder's tables are counted; with a hyperprior, hyper:
+    over which the timesteps are calibrated"""
     vae: str = "frozen"
     """joint: frozen (the paper); decoder trains the VAE's decoder too; all trains the whole VAE"""
     denoiser: str = "trained"
@@ -290,7 +337,8 @@ class StageConfig:
     context: ContextConfig = field(default_factory=ContextConfig)
     """context: size of the models"""
 
-    def check(self, rates: tuple[RatePoint, ...]) -> None:
+    def check(self, bottleneck: BottleneckConfig) -> None:
+        rates = bottleneck.rate_points()
         _choose("stage.name", self.name, ("vae", "prior", "hyper", "joint", "context"))
         _choose("stage.vae", self.vae, ("frozen", "decoder", "all"))
         _choose("stage.denoiser", self.denoiser, ("trained", "frozen"))
@@ -307,20 +355,31 @@ class StageConfig:
             "joint": ("image_losses", "network_files", "cosine", "commitment", "latent", "gan", "rate_order",
                       "rate_weights", "table_batches", "vae", "denoiser"),
             "context": ("rate_weights", "context"),
-        }[self.name]  # fmt: skip
-        blank = StageConfig()
-        for name in ("image_losses", "network_files", "kl", "cosine", "commitment", "latent", "gan",
+        }  # fmt: skip
+        if bottleneck.continuous:
+            used |= {"hyper": ("lambdas", "table_batches"),
+                     "joint": ("image_losses", "network_files", "lambdas", "vae", "denoiser")}  # fmt: skip
+            if self.name == "context":
+                raise ConfigError("stage.name is 'context', but a hyperprior has a context of its own; "
+                                  "allowed: vae, prior, hyper, joint")  # fmt: skip
+        used, blank = used[self.name], StageConfig()
+        for name in ("image_losses", "network_files", "kl", "cosine", "commitment", "lambdas", "latent", "gan",
                      "rates_per_step", "rate_order", "rate_weights", "table_batches", "vae", "denoiser",
                      "context"):  # fmt: skip
             if name not in used and getattr(self, name) != getattr(blank, name):
                 raise ConfigError(
-                    f"stage.{name} is {getattr(self, name)!r}, but stage {self.name} does not use it; "
+                    f"stage.{name} is {getattr(self, name)!r}, but stage {self.name} does not use it"
+                    f"{' with a hyperprior' if bottleneck.continuous else ''}; "
                     f"allowed there: {', '.join(used) or 'none'}"
                 )
         if self.name == "vae" and not any(self.image_losses.values()):
             raise ConfigError("stage.image_losses is empty; allowed: at least one positive weight")
         if self.name == "joint" and not any(self.image_losses.values()) and not self.latent:
             raise ConfigError("stage.image_losses is empty; allowed: at least one positive weight, or stage.latent")
+        if "lambdas" in used and (len(self.lambdas) != 2 or not 0 < self.lambdas[0] <= self.lambdas[1]):
+            raise ConfigError(f"stage.lambdas is {list(self.lambdas)}; allowed: [low, high] with 0 < low <= high")
+        if bottleneck.continuous:
+            return
         if self.name == "hyper" and not self.cosine:
             raise ConfigError("stage.cosine is 0; allowed: above 0 in stage hyper")
         weights = self.draw_weights(rates)
@@ -435,6 +494,8 @@ class ValidationConfig:
     """optimiser steps between two validations; one more follows the last step"""
     rates: Optional[list[float]] = None
     """hyper, joint: nominal bpp of the rates to validate; None takes all"""
+    qualities: Optional[list[float]] = None
+    """hyper, joint with a hyperprior: qualities to validate, 0 to 1; None takes five"""
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     """of single pictures; those whose weights cannot be had are left out, with a warning"""
     best: Optional[str] = None
@@ -447,7 +508,7 @@ class ValidationConfig:
     def enabled(self) -> bool:
         return self.images is not None
 
-    def check(self, stage: str, rates: tuple[RatePoint, ...]) -> None:
+    def check(self, stage: str, rates: tuple[RatePoint, ...], continuous: bool = False) -> None:
         if self.images is not None and not Path(self.images).is_dir():
             raise ConfigError(f"validation.images is {self.images!r}; allowed: a folder of pictures that exists")
         for name in ("limit", "every"):
@@ -456,9 +517,16 @@ class ValidationConfig:
         if self.crop is not None and (self.crop < 64 or self.crop % 64):
             raise ConfigError(f"validation.crop is {self.crop}; allowed: multiples of 64, or null")
         if self.rates is not None:
-            if stage in ("vae", "prior"):
-                raise ConfigError(f"validation.rates is set, but stage {stage} has no rates; allowed: null")
+            if stage in ("vae", "prior") or continuous:
+                what = "a hyperprior" if continuous else f"stage {stage}"
+                raise ConfigError(f"validation.rates is set, but {what} has no rates; allowed: null")
             self.rate_points(rates)
+        if self.qualities is not None:
+            if stage in ("vae", "prior") or not continuous:
+                raise ConfigError("validation.qualities is set, but qualities are a hyperprior's, in stages hyper and "
+                                  "joint; allowed: null")  # fmt: skip
+            if not self.qualities or not all(0 <= quality <= 1 for quality in self.qualities):
+                raise ConfigError(f"validation.qualities is {list(self.qualities)}; allowed: one or more from 0 to 1")
         self.metrics.check()
 
     def rate_points(self, rates: tuple[RatePoint, ...]) -> tuple[RatePoint, ...]:
@@ -510,7 +578,7 @@ class TrainConfig:
         if self.data.latents is not None and self.stage.name not in ("hyper", "context"):
             name = self.stage.name
             raise ConfigError(f"data.latents is {self.data.latents!r}, but stage {name} needs pictures; allowed: null")
-        self.stage.check(self.bottleneck.rate_points())
+        self.stage.check(self.bottleneck)
         self.optimiser.check("optimiser")
         self.trainer.check()
         if self.trainer.gradient_checkpointing and self.stage.name in ("hyper", "context"):
@@ -518,7 +586,8 @@ class TrainConfig:
                               "through UNet or VAE; allowed: false")  # fmt: skip
         if self.trainer.final == "best" and not self.validation.enabled:
             raise ConfigError("trainer.final is 'best', but validation.images is unset; allowed: last")
-        self.validation.check(self.stage.name, RATES if self.init_from else self.bottleneck.rate_points())
+        rates = RATES if self.init_from else self.bottleneck.rate_points()
+        self.validation.check(self.stage.name, rates, self.bottleneck.continuous)
 
 
 @dataclass

@@ -245,8 +245,9 @@ def export(source: str | Path, out: str | Path) -> OscarCodec:
     """
     codec = checkpoint.load(source)
     try:
+        codec.need_rates("the published layout")
         export_codec(codec, out)
-    except ConvertError as error:
+    except ValueError as error:
         raise ConvertError(f"model {str(source)!r}: {error}") from None
     return codec
 

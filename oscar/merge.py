@@ -36,11 +36,11 @@ def merge_rates(sources: Sequence[str | Path], out: str | Path) -> OscarCodec:
     """
     if len(sources) < 2:
         raise CheckpointError(f"merge needs two or more checkpoints; got {len(sources)}")
-    first = checkpoint.load(sources[0])
+    first = _load(sources[0])
     origin = {rate: sources[0] for rate in first.rates}
     encoders, frequencies, contexts = _rates(first)
     for source in sources[1:]:
-        codec = checkpoint.load(source)
+        codec = _load(source)
         _check_same(first, codec, sources[0], source)
         for rate in codec.rates:
             if rate in origin:
@@ -59,6 +59,15 @@ def merge_rates(sources: Sequence[str | Path], out: str | Path) -> OscarCodec:
         raise CheckpointError(f"merge: {error}") from None
     merged.save_pretrained(out)
     return merged
+
+
+def _load(source: str | Path) -> OscarCodec:
+    codec = checkpoint.load(source)
+    try:
+        codec.need_rates("merging")
+    except ValueError as error:
+        raise CheckpointError(f"model {str(source)!r}: {error}") from None
+    return codec
 
 
 def _rates(

@@ -1,4 +1,4 @@
-"""Files of at most so many bytes: the best rate that fits, and at it the least effort."""
+"""Files of at most so many bytes: the best rate that fits, and at it the least effort; or the highest quality."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from oscar.rates import RatePoint
 
 if TYPE_CHECKING:
     from oscar.codec import OscarCodec
+    from oscar.continuous import ContinuousCodec
 
 
 class TargetError(ValueError):
-    """A size that no rate and effort of a model meets for a picture."""
+    """A size that nothing of a model's meets for a picture."""
 
 
 @torch.inference_mode()
@@ -37,10 +38,49 @@ def compress_within(codec: OscarCodec, image: Tensor, max_bytes: int) -> bytes:
             return files.least(max_bytes)
         largest = largest or len(files.at(0))
         smallest = len(files.at(MAX_EFFORT))
-    height, width = image.shape[-2:]
-    raise TargetError(
-        f"max_bytes is {max_bytes}, which no rate meets for this picture; reachable: {smallest} to {largest} bytes "
-        f"({8 * smallest / (height * width):.4f} to {8 * largest / (height * width):.4f} bpp)"
+    raise _out_of_reach(max_bytes, "rate", smallest, largest, image)
+
+
+@torch.inference_mode()
+def quality_within(codec: ContinuousCodec, image: Tensor, max_bytes: int) -> bytes:
+    """The file of the highest quality that fits, found by bisection.
+
+    Args:
+        codec: the codec.
+        image: (1, 3, H, W) in [-1, 1].
+        max_bytes: length of the file at most.
+
+    Raises:
+        TargetError: if none fits, with the lengths that can be had.
+    """
+    from oscar.continuous import MAX_QUALITY, Quality
+
+    latent = codec.encode_latent(image)
+
+    def at(code: int) -> bytes:
+        return codec.write_latent(latent, Quality(code), *image.shape[-2:])[0]
+
+    best, largest = at(0), at(MAX_QUALITY)
+    if len(best) > max_bytes:
+        raise _out_of_reach(max_bytes, "quality", len(best), len(largest), image)
+    if len(largest) <= max_bytes:
+        return largest
+    low, high = 0, MAX_QUALITY  # fits, does not fit
+    while high - low > 1:
+        middle = (low + high) // 2
+        data = at(middle)
+        if len(data) <= max_bytes:
+            low, best = middle, data
+        else:
+            high = middle
+    return best
+
+
+def _out_of_reach(max_bytes: int, what: str, smallest: int, largest: int, image: Tensor) -> TargetError:
+    pixels = image.shape[-2] * image.shape[-1]
+    return TargetError(
+        f"max_bytes is {max_bytes}, which no {what} meets for this picture; reachable: {smallest} to {largest} bytes "
+        f"({8 * smallest / pixels:.4f} to {8 * largest / pixels:.4f} bpp)"
     )
 
 

@@ -237,6 +237,54 @@ class PerImageMapping(TimestepMapping):
         return cls()
 
 
+@dataclass(frozen=True)
+class CurveMapping(TimestepMapping):
+    """The pseudo-timestep of a quality from 0 to 1, for models without rates: a line through evenly spaced knots.
+
+    Attributes:
+        timesteps: at the knots, of the qualities i / (n - 1).
+        values: mean cosine similarity between z_hat and z0 that was measured there (`sqrt(alpha_bar_t)` is nearest to
+            it), None if the curve is not measured.
+    """
+
+    timesteps: tuple[float, ...]
+    values: tuple[float, ...] | None = None
+    kind = "curve"
+
+    @classmethod
+    def straight(cls) -> CurveMapping:
+        """From the paper's timestep at its lowest rate to little noise; to start with."""
+        return cls((float(PAPER_RATES[0].timestep), 20.0))
+
+    def __call__(self, rate: float) -> float:
+        """The pseudo-timestep of a quality."""
+        if isinstance(rate, RatePoint):
+            raise ValueError("timesteps: kind curve is for models with a hyperprior, whose qualities go from 0 to 1")
+        place = rate * (len(self.timesteps) - 1)
+        below = min(int(place), len(self.timesteps) - 2)
+        low, high = self.timesteps[below : below + 2]
+        return low + (high - low) * (place - below)
+
+    def check(self, rates: Iterable[RatePoint], schedule_length: int) -> None:
+        for timestep in self.timesteps:
+            if not 0 <= timestep <= schedule_length - 1:
+                raise ValueError(f"timesteps: {timestep} is outside the schedule; allowed: 0 to {schedule_length - 1}")
+        for rate in rates:
+            self(rate)
+
+    def to_config(self) -> dict:
+        values = {} if self.values is None else {"values": list(self.values)}
+        return {"kind": self.kind, "timesteps": list(self.timesteps), **values}
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> CurveMapping:
+        timesteps = _sequence(config.get("timesteps", cls.straight().timesteps), "timesteps")
+        values = None if config.get("values") is None else _sequence(config["values"], "values")
+        if len(timesteps) < 2 or values is not None and len(values) != len(timesteps):
+            raise ValueError(f"timesteps.timesteps has {len(timesteps)} knots; allowed: 2 or more, as many as values")
+        return cls(timesteps, values)
+
+
 MAPPINGS: dict[str, tuple[type[TimestepMapping], tuple[str, ...]]] = {  # class, and what its config may name
     "table": (TableMapping, ("timesteps",)),
     "cosine": (CalibratedMapping, ("timesteps", "values", "calibration")),
@@ -247,6 +295,7 @@ MAPPINGS: dict[str, tuple[type[TimestepMapping], tuple[str, ...]]] = {  # class,
     "shuffled": (ShuffledMapping, ("timesteps", "seed")),
     "per_image": (PerImageMapping, ()),
     "learned": (LearnedMapping, ("timesteps",)),
+    "curve": (CurveMapping, ("timesteps", "values")),
 }
 
 
@@ -318,6 +367,12 @@ def _table(table: object, number: type = int, field: str = "timesteps", what: st
     except (AttributeError, TypeError, ValueError) as error:
         paper = "'paper' or " if field == "timesteps" else ""
         raise ValueError(f"timesteps.{field} must be {paper}a table rate id: {what} ({error})") from None
+
+
+def _sequence(values: object, field: str) -> tuple[float, ...]:
+    if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
+        raise ValueError(f"timesteps.{field} is {values!r}; allowed: a list of numbers")
+    return tuple(_number(value, float, field) for value in values)
 
 
 def _number(value: object, number: type, field: str) -> int | float:

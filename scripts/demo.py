@@ -50,25 +50,30 @@ def name_pictures(paths: list[Path]) -> list[str]:
     return names
 
 
+def some_points(codec: OscarCodec) -> tuple[float, ...]:
+    """The rates of a model, or nine of its qualities."""
+    return codec.points[:: max(1, len(codec.points) // 8)]
+
+
 def measure(codec: OscarCodec, name: str, image: Image.Image, out: Path) -> Iterator[Result]:
     """Compress one picture at each rate to a file, decode what the file holds, and measure it."""
     original = out / "pictures" / f"{name}.png"
     image.save(original)
-    for rate in sorted(codec.rates, key=lambda rate: rate.bpp):
-        file = out / "files" / f"{name}_{rate.bpp:.4f}.oscar"
+    for point in some_points(codec):
+        file = out / "files" / f"{name}_{point:.4f}.oscar"
         begin = time.perf_counter()
-        data = codec.compress(image, rate=rate.bpp)
+        (data,) = codec.compress_batch([image], point)
         encoded = time.perf_counter()
         file.write_bytes(data)
         data = file.read_bytes()
         read = time.perf_counter()
         decoded = codec.decompress(data)
         done = time.perf_counter()
-        reconstruction = out / "pictures" / f"{name}_{rate.bpp:.4f}.png"
+        reconstruction = out / "pictures" / f"{name}_{point:.4f}.png"
         decoded.save(reconstruction)
         yield Result(
             picture=name,
-            rate=rate.bpp,
+            rate=point,
             width=image.width,
             height=image.height,
             file_bytes=file.stat().st_size,
@@ -89,16 +94,16 @@ def run(codec: OscarCodec, pictures: list[Path], out: Path, console: Console) ->
     results: list[Result] = []
     warm = False
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("compress and decompress", total=len(pictures) * len(codec.rates))
+        task = progress.add_task("compress and decompress", total=len(pictures) * len(some_points(codec)))
         for path, name in zip(pictures, name_pictures(pictures), strict=True):
             try:
                 image = read_image(path)
             except ImageError as error:
                 console.print(f"left out: {error}", markup=False, highlight=False, soft_wrap=True)
-                progress.advance(task, len(codec.rates))
+                progress.advance(task, len(some_points(codec)))
                 continue
             if not warm:  # the first call sets up memory and threads: not to be counted as the codec's time
-                codec.decompress(codec.compress(image, rate=codec.rates[0].bpp))
+                codec.decompress(codec.compress(image))
                 warm = True
             for result in measure(codec, name, image, out):
                 results.append(result)
@@ -108,11 +113,11 @@ def run(codec: OscarCodec, pictures: list[Path], out: Path, console: Console) ->
     return results
 
 
-def print_tables(results: list[Result], console: Console) -> None:
-    """Print one row per picture and rate, then the means per rate."""
+def print_tables(results: list[Result], console: Console, point: str) -> None:
+    """Print one row per picture and rate (or quality, as `point` says), then the means per rate."""
     numbers = ("file bytes", "actual bpp", "PSNR dB", "MS-SSIM", "encode s", "decode s")
-    rows = Table("picture", "rate", *numbers, title="Pictures")
-    means = Table("rate", *numbers, title="Means per rate")
+    rows = Table("picture", point, *numbers, title="Pictures")
+    means = Table(point, *numbers, title=f"Means per {point}")
     for table in (rows, means):
         for column in table.columns[table is rows :]:
             column.justify = "right"
@@ -160,7 +165,7 @@ def main(args: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"demo: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print_tables(results, console)
+    print_tables(results, console, codec.point_name)
     write_csv(results, options.out / "results.csv")
     write_contact_sheet(results, options.out / "sheet.png")
     note = (

@@ -28,6 +28,7 @@ class FakeCodec:
     """Writes real containers with empty content and decodes to a grey picture of the right size."""
 
     rates = PAPER_RATES
+    default_point = 0.0625
     efforts: ClassVar[list[int]] = []
 
     def compress(self, image: Image.Image, rate: float | None = None, max_bytes: int | None = None) -> bytes:
@@ -52,6 +53,10 @@ class FakeCodec:
     def compress_batch(self, pictures: list[Image.Image], rate: float, effort: int = 0) -> list[bytes]:
         self.efforts.append(effort)
         return [self.compress(picture, rate) for picture in pictures]
+
+    def decompress_prefix(self, data: bytes) -> tuple[Image.Image, float]:
+        container = Container.unpack(data, whole=False)
+        return Image.new("RGB", (container.width, container.height), (90, 90, 90)), 0.75
 
     def decompress_batch(self, files: list[bytes]) -> list[Image.Image]:
         return [self.decompress(data) for data in files]
@@ -121,8 +126,56 @@ def test_one_file_there_and_back(tmp_path, photo, loads, suffix):
     with Image.open(result) as image:
         assert image.size == (70, 40)
         assert image.getpixel((3, 3)) == (90, 90, 90)
-    assert [call[:-1] for call in loads] == [("nano", "cpu", None, 0.125), ("nano", "cpu", 1)]
+    assert [call[:-1] for call in loads] == [("nano", "cpu", None), ("nano", "cpu", 1)]
     assert no_leftovers(tmp_path)
+
+
+class ContinuousFake(FakeCodec):
+    """Stands for a model with a hyperprior."""
+
+    rates = ()
+    default_point = 0.5
+
+    def compress(self, image: Image.Image, quality: float) -> bytes:
+        code = round(quality * 4095)
+        return Container(Coding.HYPERPRIOR, None, TAG, image.width, image.height, b"", b"x", quality=code).pack()
+
+
+def test_quality(tmp_path, photo, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_load_codec", lambda *args, **options: ContinuousFake())
+    for options, code in (((), 2048), (("--quality", 0.4), 1638), (("--quality", 0), 0), (("--quality", 1), 4095)):
+        assert run("compress", photo, tmp_path / "a.oscar", *options, "--overwrite") == 0
+        assert Container.unpack((tmp_path / "a.oscar").read_bytes()).quality == code
+    capsys.readouterr()
+    assert run("info", tmp_path / "a.oscar") == 0
+    shown = capsys.readouterr().out
+    assert "quality          1.0000" in shown and "hyperprior" in shown and "nominal" not in shown
+    assert run("info", tmp_path / "a.oscar", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["quality"], facts["quality_code"]) == (1, 4095) and "rate" not in facts
+    for options in (("--rate", "0.125"), ("--effort", "3")):
+        assert "allowed: --quality" in refuse(capsys, "compress", photo, tmp_path / "b.oscar", *options)
+
+
+def test_qualities_that_are_not_allowed(tmp_path, photo, loads, capsys):
+    for value in ("1.5", "-0.1", "nan"):
+        assert "allowed: 0 to 1" in refuse(capsys, "compress", photo, tmp_path / "b.oscar", "--quality", value)
+    words = refuse(capsys, "compress", photo, tmp_path / "b.oscar", "--quality", "0.5")
+    assert "this model has rates; allowed: --rate 0.0019, " in words
+    for option, value in (("--rate", "0.125"), ("--bpp", "0.1"), ("--max-bytes", "60")):
+        words = refuse(capsys, "compress", photo, tmp_path / "b.oscar", "--quality", "0.5", option, value)
+        assert "exclude each other" in words
+    assert not (tmp_path / "b.oscar").exists()
+
+
+def test_a_part_of_a_file(tmp_path, loads, capsys):
+    whole = Container(Coding.HYPERPRIOR, None, TAG, 70, 40, b"", bytes(40), quality=9).pack()
+    (tmp_path / "part.oscar").write_bytes(whole[:-5])
+    refuse(capsys, "decompress", tmp_path / "part.oscar", tmp_path / "b.png")
+    assert run("decompress", tmp_path / "part.oscar", tmp_path / "b.png", "--partial") == 0
+    assert "70x40 pixels from 75% of the symbols" in capsys.readouterr().out
+    with Image.open(tmp_path / "b.png") as image:
+        assert image.size == (70, 40)
 
 
 def test_targets(tmp_path, photo, loads, capsys):
@@ -134,7 +187,6 @@ def test_targets(tmp_path, photo, loads, capsys):
     capsys.readouterr()
     words = refuse(capsys, "compress", photo, tmp_path / "b.oscar", "--max-bytes", "5")
     assert "max_bytes is 5" in words and not (tmp_path / "b.oscar").exists()
-    assert all(call[3] is None for call in loads)  # no rate to look for in the model
 
 
 def test_effort_is_passed_on(tmp_path, photo, loads):

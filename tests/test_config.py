@@ -120,6 +120,24 @@ CONTRADICTIONS = [
 ]
 
 
+CONTRADICTIONS += [  # with a hyperprior
+    ("hyperprior_hyper", "+bottleneck.width=8", "bottleneck.width is 8, but kind hyperprior", "default"),
+    ("hyper", "+bottleneck.hyperprior.hidden=8", "bottleneck.hyperprior is", "default"),
+    ("hyperprior_hyper", "bottleneck.hyperprior.groups=[]", "bottleneck.hyperprior.groups is []", "above 0"),
+    ("hyperprior_hyper", "bottleneck.hyperprior.hidden=0", "bottleneck.hyperprior.hidden is 0", "at least 1"),
+    ("hyperprior_hyper", "stage.lambdas=[1]", "stage.lambdas is [1.0]", "[low, high]"),
+    ("hyperprior_joint", "stage.lambdas=[0,1]", "stage.lambdas is [0.0, 1.0]", "0 < low"),
+    ("hyper", "stage.lambdas=[1,2]", "stage.lambdas is [1.0, 2.0], but stage hyper does not use it", "cosine"),
+    ("hyperprior_hyper", "stage.cosine=1", "stage.cosine is 1.0, but stage hyper does not use it with a hyperprior",
+     "lambdas"),
+    ("hyperprior_joint", "stage.gan=0.1", "stage.gan is 0.1, but stage joint does not use it", "lambdas"),
+    ("hyperprior_joint", "stage.name=context", "stage.name is 'context', but a hyperprior", "joint"),
+    ("hyperprior_joint", "validation.rates=[0.125]", "validation.rates is set, but a hyperprior has no rates", "null"),
+    ("hyperprior_joint", "validation.qualities=[2]", "validation.qualities is [2.0]", "0 to 1"),
+    ("joint", "validation.qualities=[1]", "validation.qualities is set", "null"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(("stage", "override", "begin", "allowed"), CONTRADICTIONS, ids=[c[1] for c in CONTRADICTIONS])
 def test_contradictions(compose, photos: Path, stage: str, override: str, begin: str, allowed: str) -> None:
     with pytest.raises(ConfigError) as error:

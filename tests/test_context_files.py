@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from oscar import OscarCodec, checkpoint, effort
-from oscar.bitstream import BitstreamError, Coding, Container, WrongModelError
+from oscar.bitstream import BitstreamError, Coding, Container, PayloadError, WrongModelError
 from oscar.checkpoint import CONFIG, WEIGHTS, CheckpointError
 from oscar.config import ContextConfig
 from oscar.effort import MAX_EFFORT
@@ -282,3 +282,50 @@ def test_what_cannot_be_met_is_refused(codec: OscarCodec, picture) -> None:
     for options in ({"rate": TOP}, {"effort": 2}):
         with pytest.raises(ValueError, match="max_bytes is set, which chooses rate and effort itself"):
             codec.compress(image, max_bytes=500, **options)
+
+
+def test_a_prefix_shows_the_picture_coarsely(codec: OscarCodec, data: bytes) -> None:
+    whole = codec.decompress_prefix(data)
+    assert whole.share == 1
+    assert np.array_equal(np.asarray(whole.image), np.asarray(codec.decompress(data)))
+    _, indices = codec.read(data)
+    header = len(data) - len(Container.unpack(data).payload)
+    shares, right = [], []
+    for length in np.linspace(header, len(data), 6).astype(int):
+        found, share = codec.read_prefix(codec.open(data[:length], whole=False))
+        shares.append(share)
+        right.append((found == indices).mean())
+        assert codec.decompress_prefix(data[:length]).image.size == (333, 200)
+    assert shares[0] == 0 and shares == sorted(shares) and right[-1] == 1
+    assert right[0] < right[3] < right[5]
+
+
+def test_a_prefix_tells_the_coarse_lattice_first(codec: OscarCodec, data: bytes) -> None:
+    found, share = codec.read_prefix(codec.open(data[: len(data) // 2], whole=False))
+    _, indices = codec.read(data)
+    assert 0.2 < share < 0.6
+    assert np.array_equal(found[::4, ::4], indices[::4, ::4])  # a sixteenth of all positions
+    assert not np.array_equal(found, indices)
+
+
+def test_prefixes_that_show_nothing(codec: OscarCodec, tiny: OscarCodec, data: bytes, picture) -> None:
+    header = len(data) - len(Container.unpack(data).payload)
+    for length in range(header):
+        with pytest.raises(BitstreamError):
+            codec.decompress_prefix(data[:length])
+    with pytest.raises(WrongModelError):
+        tiny.decompress_prefix(data)
+    with pytest.raises(PayloadError, match="has no preview; allowed: context, hyperprior"):
+        tiny.decompress_prefix(tiny.compress(picture(96, 72), TOP)[:-3])
+
+
+def test_damage_in_a_prefix(codec: OscarCodec, data: bytes) -> None:
+    """It is not noticed, or ends in a named error."""
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        broken = bytearray(data[: random.integers(20, len(data))])
+        broken[random.integers(2, len(broken))] ^= 1 << random.integers(8)
+        try:
+            codec.read_prefix(codec.open(bytes(broken), whole=False))
+        except BitstreamError:
+            pass

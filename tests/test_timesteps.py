@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from oscar.timesteps import (
     MAPPINGS,
     CalibratedMapping,
     ConstantMapping,
+    CurveMapping,
     LearnedMapping,
     PerImageMapping,
     RampMapping,
@@ -32,6 +34,7 @@ EXAMPLES = {
     "shuffled": ShuffledMapping({0: 500, 1: 400, 2: 300}, seed=3),
     "per_image": PerImageMapping(),
     "learned": LearnedMapping({0: 481.25, 7: 149.5}),
+    "curve": CurveMapping((700.0, 300.0, 20.5), (0.3, 0.8, 0.99)),
 }
 
 
@@ -189,3 +192,31 @@ def test_what_is_no_calibration_file(tmp_path: Path, content: str | None) -> Non
         path.write_text(content)
     with pytest.raises(ValueError, match="timesteps.calibration is '.*', which cannot be read .*; allowed: a calibra"):
         read_calibration({"kind": "cosine", "calibration": str(path)})
+
+
+def test_a_curve_is_straight_between_its_knots() -> None:
+    curve = CurveMapping((700.0, 300.0, 20.0))
+    assert [curve(quality) for quality in (0, 0.25, 0.5, 0.75, 1)] == [700, 500, 300, 160, 20]
+    assert curve.to_config() == {"kind": "curve", "timesteps": [700.0, 300.0, 20.0]}
+    curve.check((), 1000)
+    with pytest.raises(ValueError, match=r"700\.0 is outside the schedule; allowed: 0 to 699$"):
+        curve.check((), 700)
+
+
+def test_a_curve_knows_no_rates() -> None:
+    with pytest.raises(ValueError, match="kind curve is for models with a hyperprior"):
+        CurveMapping.straight().check(PAPER_RATES, 1000)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"timesteps": [5]}, "has 1 knots; allowed: 2 or more"),
+        ({"timesteps": [5, 6], "values": [1]}, "has 2 knots; allowed: 2 or more, as many as values"),
+        ({"timesteps": "paper"}, "timesteps.timesteps is 'paper'; allowed: a list of numbers"),
+        ({"timesteps": [5, "x"]}, "timesteps.timesteps is 'x'; allowed: numbers"),
+    ],
+)
+def test_malformed_curves(config: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mapping_from_config({"kind": "curve", **config})

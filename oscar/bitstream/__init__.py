@@ -7,7 +7,7 @@ modules, so that reading a header (`oscar info`) does without.
 from __future__ import annotations
 
 from oscar.bitstream.coding import Coding, packed_length
-from oscar.bitstream.container import MAX_SIDE, VERSION, Container
+from oscar.bitstream.container import MAX_QUALITY, MAX_SIDE, VERSION, Container
 from oscar.bitstream.errors import (
     BitstreamError,
     ChecksumError,
@@ -21,6 +21,7 @@ from oscar.bitstream.errors import (
 )
 
 __all__ = [
+    "MAX_QUALITY",
     "MAX_SIDE",
     "VERSION",
     "BitstreamError",

@@ -6,11 +6,15 @@ from enum import IntEnum
 
 
 class Coding(IntEnum):
-    """How a payload holds the indices; the number is stored in files."""
+    """What a payload holds, and how; the number is stored in files."""
 
     PACKED = 0  # ceil(log2 K) bits each, most significant first, zero bits up to a whole byte
     TABLE = 1  # rANS with the frequency table of the rate
     CONTEXT = 2  # rANS with predictions from neighbours (`oscar.bitstream.context`)
+    HYPERPRIOR = 3  # no indices: a latent under a hyperprior (`oscar.bitstream.hyperprior`)
+
+
+INDEX_CODINGS = (Coding.PACKED, Coding.TABLE, Coding.CONTEXT)
 
 
 def bits_per_packed_index(codebook_size: int) -> int:

@@ -1,4 +1,4 @@
-"""The `.oscar` container: a header of at most 16 bytes for pictures up to 16384x16384, and the coded indices.
+"""The `.oscar` container: a header of at most 16 bytes for pictures up to 16384x16384, and the coded symbols.
 
 A picture with a timestep of its own (mapping `per_image`) has one byte more.
 
@@ -10,7 +10,10 @@ bytes   field
 4       codes of the latent norms, one per channel
 0 to 1  code of the picture's own timestep, where the bit says so
 3       checksum: low 24 bits of the CRC-32 of all other bytes, big-endian
-rest    payload: the coded indices, up to the end of the file
+rest    payload: the coded symbols, up to the end of the file
+
+With coding 3 (hyperprior) there is a quality of 12 bits, whose upper four take the rate id's place, and whose lower
+eight are a byte of their own behind it; and there are neither norms nor a timestep.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ MAGIC = 0x05C
 VERSION = 1
 LATENT_CHANNELS = 4
 MAX_SIDE = 65536
+MAX_QUALITY = 2**12 - 1
 _CHECKSUM_BYTES = 3
 _VARINT_BYTES = 3  # enough for MAX_SIDE - 1
 _HAS_TIMESTEP = 0x80
@@ -44,44 +48,62 @@ class Container:
     """What a file holds.
 
     Attributes:
-        coding: how the payload holds the indices.
-        rate_id: id of the rate point.
+        coding: how the payload holds the symbols.
+        rate_id: id of the rate point; None with coding HYPERPRIOR.
         model_tag: fingerprint of the weights that decoding depends on, 0 to 65535.
         width: true width of the picture in pixels, 1 to 65536.
         height: true height likewise.
-        norms: codes of the latent norms, one byte per channel.
-        payload: the coded indices.
-        timestep: code of the picture's own timestep, 0 to 255; None where the rate determines it.
+        norms: codes of the latent norms, one byte per channel; none with coding HYPERPRIOR.
+        payload: the coded symbols.
+        timestep: code of the picture's own timestep, 0 to 255; None where rate or quality determine it.
+        quality: with coding HYPERPRIOR and only there, 0 to 4095.
         version: version of the format.
 
     Raises:
         UnknownRateError: if the rate id does not exist.
         UnsupportedVersionError: if the version is not 1.
-        HeaderError: if another field is out of range.
+        HeaderError: if another field is out of range, or does not go with the coding.
         PayloadError: if the payload's length does not fit the other fields.
     """
 
     coding: Coding
-    rate_id: int
+    rate_id: int | None
     model_tag: int
     width: int
     height: int
     norms: bytes
     payload: bytes
     timestep: int | None = None
+    quality: int | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
         if self.version != VERSION:
             raise UnsupportedVersionError(f"format version {self.version} is not supported; allowed: {VERSION}")
-        if not 0 <= self.rate_id < len(RATES):
-            raise UnknownRateError(f"rate id {self.rate_id} does not exist; allowed: 0 to {len(RATES) - 1}")
         if self.coding not in tuple(Coding):
             raise HeaderError(f"coding {self.coding} does not exist; allowed: 0 to {len(Coding) - 1}")
         object.__setattr__(self, "coding", Coding(self.coding))
         _check_range("model tag", self.model_tag, 0, 2**16 - 1)
         _check_range("width", self.width, 1, MAX_SIDE)
         _check_range("height", self.height, 1, MAX_SIDE)
+        if self.coding == Coding.HYPERPRIOR:
+            self._check_quality()
+        else:
+            self._check_indices()
+
+    def _check_quality(self) -> None:
+        for name, value in (("rate id", self.rate_id), ("timestep", self.timestep), ("norms", self.norms or None)):
+            if value is not None:
+                raise HeaderError(f"{name} is {value!r}; allowed with coding hyperprior: none")
+        if self.quality is None:
+            raise HeaderError("quality is missing, which coding hyperprior needs")
+        _check_range("quality", self.quality, 0, MAX_QUALITY)
+
+    def _check_indices(self) -> None:
+        if self.rate_id is None or not 0 <= self.rate_id < len(RATES):
+            raise UnknownRateError(f"rate id {self.rate_id} does not exist; allowed: 0 to {len(RATES) - 1}")
+        if self.quality is not None:
+            raise HeaderError(f"quality is {self.quality}; allowed with coding {self.coding.name.lower()}: none")
         if len(self.norms) != LATENT_CHANNELS:
             raise HeaderError(f"norms have {len(self.norms)} codes; allowed: {LATENT_CHANNELS}")
         if self.timestep is not None:
@@ -97,6 +119,7 @@ class Container:
 
     @property
     def rate(self) -> RatePoint:
+        """The rate point; a file with coding HYPERPRIOR has none."""
         return rate_by_id(self.rate_id)
 
     @property
@@ -112,16 +135,19 @@ class Container:
 
     def parts(self) -> dict[str, bytes]:
         """The file's parts by name, in the file's order: magic_version, coding_rate, model_tag, size, norms, timestep
-        (if there is one), checksum, payload."""
-        flag, timestep = (0, {}) if self.timestep is None else (_HAS_TIMESTEP, {"timestep": bytes([self.timestep])})
-        before = {
-            "magic_version": (MAGIC << 4 | self.version).to_bytes(2, "big"),
-            "coding_rate": bytes([flag | self.coding << 4 | self.rate_id]),
-            "model_tag": int(self.model_tag).to_bytes(2, "big"),
-            "size": _write_varint(self.width - 1) + _write_varint(self.height - 1),
-            "norms": bytes(self.norms),
-            **timestep,
-        }
+        (if there is one), checksum, payload; with a hyperprior coding_quality in place of coding_rate, and no norms."""
+        before = {"magic_version": (MAGIC << 4 | self.version).to_bytes(2, "big")}
+        if self.coding == Coding.HYPERPRIOR:
+            before["coding_quality"] = (self.coding << 12 | self.quality).to_bytes(2, "big")
+        else:
+            flag = 0 if self.timestep is None else _HAS_TIMESTEP
+            before["coding_rate"] = bytes([flag | self.coding << 4 | self.rate_id])
+        before["model_tag"] = int(self.model_tag).to_bytes(2, "big")
+        before["size"] = _write_varint(self.width - 1) + _write_varint(self.height - 1)
+        if self.coding != Coding.HYPERPRIOR:
+            before["norms"] = bytes(self.norms)
+        if self.timestep is not None:
+            before["timestep"] = bytes([self.timestep])
         checksum = _checksum(b"".join(before.values()), self.payload)
         return {**before, "checksum": checksum, "payload": bytes(self.payload)}
 
@@ -130,30 +156,38 @@ class Container:
         return b"".join(self.parts().values())
 
     @classmethod
-    def unpack(cls, data: bytes) -> Container:
+    def unpack(cls, data: bytes, whole: bool = True) -> Container:
         """Read the bytes of a file. `unpack(data).pack() == data` holds for all data that it accepts.
+
+        Args:
+            data: the bytes.
+            whole: whether they must be all; without, the payload's end may be missing, and damage is not noticed.
 
         Raises:
             BitstreamError: one of its kinds, whatever the bytes, if they are not a whole and undamaged file.
         """
         data = bytes(memoryview(data))  # bytes(5) would be five zeros
         _check_magic(data)
-        if len(data) < 5:
+        if len(data) < 6:
             raise TruncatedFileError(f"file ends in its header: it has {len(data)} bytes")
-        width, position = _read_varint(data, 5, "width")
+        coding = (data[2] & ~_HAS_TIMESTEP) >> 4
+        continuous = coding == Coding.HYPERPRIOR
+        tag_end = 5 + continuous
+        width, position = _read_varint(data, tag_end, "width")
         height, position = _read_varint(data, position, "height")
-        norms_end = position + LATENT_CHANNELS
+        norms_end = position + (0 if continuous else LATENT_CHANNELS)
         checksum_start = norms_end + bool(data[2] & _HAS_TIMESTEP)
         header_end = checksum_start + _CHECKSUM_BYTES
         if len(data) < header_end:
             raise TruncatedFileError(f"file ends in its header: it has {len(data)} of {header_end} bytes")
         payload = data[header_end:]
-        if _checksum(data[:checksum_start], payload) != data[checksum_start:header_end]:
+        if whole and _checksum(data[:checksum_start], payload) != data[checksum_start:header_end]:
             raise ChecksumError("checksum does not match: the file is damaged or cut short")
         return cls(
-            coding=(data[2] & ~_HAS_TIMESTEP) >> 4,  # checked by the constructor, as are the other fields
-            rate_id=data[2] & 0xF,
-            model_tag=int.from_bytes(data[3:5], "big"),
+            coding=coding,  # checked by the constructor, as are the other fields
+            rate_id=None if continuous else data[2] & 0xF,
+            quality=(data[2] & 0xF) << 8 | data[3] if continuous else None,
+            model_tag=int.from_bytes(data[tag_end - 2 : tag_end], "big"),
             width=width + 1,
             height=height + 1,
             norms=data[position:norms_end],

@@ -26,7 +26,7 @@ import numpy as np
 from oscar.bitstream.coding import Coding, packed_length
 from oscar.bitstream.entropy import decode_indices, encode_indices, pack_indices
 from oscar.bitstream.errors import PayloadError
-from oscar.bitstream.rans import PRECISION, STATE_BYTES, WORD_BYTES, ans, check_payload, decoder
+from oscar.bitstream.rans import PRECISION, STATE_BYTES, WORD_BYTES, PrefixDecoder, ans, check_payload, decoder
 
 ACTIVATION_UNIT = 2**-4  # what 1 stands for in embeddings and activations
 WEIGHT_UNIT = 2**-6  # and in weights; a sum of products, and a bias, is in units of 2**-10
@@ -311,15 +311,43 @@ def decode_grid(
         PayloadError: if the payload does not decode to so many indices under this table or model.
         ValueError: if the frequencies are not as `encode_grid` has them, which is not the payload's fault.
     """
-    rows, columns = shape
+    count = shape[0] * shape[1]
     if coding != Coding.CONTEXT:
-        return decode_indices(payload, coding, rows * columns, frequencies).reshape(shape)
+        return decode_indices(payload, coding, count, frequencies).reshape(shape)
     if model is None:
         raise PayloadError("payload has coding context; this model has no context model for this rate")
-    count = rows * columns
     shortest, limit = _shortest(count, model), packed_length(count, model.codebook_size)
     check_payload(payload, shortest, limit, f"{count} indices coded by context")
-    field, stream = model.field(rows, columns), decoder(payload, count * model.depth)
+    grid, decisions = _decode(decoder(payload, count * model.depth), shape, model)
+    if _encode(*decisions).ljust(shortest, b"\0") != payload:
+        raise PayloadError(f"payload of {len(payload)} bytes is not a coding of {count} indices by context")
+    return grid
+
+
+def decode_prefix(prefix: bytes, shape: tuple[int, int], model: ContextModel) -> tuple[np.ndarray, float]:
+    """What the first bytes of a payload coded by context tell: the coarse lattices, and guesses between them.
+
+    Args:
+        prefix: of the payload, of any length.
+        shape: rows and columns of the grid.
+        model: predicts what is not known.
+
+    Returns:
+        The indices, int32 (rows, columns), and the share of the decisions on them that was read.
+
+    Raises:
+        PayloadError: if it is no such payload.
+    """
+    stream = PrefixDecoder(prefix)
+    grid, _ = _decode(stream, shape, model)
+    return grid, stream.known / stream.asked
+
+
+def _decode(
+    stream, shape: tuple[int, int], model: ContextModel
+) -> tuple[np.ndarray, tuple[list[int], list[int]]]:
+    """The indices that a decoder's decisions lead to, and these decisions with their levels, as they are coded."""
+    field = model.field(*shape)
     all_levels, all_bits = [], []
     for number, places in field.parts():
         features = model.features(number, field.neighbours(number, places))
@@ -336,9 +364,7 @@ def decode_grid(
         if codes.min() < 0:
             raise PayloadError(f"payload holds leaf {path[codes.argmin()]}; allowed: 0 to {model.codebook_size - 1}")
         field.put(places, codes)
-    if _encode(all_bits, all_levels).ljust(shortest, b"\0") != payload:
-        raise PayloadError(f"payload of {len(payload)} bytes is not a coding of {count} indices by context")
-    return field.grid.copy()
+    return field.grid.copy(), (all_bits, all_levels)
 
 
 def choose_indices(

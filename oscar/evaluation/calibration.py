@@ -108,7 +108,9 @@ def calibrate(codec: OscarCodec, paths: Sequence[Path], progress: bool = True) -
 
     Raises:
         EvaluationError: if none can be read.
+        ValueError: for a model without rates.
     """
+    codec.need_rates("the calibration")
     rows: list[dict] = []
     failed: dict[str, str] = {}
     root = os.path.commonpath([path.parent for path in paths])

@@ -14,6 +14,7 @@ import oscar
 from oscar import checkpoint
 from oscar.baselines.base import Encoded, ImageCodec, RoundTrip
 from oscar.codec import OscarCodec
+from oscar.continuous import ContinuousCodec
 from oscar.images import to_pil, to_tensor
 
 PAPER_MULTIPLE = 128  # the published code's pictures have sides that are multiples of this
@@ -21,14 +22,16 @@ PROTOCOLS = ("bitstream", "paper")
 
 
 class OscarImageCodec(ImageCodec):
-    """OSCAR as a codec under evaluation; its points are the nominal bpp of the model's rates.
+    """OSCAR as a codec under evaluation; its points are the nominal bpp of the model's rates, with a hyperprior
+    qualities from 0 to 1.
 
     Protocol `bitstream` writes and reads real files of pictures of any size. Protocol `paper` is what the published
     implementation does: the picture is resized (`paper_size`, Lanczos), the decoder gets the original latent's norms,
     no file is written, and the result is scored against the resized picture. Its rate is the nominal one.
 
     nominal_bpp is the rate's name, as the paper prints it; estimated_bpp is the ideal code length of the indices under
-    the model's frequency tables, or context models, over the coded picture's pixels, without header and norms.
+    the model's frequency tables, or context models, over the coded picture's pixels, without header and norms. A model
+    with a hyperprior has no nominal rate.
 
     Args:
         codec: the codec, in evaluation mode.
@@ -40,8 +43,6 @@ class OscarImageCodec(ImageCodec):
     Raises:
         ValueError: for an unknown protocol.
     """
-
-    point_name = "rate"
 
     def __init__(
         self,
@@ -58,7 +59,11 @@ class OscarImageCodec(ImageCodec):
         paper = protocol == "paper"
         self.name = f"oscar-{model}" + ("-paper" if paper else "")
         self.label = f"OSCAR {model}" + (" (paper protocol)" if paper else "")
-        self.points = self.grid = tuple(sorted(rate.bpp for rate in codec.rates))
+        self.continuous = isinstance(codec, ContinuousCodec)
+        if self.continuous and paper:
+            raise ValueError(f"protocol is 'paper', but {model} has a hyperprior; allowed: bitstream")
+        self.point_name = codec.point_name
+        self.points = self.grid = codec.points
 
     def describe(self) -> dict:
         return {
@@ -74,7 +79,8 @@ class OscarImageCodec(ImageCodec):
         }
 
     def check_point(self, point: float) -> float:
-        return self.codec.find_rate(point).bpp
+        point = self.codec.find_point(point)
+        return point.value if self.continuous else point.bpp
 
     def encode(self, image: Image.Image, point: float) -> Encoded:
         """Compress an RGB picture to an `.oscar` file.
@@ -84,7 +90,7 @@ class OscarImageCodec(ImageCodec):
         """
         if self.protocol != "bitstream":
             raise ValueError(f"{self.name}: protocol {self.protocol} writes no files; allowed: bitstream")
-        return self._describe_file(self.codec.compress(image, point))
+        return self._describe_file(self.codec.compress_batch([image], point)[0])
 
     def decode(self, data: bytes) -> Image.Image:
         return self.codec.decompress(data)
@@ -94,19 +100,18 @@ class OscarImageCodec(ImageCodec):
         if self.protocol == "paper":
             return self._paper_round_trip(image, point)
         start = time.perf_counter()
-        data = self.codec.compress(image, point)
+        (data,) = self.codec.compress_batch([image], point)
         middle = time.perf_counter()
         decoded = self.codec.decompress(data)
         end = time.perf_counter()
         return RoundTrip.of_file(image, decoded, self._describe_file(data), middle - start, end - middle)
 
     def _describe_file(self, data: bytes) -> Encoded:
-        container, indices = self.codec.read(data)
-        bits = self.codec.estimated_bits(torch.from_numpy(indices), container.rate)
+        container, bits = self.codec.examine(data)
         return Encoded(
             data=data,
             parts={name: len(part) for name, part in container.parts().items()},
-            nominal_bpp=container.rate.bpp,
+            nominal_bpp=None if self.continuous else container.rate.bpp,
             estimated_bpp=bits / (container.width * container.height),
         )
 

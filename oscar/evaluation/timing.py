@@ -209,6 +209,8 @@ def _stages(codec: OscarCodec, direction: str) -> tuple[tuple[str, object, str],
     """Stage, and the owner and name of the function that is this stage; a stage's time is without those it calls."""
     import oscar.codec as flow
 
+    if not codec.rates:
+        return _continuous_stages(codec, direction)
     if direction == "encode":
         return (
             ("vae_encode", codec.backbone, "encode"),
@@ -221,6 +223,23 @@ def _stages(codec: OscarCodec, direction: str) -> tuple[tuple[str, object, str],
         ("entropy_decode", flow, "decode_grid"),
         ("bottleneck_decode", codec.bottleneck, "decode"),
         ("rescale_unet_step", codec, "denoise"),
+        ("vae_decode", codec.backbone, "decode"),
+    )
+
+
+def _continuous_stages(codec: OscarCodec, direction: str) -> tuple[tuple[str, object, str], ...]:
+    if direction == "encode":
+        return (
+            ("vae_encode", codec.backbone, "encode"),
+            ("bottleneck_encode", codec.bottleneck, "analyse"),
+            ("entropy_encode", codec.bottleneck, "encode"),
+            ("container_write", codec, "write_latent"),
+        )
+    return (
+        ("container_read", codec, "open"),
+        ("entropy_decode", codec, "read"),
+        ("bottleneck_decode", codec.bottleneck, "dequantise"),
+        ("unet_step", codec.denoiser, "forward"),
         ("vae_decode", codec.backbone, "decode"),
     )
 
@@ -468,6 +487,8 @@ def parameter_counts(codec: OscarCodec) -> list[dict[str, str | float | int | No
             ("bottleneck_decoder", rate.bpp, _count(coder.proj, quantizer.project_out), None),
             ("codebook", rate.bpp, quantizer.codebook.numel(), None),
         ]
+    if not codec.rates:
+        rows.append(("bottleneck", None, _count(codec.bottleneck), "without the coder's integers"))
     return [dict(zip(("part", "rate", "parameters", "note"), row, strict=True)) for row in rows]
 
 

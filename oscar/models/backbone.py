@@ -17,7 +17,6 @@ from oscar.errors import first_line
 from oscar.models import tiling
 from oscar.models.loading import Change, as_is, drop, fill, part_files
 from oscar.models.tiling import MemoryBudget
-from oscar.rates import PIXELS_PER_LATENT
 
 PARTS = ("vae", "unet", "scheduler")
 # Autoencoder classes by the `_class_name` of vae/config.json; Stable Diffusion's is the first.
@@ -25,6 +24,7 @@ VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC}
 VAE = AutoencoderKL | AutoencoderDC
 Half = Literal["both", "encoder", "decoder"]
 VAE_ENCODER, VAE_DECODER = ("encoder", "quant_conv"), ("decoder", "post_quant_conv")  # its modules, by half
+FACTORS = (8, 16)  # pixels per latent position along each side; the paper's rates are of 8
 _UNUSED = {"both": (), "encoder": VAE_DECODER, "decoder": VAE_ENCODER}
 
 
@@ -36,18 +36,21 @@ class Backbone(nn.Module):
     """A latent diffusion backbone.
 
     Args:
-        vae: the autoencoder; must reduce each side by eight. Variational or, as nano's, without a posterior.
+        vae: the autoencoder; must reduce each side by 8 or 16. Variational or, as nano's, without a posterior.
         unet: the denoising network; works on the VAE's latent channels. None in the encoder half.
         schedule: the noise schedule.
         source: folder or hub id that it came from, None for one built from configurations.
+
+    Attributes:
+        factor: pixels per latent position along each side.
     """
 
     def __init__(self, vae: VAE, unet: UNet2DConditionModel | None, schedule: NoiseSchedule, source: str | None):
         super().__init__()
-        widths = getattr(vae.config, "block_out_channels", None) or vae.config.encoder_block_out_channels
-        factor = 2 ** (len(widths) - 1)
-        if factor != PIXELS_PER_LATENT:
-            raise BackboneError(f"vae of {source}: reduces each side by {factor}; allowed: {PIXELS_PER_LATENT}")
+        self.factor = tiling.vae_factor(vae)
+        if self.factor not in FACTORS:
+            allowed = ", ".join(map(str, FACTORS))
+            raise BackboneError(f"vae of {source}: reduces each side by {self.factor}; allowed: {allowed}")
         latents = vae.config.latent_channels
         if unet is not None and (unet.config.in_channels != latents or unet.config.out_channels != latents):
             raise BackboneError(
@@ -108,7 +111,8 @@ class Backbone(nn.Module):
         return unet_multiple(self.unet)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1], H and W multiples of 8 -> scaled posterior mode (B, 4, H/8, W/8)."""
+        """Images (B, 3, H, W) in [-1, 1], sides multiples of 8 -> scaled posterior mode (B, 4, H/8, W/8); with another
+        `factor` in place of 8."""
         if tiling.cuts(self.vae, *images.shape[-2:]):
             latent = tiling.encode(self.vae, images, self.memory)[:, : self.latent_channels]  # the mode, of moments
         else:
@@ -177,7 +181,7 @@ def _load(
 def decode(vae: nn.Module, latent: Tensor, memory: MemoryBudget | None = None) -> Tensor:
     """Decode a scaled latent (B, 4, h, w) with an autoencoder of diffusers -> images (B, 3, 8h, 8w)."""
     latent = latent / vae.config.scaling_factor
-    height, width = (side * PIXELS_PER_LATENT for side in latent.shape[-2:])
+    height, width = (side * tiling.vae_factor(vae) for side in latent.shape[-2:])
     if tiling.cuts(vae, height, width):
         return tiling.decode(vae, latent, memory)
     return vae.decode(latent).sample

@@ -25,7 +25,6 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from oscar.models.row_blocks import Outline, Stream, spans
-from oscar.rates import PIXELS_PER_LATENT
 
 WHOLE = 2**20  # pixels up to which an autoencoder sees the picture whole
 STRIP = 2**22  # pixels of a strip, without its margins, for an autoencoder without global layers
@@ -108,15 +107,21 @@ def cuts(vae: nn.Module, height: int, width: int) -> bool:
     return not any("Attention" in type(module).__name__ for module in vae.modules())
 
 
+def vae_factor(vae: nn.Module) -> int:
+    """Pixels per latent position along each side."""
+    widths = getattr(vae.config, "block_out_channels", None) or vae.config.encoder_block_out_channels
+    return 2 ** (len(widths) - 1)
+
+
 def encode(vae: nn.Module, images: Tensor, budget: MemoryBudget | None = None) -> Tensor:
     """Large images (B, 3, H, W), sides multiples of 8 -> the posterior's moments (B, 2C, H/8, W/8), or the latent
-    (B, C, H/8, W/8) of an autoencoder without posterior."""
-    return _one_by_one(vae, images, budget, Stream.encode, vae.encoder, PIXELS_PER_LATENT, 1)
+    (B, C, H/8, W/8) of an autoencoder without posterior; with another `vae_factor` in place of 8."""
+    return _one_by_one(vae, images, budget, Stream.encode, vae.encoder, vae_factor(vae), 1)
 
 
 def decode(vae: nn.Module, latent: Tensor, budget: MemoryBudget | None = None) -> Tensor:
     """Large latents (B, C, h, w), as the autoencoder wants them -> images (B, 3, 8h, 8w)."""
-    return _one_by_one(vae, latent, budget, Stream.decode, vae.decoder, 1, PIXELS_PER_LATENT)
+    return _one_by_one(vae, latent, budget, Stream.decode, vae.decoder, 1, vae_factor(vae))
 
 
 def _one_by_one(
@@ -131,7 +136,7 @@ def _one_by_one(
     results = []
     for value in batch.split(1):
         if isinstance(vae, AutoencoderKL):
-            height, width = (side * PIXELS_PER_LATENT // unit_in for side in value.shape[-2:])
+            height, width = (side * vae_factor(vae) // unit_in for side in value.shape[-2:])
             stream = Stream(_limit(budget, value.device), value.dtype, value.device)
             results.append(run(stream, vae, value))
             if stream.peak > stream.limit:
@@ -160,7 +165,7 @@ def plan(
     with torch.device("meta"):
         empty = nn.Module.to(AutoencoderKL.from_config(vae.config), dtype)
         images = torch.empty(1, 3, height, width, dtype=dtype)
-        rows, columns = height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT
+        rows, columns = height // vae_factor(vae), width // vae_factor(vae)
         latent = torch.empty(1, vae.config.latent_channels, rows, columns, dtype=dtype)
     plans = []
     for run, value in ((Stream.encode, images), (Stream.decode, latent)):
@@ -179,7 +184,7 @@ def _by_strips(network: nn.Module, value: Tensor, unit_in: int, unit_out: int) -
     )
     height, width = (side // unit_in for side in value.shape[-2:])
     result = None
-    for top, bottom in spans(height, max(margin, STRIP // (PIXELS_PER_LATENT**2 * width))):
+    for top, bottom in spans(height, max(margin, STRIP // (max(unit_in, unit_out) ** 2 * width))):
         first, last = max(top - margin, 0), min(bottom + margin, height)
         rows = network(value[:, :, first * unit_in : last * unit_in])
         if result is None:

@@ -13,7 +13,7 @@ from oscar.codec import OscarCodec
 from oscar.config import ConfigError, TrainConfig
 from oscar.models.backbone import Backbone
 from oscar.models.hyper_encoder import HyperEncoder
-from oscar.timesteps import TableMapping, mapping_from_config, read_calibration
+from oscar.timesteps import CurveMapping, TableMapping, mapping_from_config, read_calibration
 from oscar.training.stage import Stage
 
 
@@ -49,6 +49,10 @@ def _build(config: TrainConfig) -> Stage:
 
         return PriorStage(build_backbone(config), config)
     codec = build_codec(config)
+    if config.bottleneck.continuous:
+        from oscar.training.hyperprior import HyperpriorHyperStage, HyperpriorJointStage
+
+        return (HyperpriorHyperStage if config.stage.name == "hyper" else HyperpriorJointStage)(codec, config)
     if config.stage.name == "hyper":
         from oscar.training.hyper import HyperStage
 
@@ -104,9 +108,14 @@ def build_codec(config: TrainConfig) -> OscarCodec:
     mapping = None if config.timesteps is None else mapping_from_config(read_calibration(config.timesteps))
     if config.init_from is not None:
         codec = checkpoint.load(config.init_from)
+        own = config.bottleneck
+        if codec.bottleneck.kind != own.kind:
+            raise ConfigError(f"bottleneck.kind is {own.kind!r}, but init_from has {codec.bottleneck.kind!r}")
         if mapping is not None:
             codec.set_mapping(mapping)
-        own = config.bottleneck
+        if own.continuous:
+            codec.forget_fingerprint()
+            return codec
         try:
             codec.bottleneck.set_stages(own.by_id("stages"), own.by_id("start_from"))
         except ValueError as error:
@@ -115,11 +124,14 @@ def build_codec(config: TrainConfig) -> OscarCodec:
             codec.bottleneck.set_dither(own.by_id("dither"))
         codec.forget_fingerprint()
         return codec
-    rates = config.bottleneck.rate_points()
+    bottleneck = config.bottleneck.options()
+    if not config.bottleneck.continuous:
+        bottleneck["rates"] = [rate.id for rate in config.bottleneck.rate_points()]
+    default = CurveMapping.straight() if config.bottleneck.continuous else TableMapping.paper()
     architecture = {
-        "bottleneck": {"rates": [rate.id for rate in rates], **config.bottleneck.options()},
+        "bottleneck": bottleneck,
         "denoiser": config.denoiser.options(),
-        "timesteps": (mapping or TableMapping.paper()).to_config(),
+        "timesteps": (mapping or default).to_config(),
     }
     try:
         codec = checkpoint.build(architecture, build_backbone(config))

@@ -20,7 +20,6 @@ from tqdm import tqdm
 from oscar.config import CacheLatentsConfig, ConfigError
 from oscar.jobs import write_whole
 from oscar.models.backbone import Backbone
-from oscar.rates import PIXELS_PER_LATENT
 from oscar.training.build import build_backbone
 from oscar.training.data import PhotoDataset, epoch_order
 from oscar.training.latents import INDEX, PICTURES, LatentIndex, read_index, shard_path, vae_hash
@@ -103,7 +102,7 @@ def _start(config: CacheLatentsConfig) -> PartialState:
 
 def _describe(config: CacheLatentsConfig, backbone: Backbone, photos: PhotoDataset) -> LatentIndex:
     data = config.data
-    side = data.crop // PIXELS_PER_LATENT
+    side = data.crop // backbone.factor
     return LatentIndex(
         vae=vae_hash(backbone), crop=data.crop, augment=data.augment, scale=list(data.scale), seed=config.seed,
         crops=config.crops, pictures=len(photos), count=config.crops * len(photos),

@@ -5,7 +5,7 @@ Images are (B, 3, H, W), RGB in [-1, 1]; latents (B, C, h, w). Every loss is a m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -60,6 +60,11 @@ def ms_ssim(prediction: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: if a side is under 11 pixels.
     """
+    return 1 - _ms_ssim_scores(prediction, target).mean()
+
+
+def _ms_ssim_scores(prediction: Tensor, target: Tensor) -> Tensor:
+    """MS-SSIM of each picture and channel, (B, 3)."""
     shape = tuple(prediction.shape)
     scales = max_scales(min(shape[-2:]))
     if scales == 0:
@@ -75,7 +80,7 @@ def ms_ssim(prediction: Tensor, target: Tensor) -> Tensor:
         luminance, contrast = ssim_parts(x, y)
         similarity = luminance * contrast if scale == scales - 1 else contrast
         score = score * similarity.mean(dim=(2, 3)).clamp_min(1e-4) ** weight
-    return 1 - score.mean()
+    return score
 
 
 def max_scales(side: int) -> int:
@@ -98,6 +103,11 @@ def sobel_edges(image: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 FUNCTIONS = {"l1": l1, "mse": mse, "ms_ssim": ms_ssim}
+BY_PICTURE = {  # (B,)
+    "l1": lambda prediction, target: (prediction - target).abs().mean(dim=(1, 2, 3)),
+    "mse": lambda prediction, target: (prediction - target).square().mean(dim=(1, 2, 3)),
+    "ms_ssim": lambda prediction, target: 1 - _ms_ssim_scores(prediction, target).mean(dim=1),
+}
 TERMS = (*FUNCTIONS, *NETWORKS)
 
 
@@ -140,6 +150,23 @@ class ImageLoss(nn.Module):
 
     def forward(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum and its terms, unweighted, of images (B, 3, H, W) in [-1, 1]."""
+        return self._sum(self._distance, prediction, target)
+
+    def by_picture(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of each picture, (B,), and means of its terms."""
+        total, terms = self._sum(self._distances, prediction, target)
+        return total, {name: value.detach().mean() for name, value in terms.items()}
+
+    def _distance(self, name: str, prediction: Tensor, target: Tensor) -> Tensor:
+        return FUNCTIONS[name](prediction, target) if name in FUNCTIONS else self.networks[name](prediction, target)
+
+    def _distances(self, name: str, prediction: Tensor, target: Tensor) -> Tensor:
+        if name in BY_PICTURE:
+            return BY_PICTURE[name](prediction, target)
+        pairs = zip(prediction.split(1), target.split(1), strict=True)
+        return torch.stack([self.networks[name](*pair) for pair in pairs])
+
+    def _sum(self, distance: Callable, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         total, terms = prediction.new_zeros((), dtype=torch.float32), {}
         with torch.autocast(prediction.device.type, enabled=False):  # variances cancel in half precision
             plain = prediction.float(), target.float()
@@ -147,8 +174,7 @@ class ImageLoss(nn.Module):
             for name, weight in self.weights.items():
                 if name.startswith(EDGES) and edges is None:
                     edges = tuple(2 * sobel_edges(image) - 1 for image in plain)
-                base = name.removeprefix(EDGES)
-                distance = FUNCTIONS[base] if base in FUNCTIONS else self.networks[base]
-                terms[name] = distance(*(edges if name.startswith(EDGES) else plain))
+                pair = edges if name.startswith(EDGES) else plain
+                terms[name] = distance(name.removeprefix(EDGES), *pair)
                 total = total + weight * terms[name]
         return total, terms

@@ -5,6 +5,8 @@
     hyper   files at every rate: metrics, actual bpp, cosine of quantised latent and latent, use of the codebook
     joint   likewise
 
+With a hyperprior, qualities are in the place of rates, and there is no codebook.
+
 Until the entropy tables are counted at the end of training, files are coded with tables from the quantisers' moving
 averages.
 """
@@ -30,17 +32,19 @@ from torch import Tensor
 
 from oscar.codec import OscarCodec
 from oscar.config import ConfigError, TrainConfig
+from oscar.continuous import ContinuousCodec
 from oscar.evaluation.metrics import METRICS, MetricSet
 from oscar.evaluation.pictures import find_pictures
 from oscar.images import read_image, to_pil, to_tensor
 from oscar.jobs import write_whole
-from oscar.rates import PIXELS_PER_LATENT, RatePoint
+from oscar.rates import RatePoint
 from oscar.training.losses import cosine_loss_spatial
 from oscar.training.stage import Pass, Stage
 from oscar.training.tables import perplexity, running_frequencies
 
 PRIOR_DRAWS = 4  # timesteps per picture
 _CELL, _CAPTION, _GAP = 256, 18, 4  # pixels of the grid
+QUALITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _OTHERS = {"bpp": False, "cosine": True, "loss": False}  # whether higher is better, of scalars that are no metrics
 
 
@@ -50,7 +54,7 @@ class Row:
 
     Attributes:
         picture: number within the set.
-        rate: nominal bpp, None in stages without rates and for originals.
+        rate: nominal bpp, or quality; None in stages without rates and for originals.
         values: scalar by name, none for an original; None where a metric does not exist for this picture.
         codes: uses of each code (K,), None without a codebook.
         cell: what the grid shows and its caption, None if the picture is not in the grid.
@@ -146,7 +150,7 @@ class Validator:
     def _rows(self, stage: Stage) -> Iterator[Row]:
         if self.stage_name == "prior":
             for number, picture in self.pictures:
-                images = self._padded(picture).expand(PRIOR_DRAWS, -1, -1, -1)
+                images = self._padded(picture, stage.backbone.factor).expand(PRIOR_DRAWS, -1, -1, -1)
                 loss = stage(images, Pass(number, self.config.seed))["loss"]
                 yield Row(number, values={"loss": loss.item()})
             return
@@ -156,6 +160,11 @@ class Validator:
         if self.stage_name == "vae":
             for number, picture in self.pictures:
                 yield self._row(number, None, picture, self._autoencode(stage, picture), "decoded")
+        elif self.config.bottleneck.continuous:
+            codec = stage.current_codec()
+            for number, picture in self.pictures:
+                for quality in self.config.validation.qualities or QUALITIES:
+                    yield self._code_at(codec, quality, number, picture)
         else:
             codec = stage.current_codec()
             with running_tables(codec):
@@ -176,13 +185,25 @@ class Validator:
         row.codes = np.bincount(indices, minlength=codec.bottleneck.at(rate).codebook_size)
         return row
 
+    def _code_at(self, codec: ContinuousCodec, quality: float, number: int, picture: Image.Image) -> Row:
+        """One picture at a quality through a file and back."""
+        latent = codec.encode_latent(to_tensor(picture))
+        (data,) = codec.write_latent(latent, codec.find_point(quality), picture.height, picture.width)
+        _, symbols = codec.read(data)
+        result = codec.synthesise(torch.from_numpy(symbols)[None].to(latent.device), codec.find_point(quality))
+        decoded = to_pil(result.image[0, :, : picture.height, : picture.width])
+        row = self._row(number, quality, picture, decoded, f"{quality:.2f}: {len(data):,} bytes")
+        bpp = 8 * len(data) / (picture.width * picture.height)
+        row.values |= {"bpp": bpp, "cosine": -cosine_loss_spatial(result.z_hat, latent).item()}
+        return row
+
     def _autoencode(self, stage: Stage, picture: Image.Image) -> Image.Image:
-        decoded = stage.backbone.decode(stage.backbone.encode(self._padded(picture)))
+        decoded = stage.backbone.decode(stage.backbone.encode(self._padded(picture, stage.backbone.factor)))
         return to_pil(decoded[0, :, : picture.height, : picture.width].clamp(-1, 1))
 
-    def _padded(self, picture: Image.Image) -> Tensor:
+    def _padded(self, picture: Image.Image, factor: int) -> Tensor:
         """The picture as (1, 3, H, W) with whole latent positions."""
-        pad_h, pad_w = -picture.height % PIXELS_PER_LATENT, -picture.width % PIXELS_PER_LATENT
+        pad_h, pad_w = -picture.height % factor, -picture.width % factor
         return F.pad(to_tensor(picture).to(self.accelerator.device), (0, pad_w, 0, pad_h), mode="replicate")
 
     def _row(
@@ -224,8 +245,10 @@ def summarise(rows: list[Row]) -> dict[str, float]:
     scalars = _means(rows)
     for rate in sorted({row.rate for row in rows if row.rate is not None}):
         group = [row for row in rows if row.rate == rate]
-        codes = sum(row.codes for row in group)
-        use = {"perplexity": perplexity(torch.from_numpy(codes)).item(), "used": float(np.mean(codes > 0))}
+        use = {}
+        if group[0].codes is not None:
+            codes = sum(row.codes for row in group)
+            use = {"perplexity": perplexity(torch.from_numpy(codes)).item(), "used": float(np.mean(codes > 0))}
         scalars |= {f"{name}_{rate:.4f}": value for name, value in {**_means(group), **use}.items()}
     return scalars
 

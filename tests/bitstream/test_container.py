@@ -128,7 +128,7 @@ def test_header_length(width, height, header):
     [
         ({"version": 2}, UnsupportedVersionError, "format version 2"),
         ({"rate_id": 12}, UnknownRateError, "rate id 12"),
-        ({"coding": 3}, HeaderError, "coding 3"),
+        ({"coding": 4}, HeaderError, "coding 4"),
         ({"model_tag": 65536}, HeaderError, "model tag 65536"),
         ({"model_tag": -1}, HeaderError, "model tag -1"),
         ({"width": 0}, HeaderError, "width 0"),
@@ -174,8 +174,8 @@ def test_each_damage_has_its_name(data, error):
     ("start", "size", "error", "message"),
     [
         ("05c10cbeef", "0000", UnknownRateError, "rate id 12"),
-        ("05c134beef", "0000", HeaderError, "coding 3"),
-        ("05c1b4beef", "0000", HeaderError, "coding 3"),
+        ("05c144beef", "0000", HeaderError, "coding 4"),
+        ("05c1c4beef", "0000", HeaderError, "coding 4"),
         ("05c1f4beef", "0000", HeaderError, "coding 7"),
         ("05c104beef", "800000", HeaderError, "fewest bytes"),
         ("05c104beef", "00818000", HeaderError, "fewest bytes"),
@@ -278,3 +278,54 @@ def test_uniform_tables_cost_the_nominal_rate():
     indices = np.arange(4096) % 256
     coding, payload = encode_indices(indices, uniform_frequencies(256))
     assert (coding, len(payload)) == (Coding.PACKED, 4096)
+
+
+class TestQuality:
+    """Files of a model with a hyperprior."""
+
+    def container(self, **changes) -> Container:
+        fields = {"coding": Coding.HYPERPRIOR, "rate_id": None, "model_tag": 0xBEEF, "width": 768, "height": 512,
+                  "norms": b"", "payload": b"payload", "quality": 1234}  # fmt: skip
+        return Container(**{**fields, **changes})
+
+    def test_header_is_spelled_out(self):
+        data = self.container().pack()
+        assert data[:9].hex() == "05c1" + "34d2" + "beef" + "ff05" + "ff"  # 0x4d2 is 1234, 767 is ff 05, 511 ff 03
+        assert len(data) == 13 + len(b"payload")
+        assert Container.unpack(data) == self.container()
+
+    def test_parts_add_up(self):
+        container = self.container()
+        assert b"".join(container.parts().values()) == container.pack()
+        assert container.header_bytes == 13
+
+    @pytest.mark.parametrize("quality", [0, 1, 255, 256, 4095])
+    def test_every_quality(self, quality):
+        assert Container.unpack(self.container(quality=quality).pack()).quality == quality
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"quality": None}, "quality is missing"),
+            ({"quality": 4096}, "quality 4096"),
+            ({"quality": -1}, "quality -1"),
+            ({"rate_id": 4}, "rate id is 4"),
+            ({"norms": b"1234"}, "norms is"),
+            ({"timestep": 3}, "timestep is 3"),
+            ({"coding": Coding.TABLE, "rate_id": 4, "norms": b"1234"}, "quality is 1234"),
+        ],
+    )
+    def test_fields_that_do_not_go_together(self, changes, message):
+        with pytest.raises(HeaderError, match=message):
+            self.container(**changes)
+
+    def test_damage(self):
+        data, generator = self.container().pack(), np.random.default_rng(0)
+        for _ in range(500):
+            broken = bytearray(data)
+            broken[generator.integers(len(data))] ^= 1 << generator.integers(8)
+            with pytest.raises(BitstreamError):
+                Container.unpack(bytes(broken))
+        for length in range(len(data)):
+            with pytest.raises(BitstreamError):
+                Container.unpack(data[:length])

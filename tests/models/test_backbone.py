@@ -186,7 +186,7 @@ def test_wrong_reduction_is_refused(make_backbone) -> None:
         "down_block_types": ["DownEncoderBlock2D"] * 2,
         "up_block_types": ["UpDecoderBlock2D"] * 2,
     }
-    with pytest.raises(BackboneError, match="reduces each side by 2; allowed: 8"):
+    with pytest.raises(BackboneError, match="reduces each side by 2; allowed: 8, 16"):
         Backbone.from_configs(smaller, backbone.unet.config, {})
 
 

@@ -20,7 +20,8 @@ from oscar.weights import WeightsUnavailable
 FOLDER = Path(__file__).parents[2] / "configs/experiment"
 EXPERIMENTS = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
 # Stable Diffusion's shape at small width for the paper's; nano's own, untrained; what is configured for tiny.
-BACKBONES = {"paper": ["backbone=standin"], "nano": ["backbone.source=null"], "tiny": []}
+BACKBONES = {"paper": ["backbone=standin"], "nano": ["backbone.source=null"],
+             "nano-hyperprior": ["backbone.source=null"], "tiny": []}  # fmt: skip
 QUICK = ("data.crop=64", "data.batch_size=1", "data.workers=0", "data.cache=false", "trainer.max_steps=2",
          "trainer.log_every=1", "trainer.threads=1", "logger.tensorboard=false")  # fmt: skip
 
@@ -35,7 +36,9 @@ def fresh_accelerate(quick_tables):
 def dry_run(compose, photos: Path, output: Path, experiment: str, *overrides: str) -> TrainConfig:
     options = [f"experiment={experiment}", f"data.train=[{photos}]", f"output={output}", *QUICK]
     if not experiment.endswith(("vae", "prior")):
-        options += ["init_from=null", "bottleneck.width=8", "bottleneck.features=8"]
+        options.append("init_from=null")
+        if "hyperprior" not in experiment:
+            options += ["bottleneck.width=8", "bottleneck.features=8"]
     if experiment == "paper/stage2":  # their weights are not here
         options += ["stage.image_losses.dists=0", "stage.image_losses.edges_dists=0"]
     config = compose(*options, *overrides)

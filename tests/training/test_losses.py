@@ -285,3 +285,17 @@ def test_real_squeezenet_ranks_distortions() -> None:
     noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(1))
     near, far = (distance(target + strength * noise, target) for strength in (0.02, 0.2))
     assert 0 < near < far < 2
+
+
+def test_by_picture_is_the_loss_of_each_alone() -> None:
+    torch.manual_seed(0)
+    prediction, target = torch.rand(3, 3, 64, 48) * 2 - 1, torch.rand(3, 3, 64, 48) * 2 - 1
+    prediction[1] = target[1]
+    loss = ImageLoss({"l1": 1.0, "mse": 2.0, "ms_ssim": 3.0, "edges_l1": 0.5})
+    total, terms = loss.by_picture(prediction, target)
+    for number in range(3):
+        alone, _ = loss(prediction[number : number + 1], target[number : number + 1])
+        torch.testing.assert_close(total[number], alone)
+    assert total[1].abs() < 1e-5 < total[0]
+    for name, value in loss(prediction, target)[1].items():
+        torch.testing.assert_close(terms[name], value)

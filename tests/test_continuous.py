@@ -1,0 +1,313 @@
+"""Picture to bytes and back with a tiny random model that has a hyperprior."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from oscar import OscarCodec, checkpoint
+from oscar.bitstream import BitstreamError, Coding, Container, PayloadError, WrongModelError
+from oscar.bitstream.container import MAX_QUALITY
+from oscar.checkpoint import CheckpointError
+from oscar.continuous import ContinuousCodec, Quality
+from oscar.convert import export
+from oscar.evaluation.calibration import calibrate
+from oscar.evaluation.codecs import OscarImageCodec
+from oscar.evaluation.timing import WHOLE, stage_costs
+from oscar.images import ImageError, to_pil, to_tensor
+from oscar.merge import merge_rates
+from oscar.targets import TargetError
+
+ROOT = Path(__file__).parents[1]
+SIZES = [(1, 1), (7, 5), (133, 217), (64, 1024)]
+
+
+@pytest.fixture(scope="module")
+def folder(make_backbone, tmp_path_factory) -> Path:
+    """A checkpoint of the tiny codec with a hyperprior. Not to be changed by tests."""
+    options = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/bottleneck/tiny_hyperprior.yaml"))
+    codec = checkpoint.build(
+        {
+            "bottleneck": {"kind": "hyperprior", **options["hyperprior"]},
+            "denoiser": {"lora_rank": 2, "prompt_tokens": 4},
+            "timesteps": {"kind": "curve"},
+        },
+        make_backbone(),
+    )
+    codec.bottleneck.update()
+    folder = tmp_path_factory.mktemp("continuous") / "model"
+    codec.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codec(folder) -> ContinuousCodec:
+    """It as a user loads it. Not to be changed by tests."""
+    codec = OscarCodec.from_pretrained(folder, dtype=torch.float32)
+    assert isinstance(codec, ContinuousCodec)
+    return codec
+
+
+@pytest.mark.parametrize("quality", [0, 0.3, 0.5, 1])
+def test_round_trip(codec, picture, quality) -> None:
+    image = picture(96, 72)
+    data = codec.compress(image, quality=quality)
+    container = Container.unpack(data)
+    assert (container.coding, container.width, container.height) == (Coding.HYPERPRIOR, 96, 72)
+    assert container.quality == Quality.of(quality).code == round(quality * MAX_QUALITY)
+    assert container.model_tag == codec.model_tag
+    decoded = codec.decompress(data)
+    assert decoded.size == image.size
+    in_process = codec.reconstruct(to_tensor(image), quality)
+    assert np.array_equal(codec.read(data)[1], in_process.symbols[0].numpy())
+    assert np.array_equal(np.asarray(decoded), np.asarray(to_pil(in_process.image)))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_any_size(codec, picture, size) -> None:
+    assert codec.decompress(codec.compress(picture(*size))).size == size
+
+
+def test_quality_is_precision(codec) -> None:
+    """More of a latent is left at a higher quality: finer steps, longer files."""
+    latent = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(0))
+    codes = [Quality.of(quality).code for quality in (0, 0.5, 1)]
+    payloads = [codec.bottleneck.encode(latent, code) for code in codes]
+    decoded = [codec.bottleneck.decode(own, (12, 12), code) for own, code in zip(payloads, codes, strict=True)]
+    errors = [(z_hat - latent).square().mean() for z_hat in decoded]
+    assert len(payloads[0][0]) < len(payloads[1][0]) < len(payloads[2][0])
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_batches_and_threads_change_no_symbol(codec, picture) -> None:
+    pictures = [picture(96, 72, seed) for seed in range(8)]
+    together = codec.compress_batch(pictures, 0.7)
+    torch.set_num_threads(2)
+    one_by_one = [codec.compress(image, quality=0.7) for image in pictures]
+    symbols = [codec.read(data)[1] for data in together]
+    for data, again, found in zip(together, one_by_one, symbols, strict=True):
+        assert len(data) == len(again)  # networks in floating point: a batch may round a latent differently
+        assert np.array_equal(codec.read(data)[1], found)
+    for image, data in zip(codec.decompress_batch(together), together, strict=True):
+        assert np.abs(np.asarray(image, dtype=int) - np.asarray(codec.decompress(data), dtype=int)).max() <= 1
+
+
+def test_another_process_reads_the_same_symbols(codec, folder, picture, tmp_path) -> None:
+    data = codec.compress(picture(96, 72), quality=0.6)
+    (tmp_path / "a.oscar").write_bytes(data)
+    script = (
+        "import sys, hashlib, torch; from oscar import OscarCodec; torch.set_num_threads(2);"
+        "codec = OscarCodec.from_pretrained(sys.argv[1], half='decoder', dtype=torch.float32);"
+        "print(hashlib.sha256(codec.read(open(sys.argv[2], 'rb').read())[1].tobytes()).hexdigest())"
+    )
+    run = subprocess.run([sys.executable, "-c", script, folder, tmp_path / "a.oscar"], cwd=ROOT, text=True,
+                         capture_output=True, check=True)  # fmt: skip
+    assert run.stdout.split()[-1] == hashlib.sha256(codec.read(data)[1].tobytes()).hexdigest()
+
+
+def test_halves(codec, folder, picture) -> None:
+    image = picture(96, 72)
+    encoder, decoder = (OscarCodec.from_pretrained(folder, half=half, dtype=torch.float32)
+                        for half in ("encoder", "decoder"))  # fmt: skip
+    data = encoder.compress(image, quality=0.4)
+    assert data == codec.compress(image, quality=0.4)
+    assert np.array_equal(np.asarray(decoder.decompress(data)), np.asarray(codec.decompress(data)))
+    with pytest.raises(ValueError, match="half is 'decoder', which cannot compress"):
+        decoder.compress(image)
+    with pytest.raises(ValueError, match="half is 'encoder', which cannot decompress"):
+        encoder.decompress(data)
+
+
+def test_bfloat16(codec, folder, picture) -> None:
+    """What is written in one precision is read in the other: symbols are integers."""
+    low = OscarCodec.from_pretrained(folder, dtype=torch.bfloat16)
+    data = low.compress(picture(96, 72), quality=0.5)
+    assert np.array_equal(low.read(data)[1], codec.read(data)[1])
+    assert low.decompress(data).size == codec.decompress(data).size == (96, 72)
+
+
+def test_saved_and_loaded_for_training(codec, folder, tmp_path, picture) -> None:
+    loaded = checkpoint.load(folder)
+    assert loaded.fingerprint == codec.fingerprint
+    loaded.save_pretrained(tmp_path / "again")
+    for name in ("oscar.json", "oscar.safetensors"):
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    assert json.loads((folder / "oscar.json").read_text())["bottleneck"]["kind"] == "hyperprior"
+
+
+def test_the_fingerprint_follows_what_decoding_depends_on(folder) -> None:
+    def changed(change) -> bool:
+        codec = checkpoint.load(folder)
+        before = codec.fingerprint
+        with torch.no_grad():
+            change(codec.bottleneck)
+        codec.forget_fingerprint()
+        return codec.fingerprint != before
+
+    def finer(bottleneck) -> None:
+        bottleneck.predictors[0].last_bias += 1
+        bottleneck.update()
+
+    assert changed(lambda bottleneck: bottleneck.log_inverse.add_(0.1))
+    assert changed(finer)
+    assert not changed(lambda bottleneck: bottleneck.log_gain.add_(0.1))
+    assert not changed(lambda bottleneck: bottleneck.hyper_encoder[0].weight.add_(0.1))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.95])
+def test_max_bytes(codec, picture, share) -> None:
+    image = picture(256, 192)
+    low, high = (len(codec.compress(image, quality=quality)) for quality in (0, 1))
+    target = round(low + share * (high - low))
+    data = codec.compress(image, max_bytes=target)
+    assert 0.95 * target <= len(data) <= target
+
+
+def test_targets_that_cannot_be_met(codec, picture) -> None:
+    with pytest.raises(TargetError, match=r"max_bytes is 10, which no quality meets.*reachable: \d+ to \d+ bytes"):
+        codec.compress(picture(96, 72), max_bytes=10)
+    assert codec.compress(picture(96, 72), max_bytes=10**6) == codec.compress(picture(96, 72), quality=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quality": 1.01}, "quality is 1.01; allowed: 0 to 1"),
+        ({"quality": float("nan")}, "quality is nan"),
+        ({"rate": 0.0625}, "rate is 0.0625, but this model has a hyperprior"),
+        ({"effort": 3}, "effort is 3, but this model has a hyperprior"),
+        ({"quality": 0.5, "max_bytes": 4000}, "max_bytes is set"),
+    ],
+)
+def test_wrong_options(codec, picture, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        codec.compress(picture(96, 72), **options)
+
+
+def test_the_other_kind_refuses(codec, tiny, picture) -> None:
+    image = picture(96, 72)
+    with pytest.raises(WrongModelError, match="this one has a vector quantiser"):
+        tiny.decompress(codec.compress(image))
+    with pytest.raises(WrongModelError, match="this one has a hyperprior"):
+        codec.decompress(tiny.compress(image))
+    with pytest.raises(ValueError, match="quality is 0.5, but this model has rates"):
+        tiny.compress(image, quality=0.5)
+
+
+def test_protocol_paper_is_refused(codec, picture) -> None:
+    with pytest.raises(ValueError, match="allowed: bitstream"):
+        codec.reconstruct(to_tensor(picture(96, 72)), 0.5, protocol="paper")
+    with pytest.raises(ValueError, match="allowed: bitstream"):
+        OscarImageCodec(codec, "tiny", "paper")
+
+
+def test_pictures_too_large_are_refused(codec) -> None:
+    with pytest.raises(ImageError, match="65537x1"):
+        codec.compress(np.zeros((1, 65537, 3), dtype=np.uint8))
+
+
+def damaged(data: bytes, count: int) -> list[bytes]:
+    random = np.random.default_rng(0)
+    result = []
+    for number in range(count):
+        broken = bytearray(data)
+        if number % 3 == 0:
+            del broken[random.integers(len(data)) :]
+        elif number % 3 == 1:
+            broken[random.integers(len(data))] ^= 1 << random.integers(8)
+        else:
+            broken += random.bytes(random.integers(1, 9))
+        result.append(bytes(broken))
+    return result
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
+def test_damaged_files(codec, picture, count) -> None:
+    for broken in damaged(codec.compress(picture(96, 72), quality=0.6), count):
+        with pytest.raises(BitstreamError):
+            codec.decompress(broken)
+
+
+def test_damaged_payloads_under_a_good_checksum(codec, picture) -> None:
+    container = Container.unpack(codec.compress(picture(96, 72), quality=0.6))
+    for payload in damaged(container.payload, 60):
+        fields = {**vars(container), "payload": payload}
+        with pytest.raises(PayloadError):
+            codec.decompress(Container(**fields).pack())
+
+
+def test_a_prefix_shows_the_picture(codec, picture) -> None:
+    data = codec.compress(picture(160, 128), quality=0.8)
+    whole = codec.decompress_prefix(data)
+    assert whole.share == 1
+    assert np.array_equal(np.asarray(whole.image), np.asarray(codec.decompress(data)))
+    symbols = codec.read(data)[1]
+    errors, header = [], Container.unpack(data).header_bytes
+    for length in np.linspace(header, len(data), 5).astype(int):
+        found, share = codec.read_prefix(codec.open(data[:length], whole=False))
+        errors.append(np.abs(found - symbols).mean())
+        assert codec.decompress_prefix(data[:length]).image.size == (160, 128)
+    assert errors == sorted(errors, reverse=True) and errors[0] > errors[2] > errors[4] == 0
+    for length in range(header):
+        with pytest.raises(BitstreamError):
+            codec.decompress_prefix(data[:length])
+
+
+def test_a_checkpoint_with_damaged_integers_is_refused(folder, tmp_path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(folder / "oscar.safetensors")
+    codec = checkpoint.load(folder)
+    del state["coder.up2"]
+    codec.save_pretrained(tmp_path / "bad")
+    save_file(state, tmp_path / "bad" / "oscar.safetensors")
+    config = json.loads((tmp_path / "bad" / "oscar.json").read_text())
+    config["sha256"]["oscar.safetensors"] = checkpoint._sha256(tmp_path / "bad" / "oscar.safetensors")
+    (tmp_path / "bad" / "oscar.json").write_text(json.dumps(config))
+    for load in (checkpoint.load, OscarCodec.from_pretrained):
+        with pytest.raises(CheckpointError, match="coder"):
+            load(tmp_path / "bad")
+
+
+def test_under_evaluation(codec, picture) -> None:
+    image = picture(96, 72)
+    under_test = OscarImageCodec(codec, "tiny")
+    assert under_test.point_name == "quality" and len(under_test.points) == 25
+    encoded = under_test.encode(image, under_test.check_point(0.5))
+    assert encoded.nominal_bpp is None
+    assert sum(encoded.parts.values()) == len(encoded.data)
+    payload_bpp = 8 * encoded.parts["payload"] / (96 * 72)
+    assert encoded.estimated_bpp == pytest.approx(payload_bpp, abs=12 * 8 / (96 * 72))  # rANS's final state
+    trip = under_test.round_trip(image, 0.5)
+    assert trip.decoded.size == image.size
+    with pytest.raises(ValueError, match="quality is 2"):
+        under_test.check_point(2)
+
+
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_stages_of_the_flow_under_timing(codec, picture, direction) -> None:
+    image = picture(96, 72)
+    data = codec.compress(image)
+    call = (lambda: codec.compress(image)) if direction == "encode" else (lambda: codec.decompress(data))
+    costs = stage_costs(codec, direction, call, time.perf_counter)
+    assert {"vae_encode", "entropy_encode"} <= costs.keys() or {"vae_decode", "unet_step"} <= costs.keys()
+    assert sum(cost for stage, cost in costs.items() if stage != WHOLE) == pytest.approx(costs[WHOLE])
+
+
+def test_what_needs_rates_refuses(codec, folder, tmp_path) -> None:
+    with pytest.raises(CheckpointError, match="merging is for models with rates"):
+        merge_rates([folder, folder], tmp_path / "merged")
+    with pytest.raises(ValueError, match="the published layout is for models with rates"):
+        export(folder, tmp_path / "oscar.pkl")
+    with pytest.raises(ValueError, match="the calibration is for models with rates"):
+        calibrate(codec, [tmp_path / "a.png"])
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,129 @@
+"""Stages hyper and joint with a hyperprior: what they train, by which loss, and what they leave behind."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+
+from oscar import OscarCodec, checkpoint
+from oscar.codec import channel_cosine
+from oscar.config import ConfigError, TrainConfig
+from oscar.models.hyperprior import KNOTS, Coded
+from oscar.timesteps import CurveMapping
+from oscar.training.build import build_stage
+from oscar.training.hyperprior import calibrate
+from oscar.training.loop import Trainer
+from oscar.training.stage import Pass
+
+QUICK = ("logger.tensorboard=false", "trainer.threads=1", "stage.table_batches=1")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def configure(compose, photos: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    def make(stage: str, *overrides: str) -> TrainConfig:
+        if stage == "joint":
+            overrides = ("stage.table_batches=128", *overrides)
+        return compose(f"experiment=tiny/hyperprior_{stage}", f"data.train=[{photos}]", f"output={tmp_path / stage}",
+                       *QUICK, *overrides)  # fmt: skip
+
+    return make
+
+
+def images(batch: int = 3) -> torch.Tensor:
+    return torch.rand(batch, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "parts"),
+    [
+        ("hyper", "seed=0", {"bottleneck"}),
+        ("joint", "stage.vae=frozen", {"bottleneck", "denoiser"}),
+        ("joint", "stage.denoiser=frozen", {"bottleneck"}),
+        ("joint", "stage.vae=decoder", {"bottleneck", "denoiser", "decoder"}),
+        ("joint", "stage.vae=all", {"bottleneck", "denoiser", "decoder", "encoder"}),
+    ],
+)
+def test_what_is_trained(configure, stage: str, override: str, parts: set[str]) -> None:
+    built = build_stage(configure(stage, override))
+    built.train()
+    built(images(), Pass(0, 0))["loss"].backward()
+    found = {name for name, value in built.named_parameters() if value.grad is not None and value.grad.any()}
+    places = {"bottleneck": "codec.bottleneck.", "denoiser": ".lora_", "encoder": ".vae.encoder.",
+              "decoder": ".vae.decoder."}  # fmt: skip
+    assert {part for part, place in places.items() if any(place in name for name in found)} == parts
+    assert all(".lora_" in name for name in found if ".unet." in name)
+
+
+def test_the_loss_is_rate_plus_lambda_times_distortion(configure, monkeypatch) -> None:
+    stage = build_stage(configure("hyper", "stage.lambdas=[0.25,4]"))
+    coded = Coded(torch.zeros(3, 4, 8, 8), torch.tensor([4096.0, 8192.0, 0.0]))  # of 64 x 64 pixels: 1, 2 and 0 bpp
+    distortion, quality = torch.tensor([1.0, 0.5, 0.25]), torch.tensor([0.0, 0.5, 1.0])
+    loss, bpp = stage.weigh(coded, distortion, quality)
+    assert bpp == 1
+    each = [(1 + 0.25 * 1) / 0.5, (2 + 1 * 0.5) / 1, (0 + 4 * 0.25) / 2]
+    torch.testing.assert_close(loss, torch.tensor(sum(each) / 3))
+
+
+def test_qualities_are_a_function_of_the_pass(configure) -> None:
+    stage = build_stage(configure("hyper")).eval()
+    latent = stage.codec.backbone.encode(images(64)).detach()
+    _, first = stage.code(latent, Pass(7, 1))
+    _, again = stage.code(latent, Pass(7, 1))
+    _, other = stage.code(latent, Pass(8, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first.min() < 0.1 and first.max() > 0.9
+
+
+def test_timesteps_follow_the_cosine(configure) -> None:
+    codec = build_stage(configure("hyper")).codec
+    latent = codec.backbone.encode(images()).detach()
+    mapping = calibrate(codec, [latent, latent], knots=3)
+    assert codec.mapping == CurveMapping.straight()  # not set here
+    signal = codec.backbone.schedule.alphas_cumprod.sqrt()
+    for place, (timestep, value) in enumerate(zip(mapping.timesteps, mapping.values, strict=True)):
+        with torch.no_grad():
+            z_hat = codec.bottleneck(latent, torch.full((3,), place / 2)).z_hat
+        assert value == pytest.approx(channel_cosine(z_hat, latent).mean().item(), abs=1e-4)
+        assert (signal - value).abs().argmin() == timestep
+    assert mapping.values[0] < mapping.values[-1]
+
+
+def test_stages_follow_one_another(configure, picture, tmp_path: Path) -> None:
+    hyper = configure("hyper", "trainer.max_steps=2")
+    assert Trainer(build_stage(hyper), hyper).run()
+    mapping = checkpoint.load(tmp_path / "hyper/final").mapping
+    assert isinstance(mapping, CurveMapping) and len(mapping.values) == KNOTS
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    picture(70, 50).save(folder / "a.png")
+    joint = configure("joint", f"init_from={tmp_path / 'hyper/final'}", "trainer.max_steps=2",
+                      f"validation.images={folder}", "validation.qualities=[0,1]",
+                      "validation.metrics.names=[psnr]")  # fmt: skip
+    assert Trainer(build_stage(joint), joint).run()
+    codec = OscarCodec.from_pretrained(tmp_path / "joint/final", dtype=torch.float32)
+    assert codec.mapping == mapping
+    data = codec.compress(picture(70, 50), quality=1.0)
+    assert codec.decompress(data).size == (70, 50)
+    with (tmp_path / "joint/validation.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["bpp_1.0000"]) == pytest.approx(8 * len(data) / (70 * 50))
+    assert {f"{name}_{quality}.0000" for name in ("psnr", "bpp", "cosine") for quality in (0, 1)} < row.keys()
+    assert all(math.isfinite(float(value)) for value in row.values())
+
+
+def test_another_kind_of_checkpoint_is_refused(configure, tiny_folder) -> None:
+    with pytest.raises(ConfigError, match="^bottleneck.kind is 'hyperprior', but init_from has 'vq'"):
+        build_stage(configure("joint", f"init_from={tiny_folder}"))
