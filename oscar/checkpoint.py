@@ -183,7 +183,9 @@ def save(codec: OscarCodec, folder: str | Path, dtype: torch.dtype | None = None
             },
         }
         (temporary / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        os.chmod(temporary, 0o755)  # mkdtemp's folder is private
+        os.chmod(temporary, 0o755)  # mkdtemp's folder is private, and so are safetensors' files
+        for path in temporary.rglob("*.safetensors"):
+            os.chmod(path, 0o644)
         _replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
