@@ -60,7 +60,6 @@ MISTAKES = [
     (["codec=jpeg"], ["data.images is unset", "a folder of pictures"]),
     (["codec=jpeg", "data.images=nowhere"], ["nowhere", "no such folder"]),
     (["codec=jpeg", "data.images=empty"], ["data.images", "empty", "holds no picture"]),
-    (["codec=jpeg", "data.images=broken"], ["none of the 1 pictures", "a.png", "not a picture"]),
     (["data.images=photos", "codec=jpg"], ["codec 'jpg' does not exist; allowed: oscar, jpeg, "]),
     (["data.images=photos", "model=nowhere"], ["model 'nowhere'"]),
     ([*HERE, "metrics.names=[psnr,ssmi]"], ["metric 'ssmi' does not exist; allowed: psnr, "]),
@@ -90,6 +89,16 @@ def test_mistakes(evaluate, capsys, overrides: list[str], named: list[str]) -> N
     assert line.startswith("evaluate: ")
     for part in named:
         assert part in line
+
+
+def test_nothing_but_broken_pictures(evaluate, capsys) -> None:
+    """Known only once the work has begun: the line comes after its progress, which names each picture left out."""
+    with pytest.raises(SystemExit) as end:
+        evaluate("codec=jpeg", "data.images=broken")
+    assert end.value.code == 2
+    *progress, line = capsys.readouterr().err.splitlines()
+    assert any("left out: a.png" in shown for shown in progress)
+    assert line.startswith("evaluate: none of the 1 pictures could be scored: ") and "a.png: not a picture" in line
 
 
 def test_a_baseline(evaluate, folder: Path, capsys) -> None:
