@@ -1,0 +1,58 @@
+"""How well files of at most so many bytes use what they may: random pictures and targets.
+
+    python scripts/evaluate_targets.py photos --model nano-hyperprior --out runs/targets
+
+Targets are drawn evenly on a logarithmic scale between the lengths that a picture's files can have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from oscar.errors import first_line
+
+
+def main(args: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("images", type=Path, help="folder of pictures")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--model", default="nano", help="name of a shipped model, a folder, or an id on the hub")
+    parser.add_argument("--pairs", type=int, default=200, help="pictures with targets (default: 200)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args(args)
+    try:
+        print(evaluate(options))
+    except (ValueError, OSError) as error:
+        print(f"evaluate_targets: error: {first_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> str:
+    import pandas as pd
+    from tqdm import tqdm
+
+    from oscar import OscarCodec
+    from oscar.evaluation.pictures import find_pictures
+    from oscar.evaluation.targets import draw_pairs, meet, targets_table
+    from oscar.jobs import write_whole
+
+    if options.pairs < 1:
+        raise ValueError(f"--pairs is {options.pairs}; allowed: at least 1")
+    paths = find_pictures(options.images)
+    codec = OscarCodec.from_pretrained(options.model, options.device)
+    pairs = draw_pairs(len(paths), options.pairs, options.seed)
+    rows = [meet(codec, paths[number], share) for number, share in tqdm(pairs, disable=not sys.stderr.isatty())]
+    frame = pd.DataFrame(rows)
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_whole(options.out / "rows.csv", frame.to_csv(index=False).encode())
+    table = targets_table(frame)
+    table.write(options.out)
+    return table.to_markdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
