@@ -50,7 +50,7 @@ def curve(codec: OscarCodec, pictures: list[Image.Image]) -> tuple[np.ndarray, n
 
 
 def check_curve(sizes: np.ndarray, decibels: np.ndarray, similarity: np.ndarray) -> None:
-    """Quality rises with the rate; so do sizes, but that the codes of 0.0781 are predicted worse than those of 0.0937."""
+    """Quality rises with the rate, and so do sizes, but that the codes of 0.0781 are predicted worse than 0.0937's."""
     assert (np.diff(decibels) > 0).all()
     assert (np.diff(similarity) > 0).all()
     assert (np.diff(np.delete(sizes, 5)) > 0).all()
