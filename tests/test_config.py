@@ -121,8 +121,8 @@ CONTRADICTIONS = [
 
 
 CONTRADICTIONS += [  # with a hyperprior
-    ("hyperprior_hyper", "+bottleneck.width=8", "bottleneck.width is 8, but kind hyperprior", "default"),
-    ("hyper", "+bottleneck.hyperprior.hidden=8", "bottleneck.hyperprior is", "default"),
+    ("hyperprior_hyper", "bottleneck.width=8", "bottleneck.width is 8, but kind hyperprior", "default"),
+    ("hyper", "bottleneck.hyperprior.hidden=8", "bottleneck.hyperprior is", "default"),
     ("hyperprior_hyper", "bottleneck.hyperprior.groups=[]", "bottleneck.hyperprior.groups is []", "above 0"),
     ("hyperprior_hyper", "bottleneck.hyperprior.hidden=0", "bottleneck.hyperprior.hidden is 0", "at least 1"),
     ("hyperprior_hyper", "stage.lambdas=[1]", "stage.lambdas is [1.0]", "[low, high]"),

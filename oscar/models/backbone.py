@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from oscar.diffusion import NoiseSchedule
 from oscar.errors import first_line
 from oscar.models import tiling
+from oscar.models.conv_autoencoder import AutoencoderConv
 from oscar.models.loading import Change, as_is, drop, fill, part_files
 from oscar.models.tiling import MemoryBudget
 
 PARTS = ("vae", "unet", "scheduler")
 # Autoencoder classes by the `_class_name` of vae/config.json; Stable Diffusion's is the first.
-VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC}
-VAE = AutoencoderKL | AutoencoderDC
+VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC, "AutoencoderConv": AutoencoderConv}
+VAE = AutoencoderKL | AutoencoderDC | AutoencoderConv
 Half = Literal["both", "encoder", "decoder"]
 VAE_ENCODER, VAE_DECODER = ("encoder", "quant_conv"), ("decoder", "post_quant_conv")  # its modules, by half
 FACTORS = (8, 16)  # pixels per latent position along each side; the paper's rates are of 8

@@ -41,7 +41,7 @@ _TAIL = 1e-8  # probability of side information that a table leaves out
 _DEVIATIONS = 9  # that a table of symbols reaches
 _LEVEL_STEP = math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1)
 _LEVEL_WEIGHT = 8.0  # of the rows that give scale levels, which run to 63, so that they learn as fast as means
-_FIRST_GAIN, _LAST_GAIN = 0.15, 4.0  # for a latent of unit variance
+_FIRST_GAIN, _LAST_GAIN = 0.35, 10.0  # to start with, for latents of unit variance
 
 
 class Coded(NamedTuple):
@@ -201,8 +201,10 @@ class HyperpriorBottleneck(nn.Module):
             means = torch.where(anchors, first, second)
             levels = torch.where(anchors, first_levels, second_levels).clamp(0, SCALES - 1)
             if not self.training:
-                levels = levels.round()
+                levels = (levels + 0.5).floor()
             _, likelihood = self.value_model(own, SCALE_MIN * (levels * _LEVEL_STEP).exp(), means)
+            if not self.training:
+                likelihood = likelihood.clamp_min(2.0**-PRECISION)  # as in the tables
             bits = bits + _bits(likelihood)
             decoded.append(_straight_through(own, (own - means).round() + means))
         return torch.cat(decoded, dim=1), bits

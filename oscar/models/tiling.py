@@ -109,8 +109,9 @@ def cuts(vae: nn.Module, height: int, width: int) -> bool:
 
 def vae_factor(vae: nn.Module) -> int:
     """Pixels per latent position along each side."""
-    widths = getattr(vae.config, "block_out_channels", None) or vae.config.encoder_block_out_channels
-    return 2 ** (len(widths) - 1)
+    if hasattr(vae, "spatial_compression_ratio"):
+        return vae.spatial_compression_ratio
+    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def encode(vae: nn.Module, images: Tensor, budget: MemoryBudget | None = None) -> Tensor:

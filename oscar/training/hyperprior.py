@@ -11,9 +11,10 @@ import math
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oscar.codec import OscarCodec, channel_cosine
+from oscar.codec import OscarCodec
 from oscar.config import TrainConfig
 from oscar.models.hyperprior import KNOTS, Coded
 from oscar.timesteps import CurveMapping
@@ -123,6 +124,9 @@ class HyperpriorJointStage(_RateStage):
 def calibrate(codec: OscarCodec, latents, knots: int = KNOTS) -> CurveMapping:
     """The timesteps whose sqrt(alpha_bar) are nearest to the mean cosine similarity of z_hat and latent, by quality.
 
+    Of whole latents, not of channels as for codebooks: most channels hold little and vanish at low rates, so that their
+    mean would ask the denoiser to make anew what the few others say.
+
     Args:
         codec: the codec.
         latents: batches of them, (B, C, h, w).
@@ -133,9 +137,13 @@ def calibrate(codec: OscarCodec, latents, knots: int = KNOTS) -> CurveMapping:
     for latent in latents:
         qualities = torch.linspace(0, 1, knots, device=latent.device)
         found.append(torch.stack([
-            channel_cosine(codec.bottleneck(latent, quality.expand(len(latent))).z_hat, latent).mean()
-            for quality in qualities
+            latent_cosine(codec.bottleneck(latent, quality.expand(len(latent))).z_hat, latent) for quality in qualities
         ]))  # fmt: skip
     cosines = torch.stack(found).mean(dim=0)
     timesteps = codec.backbone.schedule.timestep_of_signal(cosines)
     return CurveMapping(tuple(map(float, timesteps)), tuple(round(value, 6) for value in cosines.tolist()))
+
+
+def latent_cosine(z_hat: Tensor, latent: Tensor) -> Tensor:
+    """Cosine similarity of two latents (B, C, h, w), mean over the batch."""
+    return F.cosine_similarity(z_hat.float().flatten(1), latent.float().flatten(1)).mean()

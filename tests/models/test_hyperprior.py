@@ -69,8 +69,7 @@ def test_estimates_are_of_the_file(bottleneck, code: int, shape: tuple[int, int]
     payloads = bottleneck.encode(latent, code)
     with torch.no_grad():
         z_hat = bottleneck.decode(payloads, shape, code)
-    # rare sums at a boundary, and symbols that leave their tables
-    assert ((z_hat - coded.z_hat).abs() > 1e-4).float().mean() < 0.05
+    assert (z_hat - coded.z_hat).abs().mean() < 0.01 * latent.abs().mean()  # sums in float32 may fall to the other side
     for payload, bits in zip(payloads, coded.bits.tolist(), strict=True):
         assert abs(8 * len(payload) - bits) <= 0.02 * bits + 64  # the coder's last state
 

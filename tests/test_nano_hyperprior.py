@@ -1,0 +1,89 @@
+"""The shipped model with a hyperprior: what the README claims of it, on real photographs and real files."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from oscar import OscarCodec
+from oscar.baselines import make_baseline
+from oscar.checkpoint import SHIPPED
+from oscar.continuous import ContinuousCodec
+from oscar.evaluation.codecs import OscarImageCodec
+from oscar.evaluation.metrics import ms_ssim, psnr
+from oscar.images import read_image
+
+MEGABYTE = 10**6
+
+
+@pytest.fixture(scope="module")
+def nano() -> ContinuousCodec:
+    return OscarCodec.from_pretrained("nano-hyperprior", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def astronaut() -> Image.Image:
+    spec = importlib.util.find_spec("skimage")
+    return read_image(Path(spec.origin).parent / "data" / "astronaut.png")
+
+
+def test_it_is_small() -> None:
+    files = [path for path in (SHIPPED / "nano-hyperprior").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 20 * MEGABYTE
+
+
+def test_a_photograph_at_all_qualities(nano, astronaut) -> None:
+    files = [nano.compress(astronaut, quality=quality) for quality in nano.points]
+    bpp = [8 * len(data) / (astronaut.width * astronaut.height) for data in files]
+    assert bpp == sorted(set(bpp))
+    assert bpp[0] <= 0.012 and bpp[-1] >= 0.3
+    decoded = [nano.decompress(data) for data in (files[0], files[12], files[24])]
+    for metric in (psnr, ms_ssim):
+        low, middle, high = (metric(astronaut, image) for image in decoded)
+        assert low < middle < high
+    for data in (files[12], files[24]):
+        _, bits = nano.examine(data)
+        assert bits == pytest.approx(8 * len(data), rel=0.02)
+
+
+@pytest.mark.parametrize("max_bytes", [600, 4000, 11000])
+def test_targets_are_used(nano, astronaut, max_bytes) -> None:
+    assert 0.98 * max_bytes <= len(nano.compress(astronaut, max_bytes=max_bytes)) <= max_bytes
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (333, 517), (64, 2048)])
+def test_any_size(nano, astronaut, size) -> None:
+    image = astronaut.resize(size)
+    decoded = nano.decompress(nano.compress(image, quality=0.7))
+    assert decoded.size == size
+    if min(size) > 16:
+        assert psnr(image, decoded) > 20
+
+
+@pytest.mark.slow
+def test_rate_rises_with_quality_on_every_kodak_picture(nano, kodak) -> None:
+    for path in sorted(kodak.glob("*.png")):
+        image = read_image(path)
+        latent = nano.encode_latent(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1)
+        sizes = [len(nano.write_latent(latent, nano.find_point(point), image.height, image.width)[0])
+                 for point in nano.points]  # fmt: skip
+        assert sizes == sorted(set(sizes)), path.name
+
+
+@pytest.mark.slow
+def test_better_than_webp_at_its_smallest(nano, kodak) -> None:
+    """MS-SSIM, mean over every third Kodak picture, at WebP's own bytes."""
+    webp, ours, theirs = make_baseline("webp"), [], []
+    under_test = OscarImageCodec(nano, "nano-hyperprior")
+    for path in sorted(kodak.glob("*.png"))[::3]:
+        image = read_image(path)
+        encoded = webp.encode(image, 0)
+        theirs.append(ms_ssim(image, webp.decode(encoded.data)))
+        data = under_test.codec.compress(image, max_bytes=len(encoded.data))
+        ours.append(ms_ssim(image, nano.decompress(data)))
+    assert np.mean(ours) > np.mean(theirs)
