@@ -49,7 +49,7 @@ from oscar.models.inference import (
 )
 from oscar.models.loading import drop
 from oscar.models.tiling import MemoryBudget
-from oscar.rates import RatePoint, find_rate
+from oscar.rates import PIXELS_PER_LATENT, RatePoint, find_rate
 from oscar.targets import compress_within
 from oscar.timesteps import TimestepMapping, timestep_code, timestep_of_code
 
@@ -133,6 +133,9 @@ class OscarCodec(nn.Module):
         self.half: Half = "both"
         self.preview: nn.Module | None = None
         self.set_mapping(mapping)
+        if self.rates and backbone.factor != PIXELS_PER_LATENT:
+            raise ValueError(f"the backbone reduces each side by {backbone.factor}; "
+                             f"allowed with rates: {PIXELS_PER_LATENT}")  # fmt: skip
         self.frequencies = {rate.id: uniform_frequencies(bottleneck.at(rate).codebook_size) for rate in self.rates}
         self.frequencies.update(frequencies or {})
         self.contexts = dict(contexts or {})

@@ -716,7 +716,7 @@ class TrainingSpeedConfig:
             raise ConfigError(f"training.images is {self.images!r}; allowed: a folder of pictures that exists")
         self.backbone.check()
         self.bottleneck.check()
-        self.joint.check(self.bottleneck.rate_points())
+        self.joint.check(self.bottleneck)
 
 
 @dataclass

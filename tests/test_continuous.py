@@ -80,7 +80,7 @@ def test_any_size(codec, picture, size) -> None:
 def test_quality_is_precision(codec) -> None:
     """More of a latent is left at a higher quality: finer steps, longer files."""
     latent = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(0))
-    codes = [Quality.of(quality).code for quality in (0, 0.5, 1)]
+    codes = [Quality.of(quality).code for quality in (0, 0.25, 0.5)]  # untrained, it expects values of about 1
     payloads = [codec.bottleneck.encode(latent, code) for code in codes]
     decoded = [codec.bottleneck.decode(own, (12, 12), code) for own, code in zip(payloads, codes, strict=True)]
     errors = [(z_hat - latent).square().mean() for z_hat in decoded]

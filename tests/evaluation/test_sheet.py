@@ -24,12 +24,17 @@ class JpegCodec:
     """Behaves as the codec does, by JPEG: quality rises with rate."""
 
     rates = PAPER_RATES[-3:]
+    points = tuple(rate.bpp for rate in rates)
+    point_name = "rate"
 
     @classmethod
     def from_pretrained(cls, model: str, device: str) -> JpegCodec:
         return cls()
 
-    def compress(self, image: Image.Image, rate: float) -> bytes:
+    def compress_batch(self, pictures: list[Image.Image], rate: float) -> list[bytes]:
+        return [self.compress(image, rate) for image in pictures]
+
+    def compress(self, image: Image.Image, rate: float = 0.125) -> bytes:
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=round(rate * 400))
         return buffer.getvalue()
