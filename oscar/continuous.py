@@ -79,7 +79,7 @@ class ContinuousCodec(OscarCodec):
 
     @property
     def points(self) -> tuple[float, ...]:
-        return tuple(step / (POINTS - 1) for step in range(POINTS))
+        return tuple(Quality.of(step / (POINTS - 1)).value for step in range(POINTS))
 
     @property
     def default_point(self) -> float:

@@ -282,6 +282,7 @@ def test_under_evaluation(codec, picture) -> None:
     image = picture(96, 72)
     under_test = OscarImageCodec(codec, "tiny")
     assert under_test.point_name == "quality" and len(under_test.points) == 25
+    assert all(under_test.check_point(point) == point for point in under_test.points)
     encoded = under_test.encode(image, under_test.check_point(0.5))
     assert encoded.nominal_bpp is None
     assert sum(encoded.parts.values()) == len(encoded.data)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-OURS = COLOURS[1]  # kept for OSCAR
+OURS, _OURS_TOO = COLOURS[1], "#7A3300"  # kept for OSCAR, whose models take turns
 _COLOURS = tuple(colour for colour in COLOURS if colour != OURS)
 _MARKERS = MARKERS[1:]  # the first, a dot, is ours
 
@@ -123,7 +123,8 @@ def _draw(axes: Axes, series: list[Series]) -> list[tuple[Series, Line2D]]:
     lines = []
     for curve in series:
         if curve.ours:
-            marker, colour = "oP*X"[ours[curve.published] % 4], OURS
+            number = ours[curve.published]
+            marker, colour = "oP*X"[number % 4], (OURS, _OURS_TOO)[number % 2]
             ours[curve.published] += 1
         else:
             marker, colour = next(styles[curve.published])
@@ -166,7 +167,8 @@ def _legend(side: Axes, lines: list[tuple[Series, Line2D]], heading: str) -> Non
     for title, published, place in (("Measured here", False, "upper"), (heading, True, "lower")):
         group = [line for curve, line in lines if curve.published is published]
         if group:
-            legend = Legend(side, group, [line.get_label() for line in group], title=title, loc=f"{place} left",
+            labels = [fill(line.get_label(), 18) for line in group]
+            legend = Legend(side, group, labels, title=title, loc=f"{place} left",
                             alignment="left", borderaxespad=0, handlelength=3, fontsize=8.5)  # fmt: skip
             legend.get_title().set_fontweight("bold")
             side.add_artist(legend)

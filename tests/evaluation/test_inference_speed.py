@@ -73,8 +73,9 @@ def test_memory_of_the_halves(config, output, in_process) -> None:
     assert weights["encoder"] + weights["decoder"] >= weights["both"] > max(weights["encoder"], weights["decoder"])
     assert memory["encode_s"].isna().tolist() == [False, False, False, True]
     assert memory["decode_s"].isna().tolist() == [False, False, True, False]
-    assert (memory["peak_mib"] >= memory["loaded_mib"]).all() and (memory["load_s"] > 0).all()
-    assert list(large["half"]) == ["encoder", "decoder"] and (large["beyond_mib"] >= 0).all()
+    slack = 1  # MiB: the kernel counts pages in batches per CPU
+    assert (memory["peak_mib"] > memory["loaded_mib"] - slack).all() and (memory["load_s"] > 0).all()
+    assert list(large["half"]) == ["encoder", "decoder"] and (large["beyond_mib"] > -slack).all()
     assert [request["size"] for request in in_process] == ["64x48"] * 4 + ["96x64"] * 2
 
 
