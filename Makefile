@@ -49,10 +49,10 @@ benchmark: $(STAMP)  ## compare nano with JPEG and others on photographs (IMAGES
 	$(BIN)/python scripts/benchmark.py "output='$(OUT)'" $(if $(IMAGES),"data.images='$(IMAGES)'") $(ARGS)
 
 test: $(STAMP)  ## run all tests, on JOBS processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(STAMP)  ## run the tests that take no more than a few seconds each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow' $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow' $(ARGS)
 
 lint: $(STAMP)  ## check the style with ruff
 	$(BIN)/python -m ruff check oscar scripts tests

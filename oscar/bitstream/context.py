@@ -26,7 +26,15 @@ import numpy as np
 from oscar.bitstream.coding import Coding, packed_length
 from oscar.bitstream.entropy import decode_indices, encode_indices, pack_indices
 from oscar.bitstream.errors import PayloadError
-from oscar.bitstream.rans import PRECISION, STATE_BYTES, WORD_BYTES, PrefixDecoder, ans, check_payload, decoder
+from oscar.bitstream.rans import (
+    PRECISION,
+    STATE_BYTES,
+    WORD_BYTES,
+    PrefixDecoder,
+    check_payload,
+    decoder,
+    encode_symbols,
+)
 
 ACTIVATION_UNIT = 2**-4  # what 1 stands for in embeddings and activations
 WEIGHT_UNIT = 2**-6  # and in weights; a sum of products, and a bias, is in units of 2**-10
@@ -421,9 +429,7 @@ def _decisions(grid: np.ndarray, model: ContextModel) -> tuple[list[int], list[i
 
 
 def _encode(bits: list[int], levels: list[int]) -> bytes:
-    encoder = ans().BufferedRansEncoder()
-    encoder.encode_with_indexes(bits, levels, _ENCODER_CDFS, [4] * len(_ENCODER_CDFS), [0] * len(_ENCODER_CDFS))
-    return encoder.flush()
+    return encode_symbols([(bits, levels)], _ENCODER_CDFS, [4] * len(_ENCODER_CDFS), [0] * len(_ENCODER_CDFS))
 
 
 def _shortest(count: int, model: ContextModel) -> int:

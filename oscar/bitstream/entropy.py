@@ -12,7 +12,7 @@ import numpy as np
 
 from oscar.bitstream.coding import Coding, bits_per_packed_index, packed_length
 from oscar.bitstream.errors import PayloadError
-from oscar.bitstream.rans import PRECISION, STATE_BYTES, ans, check_payload, decoder
+from oscar.bitstream.rans import PRECISION, STATE_BYTES, check_payload, decoder, encode_symbols
 
 FREQUENCY_TOTAL = 2**16 - 1
 _CHUNK = 1 << 18  # symbols passed to C++ at once; bounds the memory of the Python lists it wants
@@ -195,11 +195,8 @@ def _check_rans_payload(payload: bytes, count: int, frequencies: np.ndarray) -> 
 
 def _rans_encode(indices: np.ndarray, frequencies: np.ndarray) -> bytes:
     cdf = [0, *np.cumsum(frequencies).tolist(), 2**PRECISION]  # the last unit is the escape's
-    encoder = ans().BufferedRansEncoder()
-    for start in range(0, len(indices), _CHUNK):
-        symbols = indices[start : start + _CHUNK].tolist()
-        encoder.encode_with_indexes(symbols, [0] * len(symbols), [cdf], [len(cdf)], [0])
-    return encoder.flush()
+    chunks = (indices[start : start + _CHUNK].tolist() for start in range(0, len(indices), _CHUNK))
+    return encode_symbols(((symbols, [0] * len(symbols)) for symbols in chunks), [cdf], [len(cdf)], [0])
 
 
 def _rans_decode(payload: bytes, count: int, frequencies: np.ndarray) -> np.ndarray:

@@ -24,7 +24,15 @@ from typing import NamedTuple
 import numpy as np
 
 from oscar.bitstream.errors import PayloadError
-from oscar.bitstream.rans import PRECISION, STATE_BYTES, WORD_BYTES, PrefixDecoder, ans, check_payload, decoder
+from oscar.bitstream.rans import (
+    PRECISION,
+    STATE_BYTES,
+    WORD_BYTES,
+    PrefixDecoder,
+    check_payload,
+    decoder,
+    encode_symbols,
+)
 
 ACTIVATION_STEPS = 2**6  # that make 1
 WEIGHT_STEPS = 2**10
@@ -402,11 +410,9 @@ class HyperpriorCoder:
         return means, self.side_channels + levels
 
     def _write(self, coded: Coded, shape: tuple[int, int]) -> bytes:
-        encoder, own = ans().BufferedRansEncoder(), self._tables
-        for tables, symbols in coded:
-            lists = symbols.reshape(-1).tolist(), tables.reshape(-1).tolist()
-            encoder.encode_with_indexes(*lists, own.cdfs, own.sizes, own.lowest)
-        return encoder.flush().ljust(_shortest(shape), b"\0")
+        own = self._tables
+        parts = ((symbols.reshape(-1).tolist(), tables.reshape(-1).tolist()) for tables, symbols in coded)
+        return encode_symbols(parts, own.cdfs, own.sizes, own.lowest).ljust(_shortest(shape), b"\0")
 
     def _side_tables(self, shape: tuple[int, int]) -> np.ndarray:
         """The table of each value of z, (hz * wz, Z)."""

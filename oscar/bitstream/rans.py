@@ -10,7 +10,7 @@ import functools
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 from oscar.bitstream.errors import PayloadError
@@ -19,6 +19,8 @@ PRECISION = 16  # bits of CompressAI's frequencies
 STATE_BYTES = 8  # the final state, first in a payload
 WORD_BYTES = 4
 _SMALLEST_STATE, _STATE_LIMIT = 2**31, 2**63
+_FEWEST = 4  # symbols that are safe to encode: 16 bits each at most, and 64 of the state
+_CERTAIN = [0, 2**PRECISION - 1, 2**PRECISION]  # a table of one symbol and the escape
 
 
 @functools.cache
@@ -35,6 +37,26 @@ def ans() -> ModuleType:
         spec.loader.exec_module(module)
         sys.modules[name] = module  # a later import of the package must not load the extension a second time
     return sys.modules[name]
+
+
+def encode_symbols(
+    parts: Iterable[tuple[Sequence[int], Sequence[int]]],
+    cdfs: Sequence[Sequence[int]],
+    sizes: Sequence[int],
+    offsets: Sequence[int],
+) -> bytes:
+    """The payload of symbols in parts, each with its symbols and the tables that they are coded by.
+
+    CompressAI's encoder takes a word of memory per symbol, but one or two symbols can fill three: it would write before
+    its buffer. So a few are followed by more, almost without cost, which no decoder asks for.
+    """
+    encoder, count = ans().BufferedRansEncoder(), 0
+    for symbols, tables in parts:
+        encoder.encode_with_indexes(symbols, tables, cdfs, sizes, offsets)
+        count += len(symbols)
+    if spare := max(0, _FEWEST - count):
+        encoder.encode_with_indexes([0] * spare, [0] * spare, [_CERTAIN], [len(_CERTAIN)], [0])
+    return encoder.flush()
 
 
 def check_payload(payload: bytes, smallest: int, limit: int, what: str) -> None:

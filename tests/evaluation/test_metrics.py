@@ -92,7 +92,7 @@ def test_agreement_with_pyiqa_on_photographs(kodak, monkeypatch):
     psnr_arch = pytest.importorskip("pyiqa.archs.psnr_arch")
     ssim_arch = pytest.importorskip("pyiqa.archs.ssim_arch")
     monkeypatch.setattr(ssim_arch, "filter2", filter_by_rows_and_columns)
-    for path in sorted(kodak.glob("*.png")):
+    for path in sorted(kodak.glob("*.png"))[::3]:
         image = Image.open(path).convert("RGB")
         for quality in (5, 50, 90):
             file = io.BytesIO()
