@@ -66,7 +66,7 @@ def test_rate_and_quality_rise_together_on_a_photograph(nano, astronaut):
 
 @pytest.mark.slow
 def test_rate_and_quality_rise_together_on_kodak(nano, kodak):
-    check_curve(*curve(nano, [read_image(path) for path in sorted(kodak.glob("*.png"))[::4]]))
+    check_curve(*curve(nano, [read_image(path) for path in sorted(kodak.glob("*.png"))[::6]]))
 
 
 @pytest.mark.parametrize("rate", [0.0625, 0.125])
@@ -82,10 +82,10 @@ def test_any_size(nano, astronaut, size, limit, rate):
 
 @pytest.fixture(scope="module")
 def on_kodak(nano, kodak) -> tuple[np.ndarray, np.ndarray]:
-    """Means of bpp, PSNR and MS-SSIM over the 24 pictures: nano at its top rate, JPEG at quality 5."""
+    """Means of bpp, PSNR and MS-SSIM over every second picture: nano at its top rate, JPEG at quality 5."""
     baseline = make_baseline("jpeg")
     ours, theirs = [], []
-    for path in sorted(kodak.glob("*.png")):
+    for path in sorted(kodak.glob("*.png"))[::2]:
         image = read_image(path)
         pixels = image.width * image.height
         data = nano.compress(image, 0.125)
