@@ -15,7 +15,6 @@ thread counts and batch sizes find the same probabilities. This module knows no 
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from decimal import Context, Decimal
@@ -26,15 +25,8 @@ import numpy as np
 from oscar.bitstream.coding import Coding, packed_length
 from oscar.bitstream.entropy import decode_indices, encode_indices, pack_indices
 from oscar.bitstream.errors import PayloadError
-from oscar.bitstream.rans import (
-    PRECISION,
-    STATE_BYTES,
-    WORD_BYTES,
-    PrefixDecoder,
-    check_payload,
-    decoder,
-    encode_symbols,
-)
+from oscar.bitstream.integers import digest_arrays
+from oscar.bitstream.rans import PRECISION, PrefixDecoder, check_payload, decoder, encode_symbols, whole_words
 
 ACTIVATION_UNIT = 2**-4  # what 1 stands for in embeddings and activations
 WEIGHT_UNIT = 2**-6  # and in weights; a sum of products, and a bias, is in units of 2**-10
@@ -209,10 +201,7 @@ class ContextModel:
     @functools.cached_property
     def digest(self) -> bytes:
         """SHA-256 of all that decoding depends on."""
-        digest = hashlib.sha256()
-        for name, value in self.arrays().items():
-            digest.update(f"{name}:{value.shape};".encode() + value.astype("<i4").tobytes())
-        return digest.digest()
+        return digest_arrays(self.arrays())
 
     @functools.cached_property
     def _floats(self) -> Mapping[str, np.ndarray]:
@@ -434,5 +423,4 @@ def _encode(bits: list[int], levels: list[int]) -> bytes:
 
 def _shortest(count: int, model: ContextModel) -> int:
     """Bytes that a payload has at least: a multiple of 4."""
-    share = packed_length(count, model.codebook_size) // _SMALLEST_SHARE
-    return max(STATE_BYTES, share // WORD_BYTES * WORD_BYTES)
+    return whole_words(packed_length(count, model.codebook_size) // _SMALLEST_SHARE)

@@ -82,8 +82,7 @@ def encode_indices(indices: np.ndarray, frequencies: np.ndarray) -> tuple[Coding
     frequencies = check_frequencies(frequencies)
     indices = _check_indices(indices, len(frequencies))
     limit = packed_length(len(indices), len(frequencies))
-    # rANS never takes less than its state; CompressAI's encoder also writes out of its buffer for under four symbols.
-    if limit > STATE_BYTES:
+    if limit > STATE_BYTES:  # rANS never takes less than its state
         payload = _rans_encode(indices, frequencies)
         if len(payload) < limit:
             return Coding.TABLE, payload

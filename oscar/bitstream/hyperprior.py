@@ -16,27 +16,28 @@ same tables and means. This module knows no torch.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
 
+from oscar.bitstream.container import MAX_QUALITY
 from oscar.bitstream.errors import PayloadError
+from oscar.bitstream.integers import digest_arrays
 from oscar.bitstream.rans import (
+    FEWEST_SYMBOLS,
     PRECISION,
-    STATE_BYTES,
-    WORD_BYTES,
     PrefixDecoder,
     check_payload,
     decoder,
     encode_symbols,
+    longest_payload,
+    whole_words,
 )
 
 ACTIVATION_STEPS = 2**6  # that make 1
 WEIGHT_STEPS = 2**10
-TOP_CODE = 4095  # a quality of 1
 KNOTS = 8  # of the quality; what depends on it is linear between them
 SCALES = 64
 LARGEST_SIDE, LARGEST_SYMBOL = 127, 384  # values of z, and of the latent less its mean
@@ -44,7 +45,6 @@ REACH = 2  # of the convolutions over what is known; those over z reach half as 
 _LIMITS = np.iinfo(np.int16)  # of activations
 _EXACT = 2**53
 _ROWS = 1024  # positions that are computed at once; bounds the memory
-_FEWEST_SYMBOLS = 4  # with fewer CompressAI's encoder writes out of its buffer
 _POSITIONS_PER_BYTE = 64  # at most, so that a short file is decoded soon
 
 _BY_GROUP = ("known", "side", "first_bias", "middle", "middle_bias", "last", "last_bias")
@@ -148,9 +148,9 @@ class HyperpriorCoder:
         self._check_shapes()
         _check_frequencies("side_frequencies", self.side_frequencies, LARGEST_SIDE)
         _check_frequencies("scale_frequencies", self.scale_frequencies, LARGEST_SYMBOL)
-        if self.channels + self.side_channels < _FEWEST_SYMBOLS:
+        if self.channels + self.side_channels < FEWEST_SYMBOLS:
             raise ValueError(f"{self.channels} channels and {self.side_channels} of z are not allowed; "
-                             f"allowed: {_FEWEST_SYMBOLS} in all")  # fmt: skip
+                             f"allowed: {FEWEST_SYMBOLS} in all")  # fmt: skip
         self._check_sums()
 
     def _check_shapes(self) -> None:
@@ -228,10 +228,7 @@ class HyperpriorCoder:
     @functools.cached_property
     def digest(self) -> bytes:
         """SHA-256 of all that decoding depends on."""
-        digest = hashlib.sha256()
-        for name, value in self.arrays().items():
-            digest.update(f"{name}:{value.shape};".encode() + value.astype("<i4").tobytes())
-        return digest.digest()
+        return digest_arrays(self.arrays())
 
     def encode(self, y: np.ndarray, z: np.ndarray, code: int) -> tuple[bytes, np.ndarray]:
         """Code a latent.
@@ -293,8 +290,7 @@ class HyperpriorCoder:
         self._check_request(shape, code)
         side_rows, side_columns = side_shape(shape)
         count = side_rows * side_columns * self.side_channels + shape[0] * shape[1] * self.channels
-        longest = STATE_BYTES + WORD_BYTES * ((count + 1) // 2)
-        check_payload(payload, _shortest(shape), longest + 1, f"{shape[0]}x{shape[1]} positions")
+        check_payload(payload, _shortest(shape), longest_payload(count) + 1, f"{shape[0]}x{shape[1]} positions")
         coded, y_hat = self._follow(decoder(payload, count), shape, code)
         if self._write(coded, shape) != payload:
             raise PayloadError(f"payload of {len(payload)} bytes is not a coding of {shape[0]}x{shape[1]} positions")
@@ -422,8 +418,8 @@ class HyperpriorCoder:
     def _check_request(self, shape: tuple[int, int], code: int) -> None:
         if min(shape) < 1:
             raise ValueError(f"shape {shape[0]}x{shape[1]} is not allowed; allowed: from 1x1")
-        if not 0 <= code <= TOP_CODE:
-            raise ValueError(f"code {code} is not allowed; allowed: 0 to {TOP_CODE}")
+        if not 0 <= code <= MAX_QUALITY:
+            raise ValueError(f"code {code} is not allowed; allowed: 0 to {MAX_QUALITY}")
 
     @functools.cached_property
     def _weights(self) -> Mapping[str, np.ndarray]:
@@ -474,8 +470,7 @@ def _check_frequencies(name: str, tables: np.ndarray, limit: int) -> None:
 
 def _shortest(shape: tuple[int, int]) -> int:
     """Bytes that a payload has at least: a multiple of 4."""
-    share = shape[0] * shape[1] // _POSITIONS_PER_BYTE
-    return max(STATE_BYTES, share // WORD_BYTES * WORD_BYTES)
+    return whole_words(shape[0] * shape[1] // _POSITIONS_PER_BYTE)
 
 
 def _parts(count: int) -> Iterator[slice]:
@@ -495,9 +490,9 @@ def _activate(sums: np.ndarray, lowest: int) -> np.ndarray:
 
 def _at_quality(knots: np.ndarray, code: int) -> np.ndarray:
     """Biases (8, n) between the two knots next to a quality: (n,)."""
-    knot, rest = divmod((KNOTS - 1) * code, TOP_CODE)
+    knot, rest = divmod((KNOTS - 1) * code, MAX_QUALITY)
     low, high = knots[[knot, min(knot + 1, KNOTS - 1)]].astype(np.int64)
-    return (low * (TOP_CODE - rest) + high * rest) // TOP_CODE
+    return (low * (MAX_QUALITY - rest) + high * rest) // MAX_QUALITY
 
 
 def _upsample(grid: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:

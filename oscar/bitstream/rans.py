@@ -19,7 +19,7 @@ PRECISION = 16  # bits of CompressAI's frequencies
 STATE_BYTES = 8  # the final state, first in a payload
 WORD_BYTES = 4
 _SMALLEST_STATE, _STATE_LIMIT = 2**31, 2**63
-_FEWEST = 4  # symbols that are safe to encode: 16 bits each at most, and 64 of the state
+FEWEST_SYMBOLS = 4  # that CompressAI's encoder has room for: 16 bits each at most, and 64 of the state
 _CERTAIN = [0, 2**PRECISION - 1, 2**PRECISION]  # a table of one symbol and the escape
 
 
@@ -54,9 +54,22 @@ def encode_symbols(
     for symbols, tables in parts:
         encoder.encode_with_indexes(symbols, tables, cdfs, sizes, offsets)
         count += len(symbols)
-    if spare := max(0, _FEWEST - count):
+    if spare := max(0, FEWEST_SYMBOLS - count):
         encoder.encode_with_indexes([0] * spare, [0] * spare, [_CERTAIN], [len(_CERTAIN)], [0])
     return encoder.flush()
+
+
+def whole_words(length: int) -> int:
+    """The length in bytes of the longest payload that is no longer, or of the shortest that there is."""
+    return max(STATE_BYTES, length // WORD_BYTES * WORD_BYTES)
+
+
+def longest_payload(symbols: int) -> int:
+    """Bytes that so many symbols take at most.
+
+    From a state of at least 2**31 each symbol takes at most 16 bits, hence a word of 32 bits at most at every second.
+    """
+    return STATE_BYTES + WORD_BYTES * ((symbols + 1) // 2)
 
 
 def check_payload(payload: bytes, smallest: int, limit: int, what: str) -> None:
@@ -82,11 +95,11 @@ def check_payload(payload: bytes, smallest: int, limit: int, what: str) -> None:
 def decoder(payload: bytes, symbols: int):
     """A decoder of a payload of at most so many symbols that never reads beyond its buffer, whatever the payload.
 
-    From a state of at least 2**31 each symbol takes at most 16 bits, hence a word of 32 bits at most at every second
-    symbol: that many zeros behind the payload keep all reads inside. The tables must give the escape no width.
+    Zeros behind the payload, up to the longest there is, keep all reads inside. The tables must give the escape no
+    width.
     """
     result = ans().RansDecoder()
-    result.set_stream(payload.ljust(STATE_BYTES + WORD_BYTES * ((symbols + 1) // 2), b"\0"))
+    result.set_stream(payload.ljust(longest_payload(symbols), b"\0"))
     return result
 
 

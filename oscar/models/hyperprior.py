@@ -21,13 +21,13 @@ import torch.nn.functional as F
 from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from torch import Tensor, nn
 
+from oscar.bitstream.container import MAX_QUALITY
 from oscar.bitstream.hyperprior import (
     ACTIVATION_STEPS,
     KNOTS,
     LARGEST_SIDE,
     LARGEST_SYMBOL,
     SCALES,
-    TOP_CODE,
     WEIGHT_STEPS,
     HyperpriorCoder,
 )
@@ -139,7 +139,7 @@ class HyperpriorBottleneck(nn.Module):
     @torch.no_grad()
     def encode(self, latent: Tensor, code: int) -> list[bytes]:
         """Encoder half: latent (B, C, h, w) at a quality, 0 to 4095 -> the payload of each picture."""
-        quality = torch.full((len(latent),), code / TOP_CODE, device=latent.device)
+        quality = torch.full((len(latent),), code / MAX_QUALITY, device=latent.device)
         values, side = (part.float().cpu().numpy() for part in self.analyse(latent, quality))
         sides = np.rint(side).astype(np.int64)
         return [self.coder.encode(own, side, code)[0] for own, side in zip(values, sides, strict=True)]
@@ -155,7 +155,7 @@ class HyperpriorBottleneck(nn.Module):
 
     def dequantise(self, values: Tensor, code: int) -> Tensor:
         """The coder's integers (B, C, h, w) at a quality -> decoded latent."""
-        knots = knot_weights(torch.tensor([code / TOP_CODE], device=values.device))
+        knots = knot_weights(torch.tensor([code / MAX_QUALITY], device=values.device))
         inverse = _at(self.log_inverse.float(), knots).exp()
         return (values.float() / ACTIVATION_STEPS * inverse).to(self.log_inverse.dtype)
 

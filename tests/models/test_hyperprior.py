@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from oscar.bitstream.hyperprior import KNOTS, TOP_CODE
+from oscar.bitstream import MAX_QUALITY
+from oscar.bitstream.hyperprior import KNOTS
 from oscar.models.hyperprior import Coded, HyperpriorBottleneck, knot_weights, scale_frequencies
 
-CODES = (0, 1234, TOP_CODE)
+CODES = (0, 1234, MAX_QUALITY)
 
 
 def latents(batch: int = 2) -> Tensor:
@@ -65,7 +66,7 @@ def test_it_learns(bottleneck) -> None:
 def test_estimates_are_of_the_file(bottleneck, code: int, shape: tuple[int, int]) -> None:
     latent = latents()[..., : shape[0], : shape[1]]
     with torch.no_grad():
-        coded = bottleneck(latent, torch.full((2,), code / TOP_CODE))
+        coded = bottleneck(latent, torch.full((2,), code / MAX_QUALITY))
     payloads = bottleneck.encode(latent, code)
     with torch.no_grad():
         z_hat = bottleneck.decode(payloads, shape, code)
