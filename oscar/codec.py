@@ -48,6 +48,7 @@ from oscar.models.inference import (
     use_fewer_multiplications,
 )
 from oscar.models.loading import drop
+from oscar.models.padding import pad_to_multiple
 from oscar.models.tiling import MemoryBudget
 from oscar.rates import PIXELS_PER_LATENT, RatePoint, find_rate
 from oscar.targets import compress_within
@@ -464,10 +465,7 @@ class OscarCodec(nn.Module):
     def analyse(self, batch: Tensor, rate: RatePoint) -> Analysis:
         """Encoder half: images (B, 3, H, W), padded here to whole indices by replicating the edge."""
         self._need("encoder", "compress")
-        height, width = batch.shape[-2:]
-        pad_h, pad_w = -height % rate.pixels_per_index, -width % rate.pixels_per_index
-        padded = F.pad(batch.to(self.device, self.dtype), (0, pad_w, 0, pad_h), mode="replicate")
-        latent = self.backbone.encode(padded)
+        latent = self.backbone.encode(pad_to_multiple(batch.to(self.device, self.dtype), rate.pixels_per_index))
         indices = self.bottleneck.encode(latent, rate)
         timesteps = None
         if self.mapping.per_picture:

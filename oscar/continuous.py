@@ -13,12 +13,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from oscar.bitstream import MAX_QUALITY, Coding, Container, WrongModelError
 from oscar.codec import OscarCodec, as_batch
+from oscar.models.padding import pad_to_multiple
 from oscar.rates import RatePoint
 from oscar.targets import quality_within
 
@@ -127,9 +127,7 @@ class ContinuousCodec(OscarCodec):
     def encode_latent(self, batch: Tensor) -> Tensor:
         """Encoder half: images (B, 3, H, W), padded here by replicating the edge -> latent (B, C, h, w)."""
         self._need("encoder", "compress")
-        height, width = batch.shape[-2:]
-        padding = (0, -width % self.backbone.factor, 0, -height % self.backbone.factor)
-        return self.backbone.encode(F.pad(batch.to(self.device, self.dtype), padding, mode="replicate"))
+        return self.backbone.encode(pad_to_multiple(batch.to(self.device, self.dtype), self.backbone.factor))
 
     @torch.inference_mode()
     def write_latent(self, latent: Tensor, quality: Quality, height: int, width: int) -> list[bytes]:

@@ -14,12 +14,12 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from oscar.bitstream.context import ContextModel, choose_indices
 from oscar.bitstream.rans import PRECISION
 from oscar.models.hyper_encoder import HyperEncoder
+from oscar.models.padding import pad_to_multiple
 
 MAX_EFFORT = 9
 _POSITIONS = 4096  # whose distances are computed at once; bounds the memory
@@ -55,9 +55,8 @@ def cheaper_indices(
     Returns:
         Indices like the ones given.
     """
-    whole = encoder.rate.downsample * encoder.cell
-    padding = (0, -latent.shape[-1] % whole, 0, -latent.shape[-2] % whole)
-    features = encoder.codebook_features(F.pad(latent, padding, mode="replicate")).float().cpu().numpy()
+    padded = pad_to_multiple(latent, encoder.rate.downsample * encoder.cell)
+    features = encoder.codebook_features(padded).float().cpu().numpy()
     codebook = encoder.quantizer.codebook.float().cpu().numpy()
     codebooks = codebook if encoder.stages > 1 else codebook[None]
     result = []

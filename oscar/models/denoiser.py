@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from oscar.diffusion import NoiseSchedule
 from oscar.errors import first_line
 from oscar.models import windows
 from oscar.models.backbone import unet_multiple
+from oscar.models.padding import pad_to_multiple
 
 # Adapter names of the published checkpoint: down path and conv_in; up path and conv_out; the rest.
 ADAPTERS = ("default_encoder", "default_decoder", "default_others")
@@ -152,9 +152,7 @@ class Denoiser(nn.Module):
 def predict(unet: UNet2DConditionModel, latent: Tensor, timestep: float | Tensor, prompt: Tensor | None) -> Tensor:
     """The UNet's output (B, 4, h, w) for a latent of any size: replicated to the UNet's multiple and cropped back."""
     batch, _, height, width = latent.shape
-    multiple = unet_multiple(unet)
-    pad_h, pad_w = -height % multiple, -width % multiple
-    padded = F.pad(latent, (0, pad_w, 0, pad_h), mode="replicate") if pad_h or pad_w else latent
+    padded = pad_to_multiple(latent, unet_multiple(unet))
     if prompt is None:  # no layer reads it, but diffusers' signature asks for one
         prompt = latent.new_zeros(1, 1, 1)
     timestep = torch.as_tensor(timestep, device=latent.device).expand(batch)

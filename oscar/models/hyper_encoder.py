@@ -17,6 +17,7 @@ from compressai.layers import AttentionBlock
 from torch import Tensor, distributed, nn
 from vector_quantize_pytorch import VectorQuantize
 
+from oscar.models.padding import pad_to_multiple
 from oscar.models.residual_vq import ResidualQuantizer
 from oscar.rates import MAX_DOWNSAMPLE, PAPER_RATES, RatePoint, find_rate, rate_by_id
 
@@ -219,9 +220,7 @@ class HyperEncoder(nn.Module):
         if self.stages == 1:
             return (self.codebook_features(latent) @ self.quantizer.codebook.t().to(latent.dtype)).argmax(dim=-1)
         rows, columns = (side // self.rate.downsample for side in latent.shape[-2:])
-        whole = self.rate.downsample * self.cell
-        padding = (0, -latent.shape[-1] % whole, 0, -latent.shape[-2] % whole)
-        features = self.codebook_features(F.pad(latent, padding, mode="replicate") if any(padding) else latent)
+        features = self.codebook_features(pad_to_multiple(latent, self.rate.downsample * self.cell))
         present = self._cells(torch.ones(len(latent), rows, columns, dtype=torch.bool, device=latent.device))
         indices = self.quantizer.search(features.flatten(0, 2), None if present.all() else present.flatten(0, 2))
         return self._grid(indices.unflatten(0, features.shape[:3]))[:, :rows, :columns]

@@ -23,7 +23,6 @@ from statistics import fmean
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
@@ -37,6 +36,7 @@ from oscar.evaluation.metrics import METRICS, MetricSet
 from oscar.evaluation.pictures import find_pictures
 from oscar.images import read_image, to_pil, to_tensor
 from oscar.jobs import write_whole
+from oscar.models.padding import pad_to_multiple
 from oscar.rates import RatePoint
 from oscar.training.losses import cosine_loss_spatial
 from oscar.training.stage import Pass, Stage
@@ -188,9 +188,10 @@ class Validator:
     def _code_at(self, codec: ContinuousCodec, quality: float, number: int, picture: Image.Image) -> Row:
         """One picture at a quality through a file and back."""
         latent = codec.encode_latent(to_tensor(picture))
-        (data,) = codec.write_latent(latent, codec.find_point(quality), picture.height, picture.width)
+        point = codec.find_point(quality)
+        (data,) = codec.write_latent(latent, point, picture.height, picture.width)
         _, symbols = codec.read(data)
-        result = codec.synthesise(torch.from_numpy(symbols)[None].to(latent.device), codec.find_point(quality))
+        result = codec.synthesise(torch.from_numpy(symbols)[None].to(latent.device), point)
         decoded = to_pil(result.image[0, :, : picture.height, : picture.width])
         row = self._row(number, quality, picture, decoded, f"{quality:.2f}: {len(data):,} bytes")
         bpp = 8 * len(data) / (picture.width * picture.height)
@@ -203,8 +204,7 @@ class Validator:
 
     def _padded(self, picture: Image.Image, factor: int) -> Tensor:
         """The picture as (1, 3, H, W) with whole latent positions."""
-        pad_h, pad_w = -picture.height % factor, -picture.width % factor
-        return F.pad(to_tensor(picture).to(self.accelerator.device), (0, pad_w, 0, pad_h), mode="replicate")
+        return pad_to_multiple(to_tensor(picture).to(self.accelerator.device), factor)
 
     def _row(
         self, number: int, rate: float | None, picture: Image.Image, decoded: Image.Image, caption: str
