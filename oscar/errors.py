@@ -43,6 +43,16 @@ def one_line(name: str) -> Iterator[None]:
         sys.exit(130)
 
 
+def exit_code(name: str, main: Callable[[], None]) -> int:
+    """Run what a script without Hydra does: 0, or 2 and one line on stderr for an expected error."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        print(f"{name}: error: {first_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
 def run_script(main: Callable[[], None], name: str) -> None:
     """Run a script's Hydra main; errors end as `one_line` says."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach this place

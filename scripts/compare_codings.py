@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from oscar.effort import MAX_EFFORT
-from oscar.errors import first_line
+from oscar.errors import exit_code
 from oscar.jobs import write_whole
 
 
@@ -29,12 +29,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="only so many pictures")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(args)
-    try:
-        print(compare_all(options))
-    except (ValueError, OSError) as error:
-        print(f"compare_codings: error: {first_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("compare_codings", lambda: print(compare_all(options)))
 
 
 def compare_all(options: argparse.Namespace) -> str:

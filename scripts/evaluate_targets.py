@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from oscar.errors import first_line
+from oscar.errors import exit_code
 
 
 def main(args: list[str] | None = None) -> int:
@@ -23,12 +23,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(args)
-    try:
-        print(evaluate(options))
-    except (ValueError, OSError) as error:
-        print(f"evaluate_targets: error: {first_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("evaluate_targets", lambda: print(evaluate(options)))
 
 
 def evaluate(options: argparse.Namespace) -> str:

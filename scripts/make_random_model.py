@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from oscar import checkpoint
 from oscar.convert import export_codec
-from oscar.errors import first_line
+from oscar.errors import exit_code
 from oscar.models.backbone import Backbone
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -58,12 +58,8 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--backbone", default="sd21_random", help="configuration with random weights")
     parser.add_argument("--bottleneck", default="paper", help="configuration")
     parser.add_argument("--seed", type=int, default=0)
-    try:
-        make(**vars(parser.parse_args(args)))
-    except (ValueError, OSError) as error:
-        print(f"make_random_model: error: {first_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    options = vars(parser.parse_args(args))
+    return exit_code("make_random_model", lambda: make(**options))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from oscar.errors import first_line
+from oscar.errors import exit_code
 from oscar.evaluation.figures import FORMATS
 from oscar.training.log_plot import LogError, plot_logs, read_log
 
@@ -34,15 +34,14 @@ def main(args: list[str] | None = None) -> int:
                         help=f"of {', '.join(FORMATS)} (default: all)")  # fmt: skip
     parser.add_argument("--column", default="loss", help="column of the log (default: loss)")
     options = parser.parse_args(args)
-    try:
-        logs = {name: read_log(path, options.column)
-                for name, path in zip(name_runs(options.runs), options.runs, strict=True)}  # fmt: skip
-        plot_logs(options.out, logs, options.column, options.formats)
-    except (ValueError, OSError) as error:
-        print(f"plot_training: error: {first_line(error)}", file=sys.stderr)
-        return 2
+    return exit_code("plot_training", lambda: plot(options))
+
+
+def plot(options: argparse.Namespace) -> None:
+    logs = {name: read_log(path, options.column)
+            for name, path in zip(name_runs(options.runs), options.runs, strict=True)}  # fmt: skip
+    plot_logs(options.out, logs, options.column, options.formats)
     print("\n".join(f"{options.out}.{suffix}" for suffix in options.formats))
-    return 0
 
 
 if __name__ == "__main__":
