@@ -73,7 +73,7 @@ def _codec_class(bottleneck: VQBottleneck | HyperpriorBottleneck) -> type[OscarC
     from oscar.codec import OscarCodec
     from oscar.continuous import ContinuousCodec
 
-    return ContinuousCodec if bottleneck.kind == HyperpriorBottleneck.kind else OscarCodec
+    return ContinuousCodec if isinstance(bottleneck, HyperpriorBottleneck) else OscarCodec
 
 
 def _build_bottleneck(config: dict, backbone: Backbone) -> VQBottleneck | HyperpriorBottleneck:
@@ -240,7 +240,6 @@ def load_merged(source: str | Path, half: Half = "both", dtype: torch.dtype = to
     Raises:
         CheckpointError: as `load`.
     """
-
     with _reading(source) as (folder, config):
         path, mapping = folder / WEIGHTS, mapping_from_config(config["timesteps"])
         _check_hashes(folder, {name: digest for name, digest in config["sha256"].items()

@@ -42,6 +42,13 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
+def astronaut() -> Image.Image:
+    """A photograph of 512x512 that scikit-image has in its package."""
+    spec = importlib.util.find_spec("skimage")
+    return Image.open(Path(spec.origin).parent / "data" / "astronaut.png").convert("RGB")
+
+
+@pytest.fixture(scope="session")
 def golden() -> Path:
     """Outputs of the published implementation for tiny weights."""
     return shared_folder("golden")

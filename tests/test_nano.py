@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -23,12 +20,6 @@ MEGABYTE = 10**6
 @pytest.fixture(scope="module")
 def nano() -> OscarCodec:
     return OscarCodec.from_pretrained("nano", dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def astronaut() -> Image.Image:
-    spec = importlib.util.find_spec("skimage")
-    return read_image(Path(spec.origin).parent / "data" / "astronaut.png")
 
 
 def test_it_is_small_and_has_the_papers_rates(nano):

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from oscar import OscarCodec
 from oscar.baselines import make_baseline
@@ -16,7 +12,7 @@ from oscar.checkpoint import SHIPPED
 from oscar.continuous import ContinuousCodec
 from oscar.evaluation.codecs import OscarImageCodec
 from oscar.evaluation.metrics import ms_ssim, psnr
-from oscar.images import read_image
+from oscar.images import read_image, to_tensor
 
 MEGABYTE = 10**6
 
@@ -24,12 +20,6 @@ MEGABYTE = 10**6
 @pytest.fixture(scope="module")
 def nano() -> ContinuousCodec:
     return OscarCodec.from_pretrained("nano-hyperprior", dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def astronaut() -> Image.Image:
-    spec = importlib.util.find_spec("skimage")
-    return read_image(Path(spec.origin).parent / "data" / "astronaut.png")
 
 
 def test_it_is_small() -> None:
@@ -71,7 +61,7 @@ def test_rates_on_kodak(nano, kodak) -> None:
     ends = []
     for path in sorted(kodak.glob("*.png"))[::6]:
         image = read_image(path)
-        latent = nano.encode_latent(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1)
+        latent = nano.encode_latent(to_tensor(image))
         sizes = [len(nano.write_latent(latent, nano.find_point(point), image.height, image.width)[0])
                  for point in nano.points]  # fmt: skip
         assert sizes == sorted(set(sizes)), path.name

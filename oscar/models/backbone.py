@@ -130,6 +130,10 @@ class Backbone(nn.Module):
         modules = [self.vae.decoder, getattr(self.vae, "post_quant_conv", None)]
         return [module for module in modules if module is not None]
 
+    def vae_modules(self, which: str) -> list[nn.Module]:
+        """The modules of the VAE that a stage trains: none where it is "frozen", those of the "decoder", or "all"."""
+        return {"frozen": [], "decoder": self.decoder_modules(), "all": [self.vae]}[which]
+
     def plain_unet(self) -> UNet2DConditionModel:
         """The UNet as it came: itself, or a copy without the adapters that it has."""
         state = self.unet.state_dict()

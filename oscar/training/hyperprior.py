@@ -102,11 +102,7 @@ class HyperpriorJointStage(_RateStage):
         modules: list[nn.Module] = [self.codec.bottleneck]
         if self.stage.denoiser == "trained":
             modules.append(self.codec.denoiser)
-        if self.stage.vae == "decoder":
-            modules += self.codec.backbone.decoder_modules()
-        elif self.stage.vae == "all":
-            modules.append(self.codec.backbone.vae)
-        return modules
+        return modules + self.codec.backbone.vae_modules(self.stage.vae)
 
     def forward(self, images: Tensor, turn: Pass) -> dict[str, Tensor]:
         turn.seed_torch()

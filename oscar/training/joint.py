@@ -59,11 +59,7 @@ class JointStage(Stage):
             modules.append(self.codec.denoiser)
         if self.timesteps is not None:
             modules.append(self.timesteps)
-        if self.stage.vae == "decoder":
-            modules += self.codec.backbone.decoder_modules()
-        elif self.stage.vae == "all":
-            modules.append(self.codec.backbone.vae)
-        return modules
+        return modules + self.codec.backbone.vae_modules(self.stage.vae)
 
     def forward(self, images: Tensor, turn: Pass) -> dict[str, Tensor]:
         turn.seed_torch()
