@@ -49,6 +49,16 @@ def test_round_trip_at_every_rate(tiny: OscarCodec, picture, rate) -> None:
     assert np.array_equal(np.asarray(decoded), np.asarray(to_pil(in_process.image)))
 
 
+def test_the_networks_get_latents_in_plain_order(tiny: OscarCodec, picture) -> None:
+    """On a CPU torch's group normalisation is inexact in the channels-last order, which look-ups in codebooks leave."""
+    orders = []
+    hook = tiny.denoiser.register_forward_pre_hook(lambda _, inputs: orders.append(inputs[0].is_contiguous()))
+    for rate in PAPER_RATES:
+        tiny.decompress(tiny.compress(picture(96, 72), rate))
+    hook.remove()
+    assert orders == [True] * len(PAPER_RATES)
+
+
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_any_size(tiny: OscarCodec, picture, size: tuple[int, int]) -> None:
     image = picture(*size)

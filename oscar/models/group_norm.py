@@ -8,23 +8,28 @@ are summed about the mean of a few rows at a time.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from oscar.models.reuse import POOL
 from oscar.models.threads import each
+
+Moments = tuple[int, Tensor, Tensor]
 
 _PART = 65536  # numbers that are summed at a time
 
 
-def moments(part: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Length of a part (N, C) of a map, means (C,), and sums (C,) of the squares about them."""
-    mean = part.mean(dim=0)
-    return len(part), mean, (part - mean).square_().sum(dim=0)
+def moments(part: Tensor) -> Moments:
+    """Positions of a part (..., C) of a map, means (C,), and sums (C,) of the squares about them."""
+    mean = part
+    while mean.dim() > 1:  # much faster than over two dimensions at once
+        mean = mean.mean(dim=-2)
+    return part.numel() // len(mean), mean, (part - mean).square_().flatten(0, -2).sum(dim=0)
 
 
-def group_statistics(parts: Iterable[tuple[int, Tensor, Tensor]], groups: int) -> tuple[Tensor, Tensor]:
+def group_statistics(parts: Iterable[Moments], groups: int) -> tuple[Tensor, Tensor]:
     """Mean and variance of each group of channels of a map.
 
     Args:
@@ -53,12 +58,20 @@ def affine_map(norm: nn.GroupNorm, centre: Tensor, variance: Tensor) -> tuple[Te
     return scale, shift if norm.bias is None else shift + norm.bias.cpu()
 
 
-def normalisation(norm: nn.GroupNorm, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift (B, C), float32: ``scale * images + shift`` is the group normalisation of images (B, C, ...)."""
-    rows = max(1, _PART // norm.num_channels)
-    maps = []
-    for tokens in images.flatten(2).transpose(1, 2):
-        maps.append(affine_map(norm, *group_statistics(each(moments, tokens.split(rows)), norm.num_groups)))
+def normalisation(
+    norm: nn.GroupNorm, images: Tensor, known: Sequence[Sequence[Moments]] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift (B, C), float32: ``scale * images + shift`` is the group normalisation of images (B, C, ...).
+
+    Args:
+        norm: the normalisation.
+        images: the maps.
+        known: `moments` of the parts of each, if they were found before.
+    """
+    if known is None:
+        rows = max(1, _PART // norm.num_channels)
+        known = [each(moments, tokens.split(rows)) for tokens in images.flatten(2).transpose(1, 2)]
+    maps = [affine_map(norm, *group_statistics(parts, norm.num_groups)) for parts in known]
     scale, shift = (torch.stack(values).float() for values in zip(*maps, strict=True))
     return scale, shift
 
@@ -70,9 +83,11 @@ class ExactGroupNorm(nn.GroupNorm):
         learning = torch.is_grad_enabled() and any(x.requires_grad for x in (images, *self.parameters()))
         if learning or images.dtype != torch.float32 or images.device.type != "cpu":
             return super().forward(images)
-        ones = (1,) * (images.dim() - 2)
-        scale, shift = (value.view(*value.shape, *ones) for value in normalisation(self, images))
-        return torch.addcmul(shift, images, scale)
+        tokens = images.flatten(2).transpose(1, 2)
+        scale, shift = (value[:, None] for value in normalisation(self, images))
+        out = POOL.empty(*tokens.shape) if tokens.is_contiguous() else None  # in the order of the images
+        result = torch.addcmul(shift, tokens, scale, out=out)
+        return result.transpose(1, 2).view(images.shape)
 
 
 @contextlib.contextmanager

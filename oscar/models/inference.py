@@ -24,7 +24,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from oscar.errors import first_line
-from oscar.models.group_norm import ExactGroupNorm
+from oscar.models.group_norm import ExactGroupNorm, Moments
 from oscar.models.loading import Change, WeightsError, drop
 from oscar.models.threads import each
 from oscar.models.winograd import (
@@ -87,9 +87,10 @@ class LeanResnetBlock2D(ResnetBlock2D):
 
     def forward(self, input_tensor: Tensor, temb: Tensor | None, *args, **kwargs) -> Tensor:
         shift = None if self.time_emb_proj is None else self.time_emb_proj(F.silu(temb))
-        hidden = normalised_conv2d(input_tensor, self.norm1, self.conv1, shift=shift)
+        found: list[list[Moments]] = []
+        hidden = normalised_conv2d(input_tensor, self.norm1, self.conv1, shift=shift, found=found)
         residual = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
-        hidden = normalised_conv2d(hidden, self.norm2, self.conv2, residual=residual)
+        hidden = normalised_conv2d(hidden, self.norm2, self.conv2, residual=residual, known=found)
         return hidden if self.output_scale_factor == 1 else hidden.div_(self.output_scale_factor)
 
     @staticmethod

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oscar.models.group_norm import normalisation
+from oscar.models.group_norm import Moments, moments, normalisation
+from oscar.models.reuse import POOL
 from oscar.models.threads import share
 
 # Finite interpolation points by inputs of a tile along a side; infinity is the last one. Of the pairs of sixteenths,
@@ -101,6 +102,7 @@ def winograd_conv2d(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     residual: Tensor | None = None,
+    found: list[list[Moments]] | None = None,
 ) -> Tensor:
     """A 3x3 convolution with stride 1, for inference; with what is before and after it, while that is in the cache.
 
@@ -113,13 +115,14 @@ def winograd_conv2d(
         padding: zeros around the picture: 0 (it is padded already) or 1.
         scale, shift: (B, I); if given, ``silu(scale * images + shift)`` is convolved.
         residual: (B, O, H - 2 + 2 * padding, W - 2 + 2 * padding), added to the result.
+        found: gets the `moments` of the parts of the results, for a normalisation that follows.
 
     Returns:
         (B, O, H - 2 + 2 * padding, W - 2 + 2 * padding) in channels-last order.
     """
     batch, _, height, width = images.shape
-    result = images.new_empty(batch, height - 2 + 2 * padding, width - 2 + 2 * padding, weight.shape[2])
-    _convolve(images, weight, 3, bias, result, (padding, padding), scale, shift, residual)
+    result = POOL.empty(batch, height - 2 + 2 * padding, width - 2 + 2 * padding, weight.shape[2])
+    _convolve(images, weight, 3, bias, result, (padding, padding), scale, shift, residual, found)
     return result.permute(0, 3, 1, 2)
 
 
@@ -135,7 +138,7 @@ def winograd_upsample2d(images: Tensor, weights: Sequence[Tensor], bias: Tensor)
         (B, O, 2h, 2w) in channels-last order.
     """
     batch, _, height, width = images.shape
-    result = images.new_empty(batch, 2 * height, 2 * width, len(bias))
+    result = POOL.empty(batch, 2 * height, 2 * width, len(bias))
     for (row, column), weight in zip(product((0, 1), repeat=2), weights, strict=True):
         _convolve(images, weight, 2, bias, result[:, row::2, column::2], (1 - row, 1 - column))
     return result.permute(0, 3, 1, 2)
@@ -164,6 +167,7 @@ def _convolve(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     residual: Tensor | None = None,
+    found: list[list[Moments]] | None = None,
 ) -> None:
     """Fill result (B, h, w, O) by a convolution; `before` are the zeros above and to the left of the picture."""
     size = math.isqrt(len(weight))
@@ -174,13 +178,15 @@ def _convolve(
     rows, columns = _block(-(-height // tile), -(-width // tile))
     chunk = max(1, _CHUNK // (columns * max(inputs, outputs)))
     pictures = images.permute(0, 2, 3, 1)
+    tops, lefts = range(0, height, tile * rows), range(0, width, tile * columns)
+    parts: dict[tuple[int, int, int], Moments] = {}
 
     def work(blocks: Iterator[tuple[int, int, int]]) -> None:
-        strip = images.new_empty(tile * rows + taps - 1, tile * columns + taps - 1, inputs)
-        spare = images.new_empty(tile * rows, tile * columns, outputs)  # a block that reaches beyond the result
-        transformed = images.new_empty(size * size, rows, columns, inputs)
-        products = images.new_empty(size * size, rows, columns, outputs)
-        scratch = images.new_empty(size * size * min(chunk, rows) * columns * max(inputs, outputs))
+        strip = POOL.empty(tile * rows + taps - 1, tile * columns + taps - 1, inputs)
+        spare = POOL.empty(tile * rows, tile * columns, outputs)  # a block that reaches beyond the result
+        transformed = POOL.empty(size * size, rows, columns, inputs)
+        products = POOL.empty(size * size, rows, columns, outputs)
+        scratch = POOL.empty(size * size * min(chunk, rows) * columns * max(inputs, outputs))
         for index, top, left in blocks:
             affine = None if scale is None else (scale[index], shift[index])
             offset = bias if bias.dim() == 1 else bias[index]
@@ -196,8 +202,12 @@ def _convolve(
                 space.copy_(spare[: space.shape[0], : space.shape[1]])
             if residual is not None:
                 space += residual[index].permute(1, 2, 0)[part]
+            if found is not None:
+                parts[index, top, left] = moments(space)
 
-    share(work, list(product(range(batch), range(0, height, tile * rows), range(0, width, tile * columns))))
+    share(work, list(product(range(batch), tops, lefts)))
+    if found is not None:
+        found += [[parts[index, top, left] for top, left in product(tops, lefts)] for index in range(batch)]
 
 
 def _block(rows: int, columns: int) -> tuple[int, int]:
@@ -249,7 +259,13 @@ def _finish_tiles(products: Tensor, space: Tensor, tile: int, bias: Tensor, chun
 
 
 def normalised_conv2d(
-    images: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d, shift: Tensor | None = None, residual: Tensor | None = None
+    images: Tensor,
+    norm: nn.GroupNorm,
+    conv: nn.Conv2d,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    known: Sequence[Sequence[Moments]] | None = None,
+    found: list[list[Moments]] | None = None,
 ) -> Tensor:
     """``conv(silu(norm(images))) + shift + residual``, as in the residual blocks of diffusion models, for inference.
 
@@ -259,14 +275,16 @@ def normalised_conv2d(
         conv: any convolution of I to O channels; one that takes Winograd's way does it all without maps in between.
         shift: (B, O).
         residual: (B, O, h, w).
+        known: `moments` of the parts of each image, if there are any.
+        found: gets those of the results where they come at little cost; else it stays empty.
 
     Returns:
         (B, O, h, w).
     """
     if isinstance(conv, WinogradConv2d) and conv.pays(images):
-        scale, offset = normalisation(norm, images)
+        scale, offset = normalisation(norm, images, known or None)
         bias = conv.bias if shift is None else shift if conv.bias is None else shift + conv.bias
-        return winograd_conv2d(images, conv.transformed(), bias, 1, scale, offset, residual)
+        return winograd_conv2d(images, conv.transformed(), bias, 1, scale, offset, residual, found)
     result = conv(F.silu(norm(images), inplace=True))
     if shift is not None:
         result += shift[:, :, None, None]

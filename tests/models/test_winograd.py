@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import nn
 
+from oscar.models.group_norm import Moments, normalisation
 from oscar.models.winograd import (
     WinogradConv2d,
     normalised_conv2d,
@@ -144,6 +145,25 @@ def test_normalised_convolution(tile):
         torch.testing.assert_close(
             normalised_conv2d(images, norm, layer), conv(F.silu(norm(images))), atol=2e-5, rtol=0
         )
+
+
+@torch.inference_mode()
+def test_moments_for_the_next_normalisation():
+    """Of ragged blocks with a residual, alike with any number of threads, and for each picture as if it were alone."""
+    norm, conv, following = nn.GroupNorm(8, 96), winograd(random_conv()), nn.GroupNorm(4, 96)
+    images, residual = torch.randn(2, 96, 75, 70), 3 + torch.randn(2, 96, 75, 70)
+    found: list[list[Moments]] = []
+    result = normalised_conv2d(images, norm, conv, residual=residual, found=found)
+    assert [len(parts) for parts in found] == [4, 4]
+    scale, shift = normalisation(following, result, found)
+    expected = F.group_norm(result.double(), 4)
+    assert (scale[..., None, None] * result + shift[..., None, None] - expected).abs().max() < 5e-6
+    hidden = normalised_conv2d(result, following, conv, known=found)
+    torch.testing.assert_close(hidden, normalised_conv2d(result, following, conv), rtol=0, atol=1e-5)
+    alone: list[list[Moments]] = []
+    normalised_conv2d(images[1:], norm, conv, residual=residual[1:], found=alone)
+    for part, other in zip(found[1], alone[0], strict=True):
+        assert part[0] == other[0] and torch.equal(part[1], other[1]) and torch.equal(part[2], other[2])
 
 
 @torch.inference_mode()

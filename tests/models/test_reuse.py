@@ -1,0 +1,78 @@
+"""Memory that is used again: never while a tensor has it, and no more of it is kept than was agreed on."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from oscar.models.reuse import Pool
+
+MIB = 2**20
+SIDE = 512  # a map of 512x512 numbers is of 1 MiB
+
+
+@pytest.fixture
+def pool():
+    return Pool(kept=8 * MIB)
+
+
+def test_memory_comes_back_when_the_last_tensor_is_gone(pool):
+    first = pool.empty(SIDE, SIDE)
+    place, row = first.data_ptr(), first[3]
+    del first
+    second = pool.empty(SIDE, SIDE)
+    assert second.data_ptr() != place  # a view still has the memory
+    del row
+    assert pool.empty(SIDE, SIDE).data_ptr() == place
+
+
+def test_a_tensor_gets_the_smallest_piece_that_fits(pool):
+    small, large = pool.empty(SIDE, SIDE), pool.empty(2, SIDE, SIDE)
+    places = small.data_ptr(), large.data_ptr()
+    del small, large
+    first, second = pool.empty(3 * SIDE // 2, SIDE // 2), pool.empty(SIDE, SIDE)
+    assert (first.data_ptr(), second.data_ptr()) == places
+    assert first.shape == (3 * SIDE // 2, SIDE // 2) and first.is_contiguous()
+
+
+def test_pieces_much_larger_than_asked_for_wait_for_a_large_tensor(pool):
+    large = pool.empty(4, SIDE, SIDE)
+    place = large.data_ptr()
+    del large
+    small = pool.empty(SIDE, SIDE)
+    assert not place <= small.data_ptr() < place + 4 * MIB
+
+
+def test_no_more_is_kept_than_agreed_and_the_oldest_goes_first(pool):
+    tensors = [pool.empty(4, SIDE, SIDE) for _ in range(4)]  # 16 MiB
+    assert pool.waiting == 0
+    for number in range(4):
+        tensors[number] = None
+    assert pool.waiting == 8 * MIB
+    with pool.keeping(0):
+        assert pool.waiting == 0
+        pool.empty(4, SIDE, SIDE)
+        assert pool.waiting == 0
+    pool.empty(4, SIDE, SIDE)
+    assert pool.waiting == 4 * MIB
+
+
+def test_tensors_of_several_threads_never_share_memory(pool):
+    def work(value: int) -> bool:
+        held = []
+        for step in range(200):
+            held.append(pool.empty(1 + (step + value) % 3, SIDE, SIDE).fill_(value))
+            if any((tensor != value).any() for tensor in held):
+                return False
+            held = held[-2:]
+        return True
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(work, range(4)))
+
+
+def test_tensors_serve_in_inference_mode_and_out_of_it(pool):
+    with torch.inference_mode():
+        inside = pool.empty(SIDE, SIDE).zero_().add_(1)
+    outside = pool.empty(SIDE, SIDE).copy_(inside)
+    assert outside.sum() == SIDE * SIDE
