@@ -4,8 +4,9 @@ Effort e chooses, in the order in which indices are coded, the code that minimis
 
     squared distance to the picture's feature + e * STEP * (mean squared distance of the nearest codes) * bits
 
-where the bits are what the rate's context model, or without one its frequency table, spends on the code. The decoder
-knows nothing of it. Effort 0 takes the nearest codes, as the paper does.
+(and the penalties of a quantiser that has some, see `oscar.models.residual_vq`), where the bits are what the rate's
+context model, or without one its frequency table, spends on the code. The decoder knows nothing of it. Effort 0 takes
+the nearest codes, as the paper does.
 """
 
 from __future__ import annotations
@@ -58,10 +59,13 @@ def cheaper_indices(
     padded = pad_to_multiple(latent, encoder.rate.downsample * encoder.cell)
     features = encoder.codebook_features(padded).float().cpu().numpy()
     codebook = encoder.quantizer.codebook.float().cpu().numpy()
-    codebooks = codebook if encoder.stages > 1 else codebook[None]
+    if encoder.stages > 1:
+        codebooks, penalties = codebook, encoder.quantizer.penalty.float().cpu().numpy()
+    else:
+        codebooks, penalties = codebook[None], np.zeros((1, len(codebook)), dtype=np.float32)
     result = []
     for own, grid in zip(features, indices.cpu().numpy(), strict=True):
-        cells = _Cells(own, codebooks, grid)
+        cells = _Cells(own, codebooks, penalties, grid)
         multiplier = effort * STEP * cells.mean_distance()
         if context is None:
             bits = (PRECISION - np.log2(frequencies)).astype(np.float32)
@@ -80,12 +84,13 @@ class _Cells:
     Args:
         features: (rows of cells, columns of cells, dimensions).
         codebooks: (stages, K, dimensions).
+        penalties: (stages, K), of the codes.
         indices: (rows, columns) of a grid with n x n positions per cell, n * n stages; cells at its end may lack some.
     """
 
-    def __init__(self, features: np.ndarray, codebooks: np.ndarray, indices: np.ndarray):
+    def __init__(self, features: np.ndarray, codebooks: np.ndarray, penalties: np.ndarray, indices: np.ndarray):
         self.side = math.isqrt(len(codebooks))
-        self.features, self.codebooks, self.indices = features, codebooks, indices.copy()
+        self.features, self.codebooks, self.penalties, self.indices = features, codebooks, penalties, indices.copy()
         self.sums = np.zeros_like(features)
         every = np.arange(indices.size)
         cell, stage, codes = self._find(every)
@@ -102,13 +107,13 @@ class _Cells:
         return float(np.square(self.features - self.sums).sum(axis=-1).mean())
 
     def distances(self, positions: np.ndarray) -> np.ndarray:
-        """Squared distances (n, K), were each position's code another and all others as they are."""
+        """Squared distances with penalties (n, K), were each position's code another and all others as they are."""
         cell, stage, codes = self._find(positions)
         wanted = self.features[cell] - self.sums[cell] + self.codebooks[stage, codes]
         result = np.empty((len(positions), self.codebooks.shape[1]), dtype=np.float32)
         for number in np.unique(stage):
             rows, book = stage == number, self.codebooks[number]
-            result[rows] = np.square(book).sum(axis=1) - 2 * wanted[rows] @ book.T
+            result[rows] = np.square(book).sum(axis=1) + self.penalties[number] - 2 * wanted[rows] @ book.T
         return result + np.square(wanted).sum(axis=1, keepdims=True)
 
     def put(self, positions: np.ndarray, codes: np.ndarray) -> None:

@@ -41,11 +41,10 @@ def curve(codec: OscarCodec, pictures: list[Image.Image]) -> tuple[np.ndarray, n
 
 
 def check_curve(sizes: np.ndarray, decibels: np.ndarray, similarity: np.ndarray) -> None:
-    """Quality rises with the rate, and so do sizes, but that the codes of 0.0781 are predicted worse than 0.0937's."""
+    """Quality rises with the rate, and so do sizes."""
     assert (np.diff(decibels) > 0).all()
     assert (np.diff(similarity) > 0).all()
-    assert (np.diff(np.delete(sizes, 5)) > 0).all()
-    assert sizes[5] > sizes[4]
+    assert (np.diff(sizes) > 0).all()
 
 
 def test_rate_and_quality_rise_together_on_a_photograph(nano, astronaut):

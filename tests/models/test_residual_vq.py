@@ -101,3 +101,51 @@ def test_gradient_reaches_codes_and_features(quantizer) -> None:
     uses = torch.stack([torch.bincount(stage, minlength=4) for stage in indices.t()])
     expected = (uses * torch.tensor([1, 1, 1, 0])[:, None])[..., None].expand(-1, -1, 3).float()
     torch.testing.assert_close(quantizer.codebook.grad, expected)
+
+
+# Codes that are to cost fewer bits.
+
+
+def entropy(indices: Tensor, size: int) -> float:
+    """Bits per vector, of each stage's codes alone."""
+    shares = torch.stack([torch.bincount(stage, minlength=size) for stage in indices.t()]) / len(indices)
+    return float(torch.special.entr(shares).sum() / torch.tensor(2.0).log())
+
+
+@torch.no_grad()
+def test_search_finds_the_best_sum_with_penalties(quantizer) -> None:
+    quantizer.penalty.copy_(torch.rand(4, 4))
+    features = unit_vectors(200)
+    every = torch.tensor(list(itertools.product(range(4), repeat=4)))
+    spent = quantizer.penalty[torch.arange(4), every].sum(1)
+    best = (torch.cdist(features, quantizer.look_up(every)).square() + spent).amin(1)
+    indices = quantizer.search(features)
+    found = distances(quantizer, features) + quantizer.penalty[torch.arange(4), indices].sum(1)
+    assert (found >= best - 1e-5).all()
+    assert (found < best + 1e-5).float().mean() > 0.8
+    present = torch.tensor([True, False, True, False]).expand(200, 4)
+    assert not quantizer.search(features, present)[~present].any()
+
+
+@torch.no_grad()
+def test_a_bit_is_worth_more_and_fewer_are_spent() -> None:
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer(dim=12, codebook_dim=6, codebook_size=8, stages=4, kmeans_init=True)
+    features = F.normalize(unit_vectors(3000, 6) * torch.tensor([4.0, 2.0, 1.0, 0.5, 0.25, 0.1]), dim=-1)
+    quantizer.fit(features)
+    before = quantizer.codebook.clone()
+    bits, errors = [entropy(quantizer.search(features), 8)], [distances(quantizer, features).mean()]
+    for strength in (0.1, 0.3, 0.5):
+        quantizer.codebook.copy_(before)
+        quantizer.constrain(features, strength)
+        bits.append(entropy(quantizer.search(features), 8))
+        errors.append(distances(quantizer, features).mean())
+    assert bits[1] > bits[2] > bits[3] and bits[2] < 0.95 * bits[0]
+    assert errors[1] < errors[2] < errors[3]
+    # Better than the same codes with what the search alone can do: that is what fitting them is for.
+    fitted = quantizer.codebook.clone()
+    quantizer.codebook.copy_(before)
+    costs = distances(quantizer, features) + quantizer.penalty[torch.arange(4), quantizer.search(features)].sum(1)
+    quantizer.codebook.copy_(fitted)
+    ours = distances(quantizer, features) + quantizer.penalty[torch.arange(4), quantizer.search(features)].sum(1)
+    assert ours.mean() < costs.mean()
