@@ -47,7 +47,7 @@ from oscar.models.inference import (
     make_lean,
     use_fewer_multiplications,
 )
-from oscar.models.loading import drop
+from oscar.models.loading import drop, give_back_memory
 from oscar.models.padding import pad_to_multiple
 from oscar.models.tiling import MemoryBudget
 from oscar.rates import PIXELS_PER_LATENT, RatePoint, find_rate
@@ -182,6 +182,7 @@ class OscarCodec(nn.Module):
         codec.eval().requires_grad_(False).to(device)
         codec.prepare(compile)
         codec.set_memory(budget)
+        give_back_memory()
         return codec
 
     @torch.no_grad()

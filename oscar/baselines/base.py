@@ -33,7 +33,7 @@ class Encoded:
         data: the whole file.
         parts: bytes by part; they sum to `len(data)`. {"file": n} where the format is opaque to us.
         nominal_bpp: bits per pixel by the codec's name for the rate, where it has one.
-        estimated_bpp: ideal code length of the payload in bits per pixel, where the codec tells it.
+        estimated_bpp: header and ideal code length of the payload in bits per pixel, where the codec tells it.
     """
 
     data: bytes

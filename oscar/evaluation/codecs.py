@@ -30,8 +30,8 @@ class OscarImageCodec(ImageCodec):
     no file is written, and the result is scored against the resized picture. Its rate is the nominal one.
 
     nominal_bpp is the rate's name, as the paper prints it; estimated_bpp is the ideal code length of the indices under
-    the model's frequency tables, or context models, over the coded picture's pixels, without header and norms. A model
-    with a hyperprior has no nominal rate.
+    the model's frequency tables, or context models, over the coded picture's pixels; where there is a file, its header
+    and norms, whose length is known, are included. A model with a hyperprior has no nominal rate.
 
     Args:
         codec: the codec, in evaluation mode.
@@ -108,11 +108,12 @@ class OscarImageCodec(ImageCodec):
 
     def _describe_file(self, data: bytes) -> Encoded:
         container, bits = self.codec.examine(data)
+        header = 8 * (len(data) - len(container.payload))
         return Encoded(
             data=data,
             parts={name: len(part) for name, part in container.parts().items()},
             nominal_bpp=None if self.continuous else container.rate.bpp,
-            estimated_bpp=bits / (container.width * container.height),
+            estimated_bpp=(header + bits) / (container.width * container.height),
         )
 
     @torch.inference_mode()
