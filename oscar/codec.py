@@ -493,8 +493,7 @@ class OscarCodec(nn.Module):
         Under a mapping that goes by picture it needs their timesteps (B,) too.
         """
         self._need("decoder", "decompress")
-        # Networks keep the order in memory of their input; on a CPU, torch's normalisations are most exact in this one.
-        z_hat = self.bottleneck.decode(indices, rate).contiguous()
+        z_hat = self.bottleneck.decode(indices, rate)
         x0 = self.denoise(z_hat, rms, rate, timesteps)
         return Reconstruction(indices, z_hat, x0, self.render(x0))
 

@@ -364,7 +364,8 @@ class VQBottleneck(nn.Module):
 
     def decode(self, indices: Tensor, rate: RatePoint) -> Tensor:
         """Decoder half: indices (B, rows, columns) -> quantised latent before rescaling (B, 4, h, w)."""
-        return self.at(rate).decode(indices)
+        # Networks keep the order in memory of their input; on a CPU, torch's normalisations are most exact in this one.
+        return self.at(rate).decode(indices).contiguous()
 
     def forward(self, latent: Tensor, rate: RatePoint) -> BottleneckOutput:
         """The training pass at one rate."""
