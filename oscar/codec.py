@@ -43,12 +43,15 @@ from oscar.models.inference import (
     auto_dtype,
     cache_prompt,
     compile_networks,
+    compute_wide,
+    imitates,
     load_tiny_vae,
     make_lean,
     use_fewer_multiplications,
 )
-from oscar.models.loading import drop, give_back_memory
+from oscar.models.loading import drop
 from oscar.models.padding import pad_to_multiple
+from oscar.models.reuse import give_back_memory
 from oscar.models.tiling import MemoryBudget
 from oscar.rates import PIXELS_PER_LATENT, RatePoint, find_rate
 from oscar.targets import compress_within
@@ -197,6 +200,8 @@ class OscarCodec(nn.Module):
             compile_networks([network for network in networks if network is not None], self.device, compile == "graphs")
         elif self.device.type == "cpu" and self.dtype == torch.float32:
             use_fewer_multiplications(self)
+        elif imitates(self.device, self.dtype):
+            compute_wide(self)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a checkpoint folder (see `oscar.checkpoint`), completely or not at all."""

@@ -17,6 +17,7 @@ from oscar.errors import first_line
 from oscar.models import windows
 from oscar.models.backbone import unet_multiple
 from oscar.models.padding import pad_to_multiple
+from oscar.models.reuse import nothing_kept
 
 # Adapter names of the published checkpoint: down path and conv_in; up path and conv_out; the rest.
 ADAPTERS = ("default_encoder", "default_decoder", "default_others")
@@ -159,7 +160,7 @@ def predict(unet: UNet2DConditionModel, latent: Tensor, timestep: float | Tensor
     states = prompt.to(latent.dtype).expand(batch, -1, -1)
     size = padded.shape[-2:]
     if windows.is_large(*size):  # one by one, so that a batch takes no more than a picture
-        with windows.large_latent(unet, *size):
+        with nothing_kept(), windows.large_latent(unet, *size):
             inputs = zip(padded.split(1), timestep.split(1), states.split(1), strict=True)
             output = torch.cat([unet(one, step, encoder_hidden_states=state).sample for one, step, state in inputs])
     else:

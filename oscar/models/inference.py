@@ -2,7 +2,8 @@
 
 Always: no copies that only training needs, channels-last order, the constant prompt's keys and values computed once.
 In float32 on a CPU, where convolutions are most of the time, fewer multiplications for the same sums as well:
-Winograd's (`oscar.models.winograd`) and those of `SharedUpsample2D`; and small maps as one matrix product.
+Winograd's (`oscar.models.winograd`) and those of `SharedUpsample2D`; and small maps as one matrix product. In a narrow
+precision on a CPU that only imitates it, sums of products in float32.
 """
 
 from __future__ import annotations
@@ -55,6 +56,11 @@ def auto_dtype(device: str | torch.device) -> torch.dtype:
         found = torch.cpu.get_capabilities()
         return torch.bfloat16 if found.get("avx512_bf16") or found.get("amx_bf16") else torch.float32
     return torch.float32
+
+
+def imitates(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a device computes in a precision several times slower than in float32, for want of instructions."""
+    return device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) and dtype != auto_dtype(device)
 
 
 def merge_lora(adapters: Mapping[str, Tensor], scale: float) -> Change:
@@ -278,6 +284,31 @@ def use_fewer_multiplications(network: nn.Module) -> None:
             if fast.replaces(module):
                 module.__class__ = fast
     use_winograd(network)
+
+
+class WideConv2d(nn.Conv2d):
+    """A convolution of maps and weights in a narrow precision, computed in float32."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._conv_forward(images.float(), self.weight.float(), _wide(self.bias)).to(images.dtype)
+
+
+class WideLinear(nn.Linear):
+    """A matrix product of vectors and weights in a narrow precision, computed in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input.float(), self.weight.float(), _wide(self.bias)).to(input.dtype)
+
+
+def _wide(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.float()
+
+
+def compute_wide(network: nn.Module) -> None:
+    """Replace layers of a network, in place, by what is faster where a narrow precision is imitated."""
+    wide = {nn.Conv2d: WideConv2d, nn.Linear: WideLinear}
+    for module in network.modules():
+        module.__class__ = wide.get(type(module), type(module))
 
 
 @contextlib.contextmanager

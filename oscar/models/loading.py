@@ -7,10 +7,8 @@ filled from safetensors files, so that reading takes little more than the networ
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -137,13 +135,6 @@ def fill(
                 network.load_state_dict(pending, strict=False, assign=True)
                 pending = {}
     network.load_state_dict(pending, strict=False, assign=True)
-
-
-def give_back_memory() -> None:
-    """Give what reading weights took and freed back to the system, where the C library (glibc) keeps it otherwise."""
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def drop(network: nn.Module, parts: Iterable[str]) -> None:

@@ -21,7 +21,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from oscar.models.group_norm import affine_map, group_statistics, moments
-from oscar.models.inference import auto_dtype
+from oscar.models.inference import WideConv2d, imitates
 
 BLOCK = {"cpu": 2**16}  # positions of a block of rows, by kind of device
 BLOCK_ELSEWHERE = 2**17
@@ -226,7 +226,7 @@ class Stream:
                 rows = F.interpolate(rows, scale_factor=2.0, mode="nearest")
                 rows = rows[:, :, first % 2 : first % 2 + last - first]
             rows = rows if before is None else before(rows)
-            if type(conv) is nn.Conv2d:
+            if type(conv) in (nn.Conv2d, WideConv2d):
                 return _convolve(conv, rows, first - wanted[0], wanted[1] - last)
             # Another kind pads each side by itself; its rows at a cut, for which it saw zeros, are not used.
             return conv(rows)[:, :, top - first : bottom - first]
@@ -350,5 +350,4 @@ def _linear(layer: nn.Linear, rows: Tensor) -> Tensor:
 
 def _arithmetic(weight: Tensor) -> torch.dtype:
     """The dtype to compute in: on a CPU that only imitates a narrow type, float32, which is faster there."""
-    narrow = weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16)
-    return torch.float32 if narrow and weight.dtype != auto_dtype("cpu") else weight.dtype
+    return torch.float32 if imitates(weight.device, weight.dtype) else weight.dtype

@@ -24,7 +24,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from oscar.models.reuse import POOL
+from oscar.models.reuse import nothing_kept
 from oscar.models.row_blocks import Outline, Stream, spans
 
 WHOLE = 2**20  # pixels up to which an autoencoder sees the picture whole
@@ -118,13 +118,13 @@ def vae_factor(vae: nn.Module) -> int:
 def encode(vae: nn.Module, images: Tensor, budget: MemoryBudget | None = None) -> Tensor:
     """Large images (B, 3, H, W), sides multiples of 8 -> the posterior's moments (B, 2C, H/8, W/8), or the latent
     (B, C, H/8, W/8) of an autoencoder without posterior; with another `vae_factor` in place of 8."""
-    with POOL.keeping(0):  # memory that the budget does not count
+    with nothing_kept():
         return _one_by_one(vae, images, budget, Stream.encode, vae.encoder, vae_factor(vae), 1)
 
 
 def decode(vae: nn.Module, latent: Tensor, budget: MemoryBudget | None = None) -> Tensor:
     """Large latents (B, C, h, w), as the autoencoder wants them -> images (B, 3, 8h, 8w)."""
-    with POOL.keeping(0):
+    with nothing_kept():
         return _one_by_one(vae, latent, budget, Stream.decode, vae.decoder, 1, vae_factor(vae))
 
 

@@ -25,9 +25,13 @@ from oscar.models.inference import (
     PatchConv2d,
     PromptAttnProcessor,
     SharedUpsample2D,
+    WideConv2d,
+    WideLinear,
     auto_dtype,
     cache_prompt,
     compile_networks,
+    compute_wide,
+    imitates,
     load_tiny_vae,
     make_lean,
     merge_lora,
@@ -252,6 +256,34 @@ def test_auto_dtype(monkeypatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
         assert auto_dtype("cuda:1") == expected
     assert auto_dtype("mps") == torch.float16 and auto_dtype("meta") == torch.float32
+
+
+def test_where_a_precision_is_imitated(monkeypatch) -> None:
+    for found, expected in (({}, True), ({"avx512_bf16": True}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
+        assert imitates(torch.device("cpu"), torch.bfloat16) == expected
+        assert not imitates(torch.device("cpu"), torch.float32)
+        codec = OscarCodec.from_pretrained("nano", dtype=torch.bfloat16)
+        assert bool(kinds(codec, WideConv2d)) == expected and bool(kinds(codec, nn.Conv2d)) != expected
+    assert not imitates(torch.device("cuda"), torch.float16)
+
+
+def test_wide_computation_is_as_exact(vae, unet) -> None:
+    latent, prompt = torch.randn(1, 4, 16, 16), torch.randn(1, 7, 24).bfloat16().float()
+
+    def denoise(network: nn.Module, value: torch.Tensor) -> torch.Tensor:
+        return network(value, 210, encoder_hidden_states=prompt.to(value.dtype)).sample
+
+    for network, run in ((vae, lambda network, value: network.decode(value).sample), (unet, denoise)):
+        narrow = nn.Module.to(network, torch.bfloat16)
+        wide, exact = copy.deepcopy(narrow), nn.Module.to(copy.deepcopy(narrow), torch.float32)
+        compute_wide(wide)
+        assert kinds(wide, WideConv2d) and kinds(wide, WideLinear)
+        assert wide.state_dict().keys() == exact.state_dict().keys()
+        result, expected = run(wide, latent.bfloat16()), run(exact, latent.bfloat16().float())
+        assert result.dtype == torch.bfloat16
+        errors = [(value.float() - expected).square().mean() for value in (result, run(narrow, latent.bfloat16()))]
+        assert errors[0] < 1.2 * errors[1] < 1e-2 * expected.square().mean()
 
 
 def test_compiling_what_cannot_be_compiled(monkeypatch) -> None:

@@ -1,11 +1,15 @@
 """Memory that is used again: never while a tensor has it, and no more of it is kept than was agreed on."""
 
+import platform
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 import torch
 
-from oscar.models.reuse import Pool
+from oscar.models.reuse import Pool, give_back_memory
 
 MIB = 2**20
 SIDE = 512  # a map of 512x512 numbers is of 1 MiB
@@ -76,3 +80,41 @@ def test_tensors_serve_in_inference_mode_and_out_of_it(pool):
         inside = pool.empty(SIDE, SIDE).zero_().add_(1)
     outside = pool.empty(SIDE, SIDE).copy_(inside)
     assert outside.sum() == SIDE * SIDE
+
+
+GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what is freed")
+
+
+FREED = """
+import contextlib, sys
+import psutil, torch
+from oscar.models.reuse import nothing_kept
+
+with nothing_kept() if "nothing" in sys.argv else contextlib.nullcontext():
+    if "much" in sys.argv:
+        torch.ones(7 * 2**20)  # is freed at once: glibc takes pieces of up to 28 MiB to be worth keeping
+    parts = [torch.ones(2**19) for _ in range(100)]
+    last = parts.pop()  # the end of the heap stays in use
+    full = psutil.Process().memory_info().rss
+    del parts
+    print((full - psutil.Process().memory_info().rss) // 2**20)
+"""
+
+
+@GLIBC
+@pytest.mark.parametrize("kept, least, most", [("much", 0, 50), ("nothing", 150, 200)])
+def test_nothing_is_kept(kept: str, least: int, most: int) -> None:
+    """Of 198 MiB in pieces of 2 MiB; in processes of their own, whose heaps hold no room that others have left."""
+    freed = int(subprocess.check_output([sys.executable, "-c", FREED, kept], text=True))
+    assert least <= freed <= most
+
+
+@GLIBC
+def test_freed_memory_goes_back_to_the_system() -> None:
+    parts = [torch.ones(2**14) for _ in range(4000)]  # 64 KiB each, 250 MiB
+    last = parts.pop()  # the end of the heap stays in use
+    del parts
+    before = psutil.Process().memory_info().rss
+    give_back_memory()
+    assert before - psutil.Process().memory_info().rss > 150 * MIB
+    assert last.sum() == 2**14
