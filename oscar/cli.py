@@ -183,7 +183,10 @@ def decompress(
     target: Annotated[
         Path, typer.Argument(metavar="OUT", help="Picture (.png, .ppm, .bmp, .tif, .webp: all lossless), or folder.")
     ],
-    model: _Model = "nano",
+    model: Annotated[
+        str | None,
+        typer.Option(help="As for compress; by default the one in the package for such files.", show_default=False),
+    ] = None,
     device: _Device = "cpu",
     overwrite: _Overwrite = False,
     skip_existing: _SkipExisting = False,
@@ -202,24 +205,26 @@ def decompress(
     """Decompress an .oscar file to a picture, or a folder of them (recursively) to a folder of PNG pictures."""
     jobs = plan_jobs(source, target, Direction(_list_oscar, ".oscar files", ".png", frozenset(PICTURE_FORMATS)))
     options = _network_options(dtype, compile, memory, half="decoder", tiny_vae=tiny_vae)
-    codec = functools.cache(lambda: _load_codec(model, device, threads, **options))
+    codec = functools.cache(lambda name: _load_codec(name, device, threads, **options))
 
     def convert(batch: list[Job]) -> list[tuple[bytes, str]]:
         from oscar.bitstream import Container
 
         files = [job.source.read_bytes() for job in batch]
-        for data in files:
-            Container.unpack(data, whole=not partial)  # a damaged file is refused before the model is loaded
+        # A damaged file is refused before a model is loaded.
+        models = [model or _shipped_model(Container.unpack(data, whole=not partial)) for data in files]
         if partial:
-            previews = [codec().decompress_prefix(data) for data in files]
+            previews = [codec(name).decompress_prefix(data) for name, data in zip(models, files, strict=True)]
             return [
                 (_encode_picture(image, job.target.suffix),
                  f"{image.width}x{image.height} pixels from {share:.0%} of the symbols")
                 for job, (image, share) in zip(batch, previews, strict=True)
             ]  # fmt: skip
+        groups = {name: [data for of, data in zip(models, files, strict=True) if of == name] for name in models}
+        images = {name: iter(codec(name).decompress_batch(group)) for name, group in groups.items()}
         return [
             (_encode_picture(image, job.target.suffix), f"{image.width}x{image.height} pixels")
-            for job, image in zip(batch, codec().decompress_batch(files), strict=True)
+            for job, image in ((job, next(images[name])) for job, name in zip(batch, models, strict=True))
         ]
 
     _run(jobs, convert, "decompress", source.is_dir(), overwrite, skip_existing, batch_size)
@@ -344,6 +349,11 @@ def _target(
     if max_bytes is not None:
         return lambda picture: max_bytes
     return lambda picture: int(bpp * picture.height * picture.width / 8)
+
+
+def _shipped_model(container: Container) -> str:
+    """The model in the package whose kind of file this is."""
+    return "nano" if container.quality is None else "nano-hyperprior"
 
 
 def _import(sources: list[str], target: Path, backbone: str, timesteps: str, bundle: bool, dtype: str) -> None:

@@ -157,6 +157,22 @@ def test_quality(tmp_path, photo, monkeypatch, capsys):
         assert "allowed: --quality" in refuse(capsys, "compress", photo, tmp_path / "b.oscar", *options)
 
 
+def test_files_find_the_shipped_model_that_writes_their_kind(tmp_path, loads, capsys):
+    (tmp_path / "in").mkdir()
+    for index, width in enumerate((10, 20, 30, 40)):
+        blank = _container(width, 8, 4)
+        if index % 2:
+            blank = Container(Coding.HYPERPRIOR, None, TAG, width, 8, b"", b"x", quality=9)
+        (tmp_path / f"in/{index}.oscar").write_bytes(blank.pack())
+    assert run("decompress", tmp_path / "in", tmp_path / "out", "--batch-size", "3") == 0
+    assert sorted(call[0] for call in loads) == ["nano", "nano-hyperprior"]
+    for index, width in enumerate((10, 20, 30, 40)):
+        with Image.open(tmp_path / f"out/{index}.png") as image:
+            assert image.size == (width, 8)
+    assert run("decompress", tmp_path / "in/1.oscar", tmp_path / "a.png", "--model", "mine") == 0
+    assert loads[-1][0] == "mine"
+
+
 def test_qualities_that_are_not_allowed(tmp_path, photo, loads, capsys):
     for value in ("1.5", "-0.1", "nan"):
         assert "allowed: 0 to 1" in refuse(capsys, "compress", photo, tmp_path / "b.oscar", "--quality", value)
