@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: no test may wait for a network
 
@@ -18,6 +19,19 @@ from PIL import Image, ImageFilter
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+
+
+def load_module(path: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def load_script() -> Callable[[str], ModuleType]:
+    """A script's name, such as "train" -> the script as the module train_script."""
+    return lambda name: load_module(ROOT / f"scripts/{name}.py", f"{name}_script")
 
 
 def shared_folder(name: str) -> Path:
@@ -77,9 +91,7 @@ def golden_cases(golden) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="session")
 def golden_pkl(golden, tmp_path_factory) -> Path:
     """The tiny published checkpoint of the golden outputs."""
-    spec = importlib.util.spec_from_file_location("build_checkpoint", golden / "build_checkpoint.py")
-    rules = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(rules)
+    rules = load_module(golden / "build_checkpoint.py", "build_checkpoint")
     path = tmp_path_factory.mktemp("golden") / "oscar.pkl"
     rules.main(path)
     return path

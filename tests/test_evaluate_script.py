@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -31,14 +30,12 @@ def folder(photos: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def evaluate(monkeypatch, folder: Path):
+def evaluate(load_script, monkeypatch, folder: Path):
     """Runs scripts/evaluate.py in this process with some overrides."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which it sets itself, and which would stay set
     monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")  # config_path is then relative to the script's file
     monkeypatch.chdir(folder)
-    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("evaluate")
     monkeypatch.setitem(sys.modules, "evaluate_script", module)
 
     def run(*overrides: str) -> None:

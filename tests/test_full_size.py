@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,19 +25,18 @@ ROOT = Path(__file__).parents[1]
 FULL = pytest.mark.skipif(os.environ.get("OSCAR_FULL_SIZE") != "1", reason="takes minutes; set OSCAR_FULL_SIZE=1")
 
 
-def make_random_model(*args: str) -> int:
-    """scripts/make_random_model.py."""
-    spec = importlib.util.spec_from_file_location("make_random_model", ROOT / "scripts/make_random_model.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main(list(args))
+@pytest.fixture
+def make_random_model(load_script) -> Callable[..., int]:
+    return lambda *args: load_script("make_random_model").main(list(args))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "bottleneck"), [("tiny", "tiny"), pytest.param("sd21_random", "paper", marks=FULL)]
 )
-def test_from_a_published_checkpoint_to_pictures(picture, tmp_path: Path, backbone: str, bottleneck: str) -> None:
+def test_from_a_published_checkpoint_to_pictures(
+    make_random_model, picture, tmp_path: Path, backbone: str, bottleneck: str
+) -> None:
     def run(*args: str | Path) -> None:
         assert main([str(arg) for arg in args]) == 0
 
@@ -59,7 +58,7 @@ def test_from_a_published_checkpoint_to_pictures(picture, tmp_path: Path, backbo
             assert max(high - low for low, high in image.getextrema()) > 0
 
 
-def test_a_configuration_that_does_not_exist(tmp_path: Path, capsys) -> None:
+def test_a_configuration_that_does_not_exist(make_random_model, tmp_path: Path, capsys) -> None:
     assert make_random_model(str(tmp_path), "--backbone", "none") == 2
     assert "none.yaml" in capsys.readouterr().err and not list(tmp_path.iterdir())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -54,13 +53,11 @@ def folder(photos: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def script(monkeypatch):
+def script(load_script, monkeypatch):
     """scripts/train.py as a module."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which it sets itself, and which would stay set
     monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")  # config_path is then relative to the script's file
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts/train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("train")
     monkeypatch.setitem(sys.modules, "train_script", module)
     yield module
     GlobalHydra.instance().clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -26,16 +25,14 @@ def folder(photos: Path, tiny_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def script(monkeypatch, folder: Path):
+def script(load_script, monkeypatch, folder: Path):
     """Runs one of the scripts in this process."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which they set themselves, and which would stay set
     monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")  # config_path is then relative to the script's file
     monkeypatch.chdir(folder)
 
     def run(name: str, *overrides: str) -> None:
-        spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / f"scripts/{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load_script(name)
         monkeypatch.setitem(sys.modules, f"{name}_script", module)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *overrides])
         GlobalHydra.instance().clear()

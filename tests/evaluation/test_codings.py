@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pandas as pd
@@ -10,15 +9,10 @@ import pytest
 
 from oscar.evaluation.codings import codings_table, efforts_table
 
-SCRIPT = Path(__file__).parents[2] / "scripts/compare_codings.py"
-
 
 @pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("compare_codings", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("compare_codings")
 
 
 def test_the_script(script, tiny_folder: Path, photos: Path, tmp_path: Path, capsys) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import re
 from html.parser import HTMLParser
@@ -44,12 +43,8 @@ class JpegCodec:
 
 
 @pytest.fixture(scope="module")
-def demo() -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts" / "demo.py"
-    spec = importlib.util.spec_from_file_location("demo_script", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def demo(load_script) -> ModuleType:
+    return load_script("demo")
 
 
 def save_picture(path: Path, width: int, height: int) -> None:

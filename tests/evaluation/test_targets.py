@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pandas as pd
@@ -10,15 +9,10 @@ import pytest
 
 from oscar.evaluation.targets import draw_pairs, meet, targets_table
 
-SCRIPT = Path(__file__).parents[2] / "scripts/evaluate_targets.py"
-
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("evaluate_targets", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("evaluate_targets")
 
 
 def test_pairs_are_drawn_from_the_seed() -> None:

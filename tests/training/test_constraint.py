@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,12 @@ from oscar.rates import PAPER_RATES
 from oscar.training.constraint import constrain_codes
 from oscar.training.tables import estimate_frequencies
 
-SCRIPT = Path(__file__).parents[2] / "scripts/constrain_codes.py"
 STAGED, PLAIN = PAPER_RATES[4], PAPER_RATES[5]
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("constrain_codes", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("constrain_codes")
 
 
 @pytest.fixture

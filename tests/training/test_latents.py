@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -266,14 +265,12 @@ MISTAKES = [
 
 
 @pytest.fixture
-def script(monkeypatch, pictures: Path, tmp_path: Path):
+def script(load_script, monkeypatch, pictures: Path, tmp_path: Path):
     """Runs scripts/cache_latents.py in this process, in a folder of its own."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which it sets itself, and which would stay set
     monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")  # config_path is then relative to the script's file
     monkeypatch.chdir(tmp_path)
-    spec = importlib.util.spec_from_file_location("cache_latents_script", ROOT / "scripts/cache_latents.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("cache_latents")
     monkeypatch.setitem(sys.modules, "cache_latents_script", module)
 
     def run(*overrides: str) -> None:

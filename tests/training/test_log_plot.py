@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pandas as pd
@@ -10,15 +9,10 @@ import pytest
 
 from oscar.training.log_plot import LogError, curves, read_log, smooth
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("plot_training", ROOT / "scripts/plot_training.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("plot_training")
 
 
 @pytest.fixture
