@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from oscar.bitstream import MAX_QUALITY, Coding, Container, WrongModelError
+from oscar.bitstream.rans import MEAN_STATE_BITS
 from oscar.codec import OscarCodec, as_batch
 from oscar.models.padding import pad_to_multiple
 from oscar.rates import RatePoint
@@ -164,9 +165,16 @@ class ContinuousCodec(OscarCodec):
         return self.bottleneck.coder.decode_prefix(container.payload, self.shape(container), container.quality)
 
     def examine(self, data: bytes) -> tuple[Container, float]:
+        """The container of a file and the estimated length of its payload in bits: the ideal code length of its symbols
+        and the mean of rANS's final state, which weighs several per cent in the smallest files.
+
+        Raises:
+            BitstreamError: as `read`.
+        """
         container = self.open(data)
         coder, payload = self.bottleneck.coder, container.payload
-        return container, coder.payload_bits(payload, self.shape(container), container.quality)
+        bits = coder.payload_bits(payload, self.shape(container), container.quality)
+        return container, bits + MEAN_STATE_BITS
 
     def restore(self, containers: Sequence[Container], symbols: Tensor) -> Tensor:
         return self.synthesise(symbols, Quality(containers[0].quality)).image

@@ -18,6 +18,7 @@ from oscar.bitstream.errors import PayloadError
 PRECISION = 16  # bits of CompressAI's frequencies
 STATE_BYTES = 8  # the final state, first in a payload
 WORD_BYTES = 4
+MEAN_STATE_BITS = 48  # of the final state beyond what the symbols need: 32 to 64, as it falls to whole words
 _SMALLEST_STATE, _STATE_LIMIT = 2**31, 2**63
 FEWEST_SYMBOLS = 4  # that CompressAI's encoder has room for: 16 bits each at most, and 64 of the state
 _CERTAIN = [0, 2**PRECISION - 1, 2**PRECISION]  # a table of one symbol and the escape

@@ -31,7 +31,8 @@ class OscarImageCodec(ImageCodec):
 
     nominal_bpp is the rate's name, as the paper prints it; estimated_bpp is the ideal code length of the indices under
     the model's frequency tables, or context models, over the coded picture's pixels; where there is a file, its header
-    and norms, whose length is known, are included. A model with a hyperprior has no nominal rate.
+    and norms, whose length is known, are included, and for a hyperprior the mean of rANS's final state. A model with a
+    hyperprior has no nominal rate.
 
     Args:
         codec: the codec, in evaluation mode.
