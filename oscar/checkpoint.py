@@ -47,8 +47,10 @@ if TYPE_CHECKING:
 FORMAT = 1
 CONFIG, WEIGHTS = "oscar.json", "oscar.safetensors"
 SHIPPED = Path(__file__).parent / "assets"
-# Statistics that only training reads, and CompressAI's tables; checkpoints keep the codes, or integers, themselves.
-_TRAINING_ONLY = ("cluster_size", "embed_avg", "initted", "_quantized_cdf", "_cdf_length", "_offset", "scale_table")
+# Statistics that only training reads, and CompressAI's tables, for which checkpoints keep the codes, or integers,
+# themselves; and its constants, of which float16 would make a least likelihood of 0.
+_TRAINING_ONLY = ("cluster_size", "embed_avg", "initted", "_quantized_cdf", "_cdf_length", "_offset", "scale_table",
+                  ".bound", "scale_bound", "side_model.target", "side_model.quantiles")  # fmt: skip
 _DECODER_HALF = (".quantizer._codebook.embed", ".quantizer.codebook", ".quantizer.project_out.", ".proj.",
                  ".log_inverse")  # fmt: skip
 # Modules of a hyper-encoder and of its quantiser that a half of the codec does without.

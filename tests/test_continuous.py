@@ -144,6 +144,15 @@ def test_saved_and_loaded_for_training(codec, folder, tmp_path, picture) -> None
     assert json.loads((folder / "oscar.json").read_text())["bottleneck"]["kind"] == "hyperprior"
 
 
+def test_trained_on_from_half_precision(folder, tmp_path) -> None:
+    """A value that the model holds for impossible costs many bits but not infinitely many."""
+    checkpoint.load(folder).save_pretrained(tmp_path / "half", torch.float16)
+    bottleneck = checkpoint.load(tmp_path / "half").bottleneck.train()
+    latent = torch.zeros(1, sum(bottleneck.groups), 4, 4)
+    latent[..., 0, 0] = 1e4
+    assert bottleneck(latent, torch.tensor([1.0])).bits.isfinite().all()
+
+
 def test_the_fingerprint_follows_what_decoding_depends_on(folder) -> None:
     def changed(change) -> bool:
         codec = checkpoint.load(folder)
