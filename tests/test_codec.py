@@ -179,7 +179,7 @@ def test_a_batch_is_decoded_as_its_files_one_by_one(tiny: OscarCodec, picture) -
     together = tiny.decompress_tensor(files)
     for image, data, decoded in zip(pictures, files, together, strict=True):
         assert decoded.shape == (3, image.height, image.width)
-        torch.testing.assert_close(decoded, tiny.decompress_tensor([data])[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(decoded, tiny.decompress_tensor([data])[0], rtol=1e-4, atol=1e-4)
     assert tiny.decompress_tensor([]) == []
 
 

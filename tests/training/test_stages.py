@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from oscar import OscarCodec, checkpoint
+from oscar import checkpoint
 from oscar.config import ConfigError, TrainConfig
 from oscar.models.backbone import Backbone
 from oscar.rates import PAPER_RATES, RATES
@@ -227,7 +227,7 @@ def test_joint_with_full_tuning(configure, quick_tables) -> None:
     moved = changed(before, stage)
     assert "codec.backbone.unet.conv_in.weight" in moved and not any("vae" in name for name in moved)
     assert not torch.equal(stage.critic.trunk.conv_in.weight, stage.codec.backbone.unet.conv_in.weight)
-    loaded = OscarCodec.from_pretrained(config.output + "/final")
+    loaded = checkpoint.load(config.output + "/final")
     assert torch.equal(loaded.backbone.unet.conv_in.weight, stage.codec.backbone.unet.conv_in.weight)
 
 
