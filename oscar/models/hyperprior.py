@@ -121,6 +121,10 @@ class HyperpriorBottleneck(nn.Module):
             latent: (B, C, h, w).
             quality: of each picture, (B,) in [0, 1].
         """
+        with torch.autocast(latent.device.type, enabled=False):  # what is rounded must be exact, as the integers are
+            return self._estimate(latent.to(self.log_gain.dtype), quality)
+
+    def _estimate(self, latent: Tensor, quality: Tensor) -> Coded:
         knots = knot_weights(quality)
         values, side = self.analyse(latent, quality)
         side_hat = _straight_through(side, side.round())

@@ -53,6 +53,17 @@ def test_gradients_reach_everything_that_is_trained() -> None:
     assert without == {"side_model.quantiles"} and latent.grad.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_leaves_it_exact(bottleneck, dtype) -> None:
+    """The rounding of weights and activations must be the integers', whatever precision the networks around it have."""
+    latent, quality = latents().to(dtype), torch.tensor([0.2, 0.7])
+    with torch.no_grad():
+        plain = bottleneck(latent.float(), quality)
+        with torch.autocast("cpu", dtype):
+            mixed = bottleneck(latent, quality)
+    assert torch.equal(plain.z_hat, mixed.z_hat) and torch.equal(plain.bits, mixed.bits)
+
+
 def test_it_learns(bottleneck) -> None:
     torch.manual_seed(0)
     new = HyperpriorBottleneck(6, [2, 4], hidden=16, features=8, side_channels=5, side_features=7).eval()
