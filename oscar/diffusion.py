@@ -51,6 +51,7 @@ class NoiseSchedule(nn.Module):
         timestep = torch.as_tensor(timestep, device=self.alphas_cumprod.device)
         if not timestep.is_floating_point():
             return self.alphas_cumprod[timestep]
+        timestep = timestep.to(self.alphas_cumprod.dtype)
         below = timestep.detach().long().clamp(0, len(self) - 2)
         signal = self.alphas_cumprod.sqrt()
         return torch.lerp(signal[below], signal[below + 1], timestep - below).square()

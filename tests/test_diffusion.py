@@ -104,6 +104,13 @@ def test_schedule_stays_in_float32(dtype: torch.dtype) -> None:
     assert schedule.to("meta").alphas_cumprod.device.type == "meta"  # but it follows the device
 
 
+def test_timesteps_in_half_precision_are_understood(schedule: NoiseSchedule) -> None:
+    steps = torch.tensor([0.5, 100.25])
+    halved = steps.to(torch.bfloat16)
+    assert schedule.alpha_bar(halved).dtype == torch.float32
+    assert torch.equal(schedule.alpha_bar(halved), schedule.alpha_bar(halved.float()))
+
+
 def test_results_have_the_type_of_the_latent(schedule: NoiseSchedule) -> None:
     noisy = draw(2, 4, 8, 6).half()
     assert schedule.predict_x0(noisy, noisy, 150).dtype == torch.float16

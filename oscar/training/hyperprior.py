@@ -109,7 +109,8 @@ class HyperpriorJointStage(_RateStage):
         with torch.set_grad_enabled(self.stage.vae == "all"):
             latent = self.codec.backbone.encode(images)
         coded, quality = self.code(latent, turn)
-        timesteps = latent.new_tensor([self.codec.mapping(value) for value in quality.tolist()])
+        steps = [self.codec.mapping(value) for value in quality.tolist()]
+        timesteps = torch.tensor(steps, device=latent.device)  # never in half precision, which rounds them
         decoded = self.codec.backbone.decode(self.codec.denoiser(coded.z_hat, timesteps))
         distortions, terms = self.image_loss.by_picture(decoded, images)
         loss, bpp = self.weigh(coded, distortions, quality)
