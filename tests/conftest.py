@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageFilter
 
 ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared"
+GOLDEN = ROOT / "tests/golden"
 
 
 def load_module(path: Path, name: str) -> ModuleType:
@@ -32,13 +32,6 @@ def load_module(path: Path, name: str) -> ModuleType:
 def load_script() -> Callable[[str], ModuleType]:
     """A script's name, such as "train" -> the script as the module train_script."""
     return lambda name: load_module(ROOT / f"scripts/{name}.py", f"{name}_script")
-
-
-def shared_folder(name: str) -> Path:
-    """A folder of reference files beside the repository; the test is skipped without it."""
-    if not (SHARED / name).is_dir():
-        pytest.skip(f"no reference files: {name} is not in a folder shared/ beside the repository")
-    return SHARED / name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,28 +49,29 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def astronaut() -> Image.Image:
-    """A photograph of 512x512 that scikit-image has in its package."""
-    spec = importlib.util.find_spec("skimage")
-    return Image.open(Path(spec.origin).parent / "data" / "astronaut.png").convert("RGB")
+def photographs() -> dict[str, Image.Image]:
+    """The five colour photographs that scikit-image has in its package, 451x300 to 741x500, by name."""
+    from oscar.evaluation.pictures import find_pictures
+
+    return {path.stem: Image.open(path).convert("RGB") for path in find_pictures()}
+
+
+@pytest.fixture(scope="session")
+def astronaut(photographs) -> Image.Image:
+    """One of them, 512x512."""
+    return photographs["astronaut"]
 
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Outputs of the published implementation for tiny weights."""
-    return shared_folder("golden")
-
-
-@pytest.fixture(scope="session")
-def kodak() -> Path:
-    """The 24 Kodak pictures."""
-    return shared_folder("data/kodak")
+    return GOLDEN / "published"
 
 
 @pytest.fixture(scope="session")
 def sd21() -> Path:
     """Configurations, without weights, of Stable Diffusion 2.1."""
-    return shared_folder("sd21") / "stable-diffusion-2-1"
+    return GOLDEN / "sd21/stable-diffusion-2-1"
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ from oscar.rates import PAPER_RATES, RATES
 from oscar.timesteps import ConstantMapping, PerImageMapping
 
 ROOT = Path(__file__).parents[1]
-MANIFEST = json.loads((ROOT / "tests/data/official_manifest.json").read_text())
+MANIFEST = json.loads((ROOT / "tests/golden/published/official_manifest.json").read_text())
 STATISTICS = ("initted", "cluster_size", "embed_avg")
 
 

@@ -12,7 +12,7 @@ from oscar.checkpoint import SHIPPED
 from oscar.continuous import ContinuousCodec
 from oscar.evaluation.codecs import OscarImageCodec
 from oscar.evaluation.metrics import ms_ssim, psnr
-from oscar.images import read_image, to_tensor
+from oscar.images import to_tensor
 
 MEGABYTE = 10**6
 
@@ -56,27 +56,25 @@ def test_any_size(nano, astronaut, size) -> None:
 
 
 @pytest.mark.slow
-def test_rates_on_kodak(nano, kodak) -> None:
-    """They rise strictly with the quality on every picture (every sixth here), from about 0.01 bpp to above 0.3."""
+def test_rates_of_photographs(nano, photographs) -> None:
+    """They rise strictly with the quality on each, from at most about 0.01 bpp to above 0.3."""
     ends = []
-    for path in sorted(kodak.glob("*.png"))[::6]:
-        image = read_image(path)
+    for name, image in photographs.items():
         latent = nano.encode_latent(to_tensor(image))
         sizes = [len(nano.write_latent(latent, nano.find_point(point), image.height, image.width)[0])
                  for point in nano.points]  # fmt: skip
-        assert sizes == sorted(set(sizes)), path.name
+        assert sizes == sorted(set(sizes)), name
         ends.append((8 * sizes[0] / (image.width * image.height), 8 * sizes[-1] / (image.width * image.height)))
     lowest, highest = np.mean(ends, axis=0)
     assert lowest <= 0.0105 and highest >= 0.3
 
 
 @pytest.mark.slow
-def test_better_than_webp_at_its_smallest(nano, kodak) -> None:
-    """MS-SSIM, mean over every sixth Kodak picture, at WebP's own bytes."""
+def test_better_than_webp_at_its_smallest(nano, photographs) -> None:
+    """MS-SSIM, mean over the photographs, at WebP's own bytes."""
     webp, ours, theirs = make_baseline("webp"), [], []
     under_test = OscarImageCodec(nano, "nano-hyperprior")
-    for path in sorted(kodak.glob("*.png"))[::6]:
-        image = read_image(path)
+    for image in photographs.values():
         encoded = webp.encode(image, 0)
         theirs.append(ms_ssim(image, webp.decode(encoded.data)))
         data = under_test.codec.compress(image, max_bytes=len(encoded.data))

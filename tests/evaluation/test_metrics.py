@@ -88,12 +88,11 @@ def filter_by_rows_and_columns(image: torch.Tensor, window: torch.Tensor, shape:
 
 
 @pytest.mark.slow
-def test_agreement_with_pyiqa_on_photographs(kodak, monkeypatch):
+def test_agreement_with_pyiqa_on_photographs(photographs, monkeypatch):
     psnr_arch = pytest.importorskip("pyiqa.archs.psnr_arch")
     ssim_arch = pytest.importorskip("pyiqa.archs.ssim_arch")
     monkeypatch.setattr(ssim_arch, "filter2", filter_by_rows_and_columns)
-    for path in sorted(kodak.glob("*.png"))[::3]:
-        image = Image.open(path).convert("RGB")
+    for image in photographs.values():
         for quality in (5, 50, 90):
             file = io.BytesIO()
             image.save(file, "JPEG", quality=quality)

@@ -147,7 +147,7 @@ def test_pictures_are_as_large_as_photographs(tmp_path):
 
 
 def test_published_counts_are_those_of_the_manifest():
-    manifest = json.loads((ROOT / "tests/data/official_manifest.json").read_text())
+    manifest = json.loads((ROOT / "tests/golden/published/official_manifest.json").read_text())
     hyper = {name: shape for name, (shape, _) in manifest["hyper_encoders"].items() if "_codebook" not in name}
     adapters = {name: shape for name, (shape, _) in manifest["state_dict_unet"].items() if "lora_" in name}
     counts = [sum(math.prod(shape) for shape in shapes) for shapes in (hyper.values(), adapters.values())]

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +7,6 @@ from diffusers import UNet2DConditionModel
 from oscar.models.discriminator import LatentDiscriminator
 from oscar.training.losses import critic_loss, generator_loss
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, dim=0)
 
 
@@ -112,11 +110,9 @@ def test_learns_to_tell_two_kinds_of_latents_apart() -> None:
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
-def test_lora_lies_where_the_published_denoiser_has_it() -> None:
-    if not GOLDEN.is_dir():
-        pytest.skip("no reference data beside the repository")
-    config = json.loads((GOLDEN / "sd_tiny" / "unet" / "config.json").read_text())
-    keys = json.loads((GOLDEN / "tiny_manifest.json").read_text())["state_dict_unet"]
+def test_lora_lies_where_the_published_denoiser_has_it(golden) -> None:
+    config = json.loads((golden / "sd_tiny/unet/config.json").read_text())
+    keys = json.loads((golden / "tiny_manifest.json").read_text())["state_dict_unet"]
     expected = {key.split(".lora_A.")[0] for key in keys if ".lora_A." in key}
     expected = {name for name in expected if name.startswith(("conv_in", "down_blocks", "mid_block"))}
     critic = LatentDiscriminator(UNet2DConditionModel.from_config(config), ALPHAS, lora_rank=2)

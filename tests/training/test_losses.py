@@ -12,9 +12,6 @@ from oscar.training.losses import ImageLoss
 from oscar.training.perceptual import FeatureDistance
 from oscar.weights import DOWNLOAD_TIMEOUT, WeightsUnavailable
 
-SHARED = Path(__file__).parents[3] / "shared"
-SQUEEZENET = SHARED / "weights" / "squeezenet_v1_0.pth"
-
 
 def images(side: int = 64, seed: int = 0) -> tuple[Tensor, Tensor]:
     """A smooth picture and a noisy copy, (2, 3, side, side)."""
@@ -44,16 +41,10 @@ def test_cosine_losses_of_known_latents() -> None:
     assert losses.cosine_loss_spatial(5 * z0, z0).item() == pytest.approx(-1)
 
 
-def test_cosine_loss_channel_equals_the_published_implementation() -> None:
-    cases = SHARED / "golden" / "cases.safetensors"
-    if not cases.is_file():
-        pytest.skip("no reference data beside the repository")
-    from safetensors.torch import load_file
-
-    values = load_file(cases)
+def test_cosine_loss_channel_equals_the_published_implementation(golden_cases) -> None:
     for i in range(8):
-        loss = losses.cosine_loss_channel(values[f"{i}.z_hat"], values["latent"])
-        torch.testing.assert_close(loss, values[f"{i}.cos_loss"].squeeze(), atol=1e-5, rtol=0)
+        loss = losses.cosine_loss_channel(golden_cases[f"{i}.z_hat"], golden_cases["latent"])
+        torch.testing.assert_close(loss, golden_cases[f"{i}.cos_loss"].squeeze(), atol=1e-5, rtol=0)
 
 
 def test_adversarial_losses() -> None:
@@ -241,6 +232,15 @@ def test_unusable_weight_files(weight_files: dict[str, Path], tmp_path: Path) ->
         ImageLoss({"lpips_alex": 1.0}, {"alexnet": weight_files["squeezenet"]})
 
 
+def test_weights_in_the_layout_of_the_real_file(weight_files: dict[str, Path]) -> None:
+    """SqueezeNet v1.0's Caffe export: its keys, and its 1,248,424 weights."""
+    weights = torch.load(weight_files["squeezenet"], weights_only=True)
+    convolutions = ["conv1", "conv_final", *(f"fire{n}/{part}" for n in range(2, 10) for part in CAFFE_NAMES)]
+    assert weights.keys() == {f"{name}.{leaf}" for name in convolutions for leaf in ("weight", "bias")}
+    assert {"conv1x1_1", "conv1x1_2", "conv3x3_2"} == set(CAFFE_NAMES)
+    assert sum(value.numel() for value in weights.values()) == 1_248_424
+
+
 def test_every_squeezenet_key_is_accounted_for(weight_files: dict[str, Path]) -> None:
     weights = torch.load(weight_files["squeezenet"], weights_only=True)
     network = SqueezeNetFeatures()
@@ -277,10 +277,8 @@ def test_features_take_bgr_minus_the_mean() -> None:
     assert response[1].item() == pytest.approx(255 - 123, abs=1e-3)
 
 
-def test_real_squeezenet_ranks_distortions() -> None:
-    if not SQUEEZENET.is_file():
-        pytest.skip("no SqueezeNet weights beside the repository")
-    distance = FeatureDistance(SqueezeNetFeatures.from_file(SQUEEZENET))
+def test_features_rank_distortions(weight_files: dict[str, Path]) -> None:
+    distance = FeatureDistance(SqueezeNetFeatures.from_file(weight_files["squeezenet"]))
     _, target = images(96)
     noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(1))
     near, far = (distance(target + strength * noise, target) for strength in (0.02, 0.2))
