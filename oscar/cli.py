@@ -6,22 +6,35 @@ without torch is checked before it is imported.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
+import logging
 import math
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from oscar import __version__
-from oscar.jobs import Direction, Job, drop_existing, plan_jobs, write_whole
+from oscar.jobs import (
+    STDIO,
+    Direction,
+    Job,
+    Listing,
+    Plan,
+    drop_existing,
+    list_folder,
+    plan_jobs,
+    read_source,
+    write_whole,
+)
 from oscar.rates import PAPER_RATES, RATES, find_rate
 
 if TYPE_CHECKING:
@@ -32,6 +45,7 @@ if TYPE_CHECKING:
 
 WRONG_INPUT = 2  # exit code, as of usage errors
 INTERRUPTED = 130
+CLOSED_PIPE = 141  # as of programs that the signal ends
 # What a decoded picture may be stored as: Pillow's format and options. All are lossless: a lossy one such as JPEG would
 # change the pixels once more, and a measurement on it would not be one of this codec.
 PICTURE_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,7 +56,12 @@ PICTURE_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
     ".webp": ("WEBP", {"lossless": True}),
 }
+_DEFAULT_FORMAT = ".png"
+_MAX_WEBP_SIDE = 16383
+_MAX_FILE_BYTES = 2**32 - 1  # of BMP and TIFF, whose offsets have 32 bits
+_HEADROOM = 2**24  # of TIFF's tables, and of what its compression may add to noise
 OSCAR_SUFFIX = ".oscar"
+_STDIN = "standard input"  # in messages
 DTYPES = ("float32", "float16", "bfloat16")
 _COMPILE = {"off": False, "on": True, "graphs": "graphs"}  # as the codec has them
 
@@ -64,11 +83,16 @@ def main(args: list[str] | None = None) -> int:
         args: arguments without the program's name; None takes the process's.
 
     Returns:
-        The exit code: 0, 2 for any wrong input, 130 after an interrupt.
+        The exit code: 0, 2 for any wrong input, 130 after an interrupt, 141 if standard output was closed early.
     """
     args = sys.argv[1:] if args is None else args
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of libraries; stderr is for the one line
+    with _warnings_as_lines():
+        return _main(args)
+
+
+def _main(args: list[str]) -> int:
     try:
         return app(args=args or ["--help"], prog_name="oscar", standalone_mode=False) or 0
     except _UsageError as error:
@@ -76,6 +100,9 @@ def main(args: list[str] | None = None) -> int:
         _print_error(f"{error.format_message().rstrip('.')}; see {command} --help")
     except typer.Abort:
         return INTERRUPTED
+    except BrokenPipeError:  # who reads standard output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is written at the end of the process
+        return CLOSED_PIPE
     except (CommandError, ValueError, OSError) as error:  # ours derive from ValueError
         _print_error(_one_line(error))
     except (RuntimeError, MemoryError) as error:
@@ -83,6 +110,22 @@ def main(args: list[str] | None = None) -> int:
             raise
         _print_error(_one_line(error))
     return WRONG_INPUT
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Print what this package logs as a warning in one line."""
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            _print_note(f"warning: {record.getMessage()}")
+
+    handler, logger = Lines(logging.WARNING), logging.getLogger("oscar")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _version(wanted: bool) -> None:
@@ -119,8 +162,10 @@ _SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Leave out 
 
 @app.command(short_help="Picture(s) to .oscar file(s).")
 def compress(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Picture, or folder of pictures.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help=".oscar file, or folder.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Image of a kind that Pillow reads, folder of them, or - for stdin.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help=".oscar file, folder, or - for stdout.")],
     rate: Annotated[
         float | None,
         typer.Option(help=f"Nominal bpp: {', '.join(f'{point.bpp:.4f}' for point in PAPER_RATES)}. By default 0.0625."),
@@ -142,28 +187,38 @@ def compress(
     background: Annotated[
         str | None, typer.Option(metavar="#RRGGBB", help="Colour under transparent pixels; without it, refuse them.")
     ] = None,
+    frame: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of animations and files of several pages, from 1; by default the first.",
+                     show_default=False),
+    ] = None,
     threads: _Threads = None,
     dtype: _Dtype = "auto",
     compile: _Compile = "off",
     memory: _Memory = "auto",
     batch_size: _BatchSize = 1,
 ) -> None:
-    """Compress a picture to an .oscar file, or a folder of pictures (recursively) to a folder of them."""
+    """Compress an image to an .oscar file, or a folder of images (recursively) to a folder of them.
+
+    Colour profiles are converted to sRGB. In folders, names that begin with a dot are passed over; a.jpg becomes
+    a.oscar, but beside an a.png it becomes a.jpg.oscar."""
     target_bytes = _target(rate, effort, bpp, max_bytes, quality)
     if rate is not None:
         find_rate(rate, RATES)
     if quality is not None and not 0 <= quality <= 1:
         raise CommandError(f"--quality is {quality}; allowed: 0 to 1")
     colour = _parse_colour(background)
-    direction = Direction(_list_pictures, "picture files", OSCAR_SUFFIX, frozenset({OSCAR_SUFFIX}))
-    jobs = plan_jobs(source, target, direction)
+    plan = plan_jobs(source, target, Direction(_list_images, "images", OSCAR_SUFFIX, frozenset({OSCAR_SUFFIX})))
     options = _network_options(dtype, compile, memory, half="encoder")
     codec = functools.cache(lambda: _check_point(_load_codec(model, device, threads, **options), rate, quality, effort))
+    several: dict[Path, int] = {}  # files of more than one frame, and of how many
 
     def convert(batch: list[Job]) -> list[tuple[bytes, str]]:
-        from oscar.images import read_image
-
-        pictures = [read_image(job.source, colour) for job in batch]
+        pictures = [_read_image(job.source, colour, frame) for job in batch]
+        several.update(
+            {job.source: picture.info["frames"]
+             for job, picture in zip(batch, pictures, strict=True) if picture.info["frames"] > 1}
+        )  # fmt: skip
         if target_bytes is None:
             point = next((value for value in (rate, quality) if value is not None), codec().default_point)
             files = codec().compress_batch(pictures, point, effort)
@@ -174,15 +229,25 @@ def compress(
             for picture, data in zip(pictures, files, strict=True)
         ]
 
-    _run(jobs, convert, "compress", source.is_dir(), overwrite, skip_existing, batch_size)
+    def note_frames() -> None:
+        if several and frame is None:
+            _print_note(_frames_note(several))
+
+    _run(plan, convert, "compress", overwrite, skip_existing, batch_size, note_frames)
 
 
 @app.command(short_help=".oscar file(s) to picture(s).")
 def decompress(
-    source: Annotated[Path, typer.Argument(metavar="IN", help=".oscar file, or folder of them.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help=".oscar file, folder of them, or - for stdin.")],
     target: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Picture (.png, .ppm, .bmp, .tif, .webp: all lossless), or folder.")
+        Path,
+        typer.Argument(metavar="OUT", help="Image (.png, .ppm, .bmp, .tif, .webp: lossless), folder, or - for stdout."),
     ],
+    image_format: Annotated[
+        str | None,
+        typer.Option("--format", help="Of images in a folder and on stdout: png (default), ppm, bmp, tif, webp.",
+                     show_default=False),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(help="As for compress; by default the one in the package for such files.", show_default=False),
@@ -202,54 +267,63 @@ def decompress(
         bool, typer.Option("--partial", help="Show what there is of files whose end is missing; damage is not noticed.")
     ] = False,
 ) -> None:
-    """Decompress an .oscar file to a picture, or a folder of them (recursively) to a folder of PNG pictures."""
-    jobs = plan_jobs(source, target, Direction(_list_oscar, ".oscar files", ".png", frozenset(PICTURE_FORMATS)))
+    """Decompress an .oscar file to an image, or a folder of them (recursively) to a folder of images.
+
+    Images are in sRGB, and .png, .tif and .webp say so."""
+    suffix = _image_suffix(image_format, target)
+    plan = plan_jobs(source, target, Direction(_list_oscar, ".oscar files", suffix, frozenset(PICTURE_FORMATS)))
     options = _network_options(dtype, compile, memory, half="decoder", tiny_vae=tiny_vae)
     codec = functools.cache(lambda name: _load_codec(name, device, threads, **options))
 
     def convert(batch: list[Job]) -> list[tuple[bytes, str]]:
         from oscar.bitstream import Container
 
-        files = [job.source.read_bytes() for job in batch]
-        # A damaged file is refused before a model is loaded.
-        models = [model or _shipped_model(Container.unpack(data, whole=not partial)) for data in files]
+        files = [read_source(job.source) for job in batch]
+        suffixes = [suffix if job.target == STDIO else job.target.suffix.lower() for job in batch]
+        # What is damaged or too large is refused before a model is loaded.
+        containers = [Container.unpack(data, whole=not partial) for data in files]
+        for container, kind in zip(containers, suffixes, strict=True):
+            _check_size(container.width, container.height, kind)
+        models = [model or _shipped_model(container) for container in containers]
         if partial:
             previews = [codec(name).decompress_prefix(data) for name, data in zip(models, files, strict=True)]
             return [
-                (_encode_picture(image, job.target.suffix),
-                 f"{image.width}x{image.height} pixels from {share:.0%} of the symbols")
-                for job, (image, share) in zip(batch, previews, strict=True)
+                (_encode_image(image, kind), f"{image.width}x{image.height} pixels from {share:.0%} of the symbols")
+                for kind, (image, share) in zip(suffixes, previews, strict=True)
             ]  # fmt: skip
         groups = {name: [data for of, data in zip(models, files, strict=True) if of == name] for name in models}
         images = {name: iter(codec(name).decompress_batch(group)) for name, group in groups.items()}
         return [
-            (_encode_picture(image, job.target.suffix), f"{image.width}x{image.height} pixels")
-            for job, image in ((job, next(images[name])) for job, name in zip(batch, models, strict=True))
+            (_encode_image(image, kind), f"{image.width}x{image.height} pixels")
+            for kind, image in ((kind, next(images[name])) for kind, name in zip(suffixes, models, strict=True))
         ]
 
-    _run(jobs, convert, "decompress", source.is_dir(), overwrite, skip_existing, batch_size)
+    _run(plan, convert, "decompress", overwrite, skip_existing, batch_size)
 
 
 @app.command(short_help="What an .oscar file holds.")
 def info(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help=".oscar file, or folder of them.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=".oscar file, folder of them, or - for stdin.")],
     as_json: Annotated[bool, typer.Option("--json", help="As JSON; a list for a folder.")] = False,
 ) -> None:
     """Show what an .oscar file holds: size, rate, model tag, bits per pixel, bytes by part."""
     from oscar.bitstream import Container
 
-    files = _list_oscar(file) if file.is_dir() else [file]
-    if not files:
-        raise CommandError(f"{file}: no .oscar files in this folder")
-    facts, failed = [], False
-    for path in files:
+    is_folder = file != STDIO and file.is_dir()
+    listing = _list_oscar(file) if is_folder else Listing([file])
+    if not listing.files:
+        _print_note(f"{file}: no .oscar files in this folder")
+    facts, failed = [], bool(listing.errors)
+    for error in listing.errors:
+        _print_error(_one_line(error))
+    for path in listing.files:
         try:
-            facts.append(_facts(path, Container.unpack(path.read_bytes())))
+            facts.append(_facts(path, Container.unpack(read_source(path))))
         except (ValueError, OSError) as error:
             failed = True
             _print_error(_one_line(error, path))
-    if as_json and facts:
-        typer.echo(json.dumps(facts if file.is_dir() else facts[0], indent=2))
+    if as_json and (facts or is_folder):
+        typer.echo(json.dumps(facts if is_folder else facts[0], indent=2))
     elif facts:
         typer.echo("\n\n".join(_describe(entry) for entry in facts))
     if failed:
@@ -429,19 +503,34 @@ _Convert = Callable[[list[Job]], list[tuple[bytes, str]]]  # files to write, eac
 
 
 def _run(
-    jobs: list[Job], convert: _Convert, verb: str, folder: bool, overwrite: bool, skip: bool, batch_size: int
+    plan: Plan,
+    convert: _Convert,
+    verb: str,
+    overwrite: bool,
+    skip: bool,
+    batch_size: int,
+    close: Callable[[], None] = lambda: None,
 ) -> None:
-    """Do the jobs; in a folder, a file that fails costs one line and the rest is done."""
-    todo = drop_existing(jobs, overwrite, skip)
-    if not folder:
+    """Do the jobs, then `close`; in a folder, a file that fails costs one line and the rest is done."""
+    todo = drop_existing(plan, overwrite, skip)
+    if not plan.is_folder:
         for job in todo:
-            typer.echo(f"{job.target}: {_do([job], convert)[0]}")
+            remark = _do([job], convert)[0]
+            to_stdout = job.target == STDIO
+            typer.echo(f"{'standard output' if to_stdout else job.target}: {remark}", err=to_stdout)
+        close()
         return
+    for note in plan.notes:
+        _print_note(note)
+    for error in plan.errors:
+        _print_error(_one_line(error))
     failed = _run_folder(todo, convert, verb, batch_size)
-    typer.echo(f"{verb}ed {len(todo) - failed} of {len(jobs)} files"
-               + (f", {len(jobs) - len(todo)} existed" if len(todo) < len(jobs) else "")
+    close()
+    total = len(plan.jobs)
+    typer.echo(f"{verb}ed {len(todo) - failed} of {total} files"
+               + (f", {total - len(todo)} existed" if len(todo) < total else "")
                + (f", {failed} failed" if failed else ""))  # fmt: skip
-    if failed:
+    if failed or plan.errors:
         raise typer.Exit(WRONG_INPUT)
 
 
@@ -482,11 +571,12 @@ def _run_folder(jobs: list[Job], convert: _Convert, verb: str, batch_size: int) 
 def _do(batch: list[Job], convert: _Convert) -> list[str]:
     """Read, convert and write files; returns a remark on each result."""
     try:
-        results = convert(batch)
+        with contextlib.redirect_stdout(sys.stderr):  # which is for results
+            results = convert(batch)
     except (ValueError, OSError) as error:
         raise ValueError(_one_line(error, batch[0].source)) from error
     for job, (data, _) in zip(batch, results, strict=True):
-        write_whole(job.target, data)
+        _write(job.target, data)
     return [remark for _, remark in results]
 
 
@@ -536,21 +626,74 @@ def _load_codec(
         raise CommandError(_one_line(error)) from error
 
 
-def _list_pictures(folder: Path) -> list[Path]:
-    from oscar.images import list_images
+def _list_images(folder: Path) -> Listing:
+    from oscar.images import scan_images
 
-    return list_images(folder)
-
-
-def _list_oscar(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() == OSCAR_SUFFIX and path.is_file())
+    return scan_images(folder)
 
 
-def _encode_picture(image: Image.Image, suffix: str) -> bytes:
-    kind, options = PICTURE_FORMATS[suffix.lower()]
+def _list_oscar(folder: Path) -> Listing:
+    return list_folder(folder, frozenset({OSCAR_SUFFIX}))
+
+
+def _read_image(path: Path, background: tuple[int, int, int] | None, frame: int | None) -> Image.Image:
+    from oscar.images import read_image
+
+    if path == STDIO:
+        return read_image(io.BytesIO(read_source(path)), background, frame, name=_STDIN)
+    return read_image(path, background, frame)
+
+
+def _frames_note(several: dict[Path, int]) -> str:
+    path, frames = next(iter(several.items()))
+    if len(several) > 1:
+        return f"{len(several)} files have several frames, and the first is taken; --frame N takes another"
+    return f"{_name(path)}: has {frames} frames, and the first is taken; --frame N takes another"
+
+
+def _image_suffix(image_format: str | None, target: Path) -> str:
+    """The suffix of --format, which must not contradict a file's."""
+    if image_format is None:
+        return _DEFAULT_FORMAT
+    suffix = f".{image_format.lower()}"
+    if suffix not in PICTURE_FORMATS:
+        allowed = ", ".join(name[1:] for name in PICTURE_FORMATS)
+        raise CommandError(f"--format {image_format!r} does not exist; allowed: {allowed}")
+    other = PICTURE_FORMATS.get(target.suffix.lower())
+    if other not in (None, PICTURE_FORMATS[suffix]) and not target.is_dir():
+        raise CommandError(f"--format is {image_format}, but OUT is {target}; allowed: the same in both")
+    return suffix
+
+
+def _check_size(width: int, height: int, suffix: str) -> None:
+    """Refuse what the format of an image file cannot hold."""
+    kind, _ = PICTURE_FORMATS[suffix]
+    row = {"BMP": -(-3 * width // 4) * 4, "TIFF": 3 * width}.get(kind, 0)
+    limit = {"BMP": _MAX_FILE_BYTES - 54, "TIFF": _MAX_FILE_BYTES - _HEADROOM}.get(kind, 0)
+    if kind == "WEBP" and max(width, height) > _MAX_WEBP_SIDE:
+        allowed = f"up to {_MAX_WEBP_SIDE} a side"
+    elif row * height > limit:
+        allowed = f"up to {limit} bytes of pixels"
+    else:
+        return
+    raise ValueError(f"{width}x{height} pixels do not fit into {suffix}; allowed: {allowed}, or .png")
+
+
+def _encode_image(image: Image.Image, suffix: str) -> bytes:
+    from oscar.images import srgb_mark
+
+    kind, options = PICTURE_FORMATS[suffix]
     buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
+    image.save(buffer, format=kind, **options, **srgb_mark(kind))
     return buffer.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    if path == STDIO:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        write_whole(path, data)
 
 
 def _parse_colour(text: str | None) -> tuple[int, int, int] | None:
@@ -575,7 +718,11 @@ def _one_line(error: BaseException, path: Path | None = None) -> str:
         message = "not enough memory"
     else:
         message = " ".join(str(error).split()) or type(error).__name__
-    return message if path is None or message.startswith(str(path)) else f"{path}: {message}"
+    return message if path is None or message.startswith(_name(path)) else f"{_name(path)}: {message}"
+
+
+def _name(path: Path) -> str:
+    return _STDIN if path == STDIO else str(path)
 
 
 def _error_line(message: str) -> str:
@@ -584,3 +731,7 @@ def _error_line(message: str) -> str:
 
 def _print_error(message: str) -> None:
     typer.echo(_error_line(message), err=True)
+
+
+def _print_note(message: str) -> None:
+    typer.echo("oscar: " + " ".join(message.splitlines()), err=True)

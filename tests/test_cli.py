@@ -315,7 +315,10 @@ def test_folders_keep_their_structure(tmp_path, loads, capsys):
     assert run("decompress", tmp_path / "packed", tmp_path / "out") == 0
     assert files(tmp_path / "out") == ["a.png", "deep/c.v2.png", "deep/er/b.png"]
     assert len(loads) == 2
-    assert capsys.readouterr() == ("compressed 3 of 3 files\ndecompressed 3 of 3 files\n", "")
+    assert capsys.readouterr() == (
+        "compressed 3 of 3 files\ndecompressed 3 of 3 files\n",
+        "oscar: left out 1 file other than images (.txt 1)\n",
+    )
 
 
 def test_bad_picture_costs_one_line(tmp_path, loads, capsys):

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from oscar.errors import first_line
 from oscar.evaluation.environment import describe_environment
-from oscar.images import ImageError, list_images, read_image
+from oscar.images import ImageError, list_images, read_image, srgb_mark
 from oscar.jobs import write_whole
 
 if TYPE_CHECKING:
@@ -212,16 +212,12 @@ def means_per_point(frame: pd.DataFrame) -> pd.DataFrame:
 
 def saved_image(output: Path, image: str, point: float) -> Path:
     """Where `evaluate(save_images=True)` keeps the decoded picture of a row."""
-    return Path(output) / "images" / f"{_stem(image)}_{point:g}.png"
+    return Path(output) / "images" / f"{image}_{point:g}.png"
 
 
 def saved_file(output: Path, image: str, point: float, codec: str) -> Path:
     """Where it keeps the file of a row; the suffix is the first word of the codec's name (oscar, jpeg, mbt2018)."""
-    return Path(output) / "files" / f"{_stem(image)}_{point:g}.{codec.split('-')[0]}"
-
-
-def _stem(image: str) -> str:
-    return PurePosixPath(image).with_suffix("").as_posix().replace("/", "_")
+    return Path(output) / "files" / f"{image}_{point:g}.{codec.split('-')[0]}"
 
 
 def _names(pictures: Sequence[Path], root: Path | None) -> dict[str, Path]:
@@ -247,12 +243,6 @@ class _Run:
         self.record_path = self.output / "rows/run.json"
         self.protocol = getattr(self.codec, "protocol", "bitstream")
         self.warm = False
-        if self.save_images or self.metrics.has_set_metrics:
-            taken: dict[str, str] = {}
-            for name in self.pictures:
-                other = taken.setdefault(_stem(name), name)
-                if other != name:
-                    raise EvaluationError(f"{other} and {name} would both be stored as {_stem(name)}; rename one")
 
     # What the rows belong to.
 
@@ -346,7 +336,7 @@ class _Run:
 
     def features_path(self, name: str, point: float | None = None) -> Path:
         """Features of the decoded picture, or of the reference, which is the same at all points."""
-        where = f"reference/{_stem(name)}.npz" if point is None else f"decoded/{_stem(name)}_{point:g}.npz"
+        where = f"reference/{name}.npz" if point is None else f"decoded/{name}_{point:g}.npz"
         return self.output / "features" / where
 
     def write_features(self, path: Path, image: Image.Image) -> None:
@@ -457,7 +447,7 @@ def _read_features(path: Path) -> dict[str, np.ndarray]:
 
 def _png(image: Image.Image) -> bytes:
     data = io.BytesIO()
-    image.save(data, "PNG")
+    image.save(data, "PNG", **srgb_mark("PNG"))
     return data.getvalue()
 
 

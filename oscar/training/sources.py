@@ -24,13 +24,12 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from PIL import Image, ImageOps
-
 from oscar.errors import first_line
-from oscar.images import EXTENSIONS, ImageError, list_images, read_image, to_rgb
+from oscar.images import ImageError, image_suffixes, list_images, read_image
 
 if TYPE_CHECKING:
     import datasets
+    from PIL import Image
 
 logger = logging.getLogger(__name__)
 
@@ -91,12 +90,11 @@ def read_picture(picture: Picture) -> Image.Image:
     if isinstance(picture, Path):
         return read_image(picture)
     try:
-        with picture.open() as stream, Image.open(stream) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
-    except Image.UnidentifiedImageError as error:
-        raise ImageError(f"{picture}: not a picture of a known format") from error
-    except Exception as error:  # on broken files Pillow's readers raise nearly anything
+        stream = picture.open()
+    except Exception as error:  # of the shard, of the table, or of a file that a row names
         raise ImageError(f"{picture}: cannot be read as a picture: {first_line(error)}") from error
+    with stream:
+        return read_image(stream, name=str(picture))
 
 
 def find_pictures(root: str | Path) -> list[Picture]:
@@ -173,11 +171,12 @@ def _read_list(path: Path) -> list[Path]:
 
 def _read_shard(path: Path) -> list[ShardPicture]:
     """The members with a picture's extension; what follows a damaged place is logged and left out."""
-    pictures = []
+    pictures, suffixes = [], image_suffixes()
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if member.isreg() and Path(member.name).suffix.lower() in EXTENSIONS:
+                name = Path(member.name)
+                if member.isreg() and name.suffix.lower() in suffixes and not name.name.startswith("."):
                     pictures.append(ShardPicture(path, member.name, member.offset_data, member.size))
     except (tarfile.TarError, OSError) as error:
         after = f"the rest of it, after {len(pictures)} pictures," if pictures else "shard"

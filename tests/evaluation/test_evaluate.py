@@ -19,6 +19,7 @@ from oscar.baselines.base import CodecError, Encoded, ImageCodec
 from oscar.evaluation.environment import LIBRARIES
 from oscar.evaluation.evaluate import EvaluationError, evaluate, load_results, saved_file, saved_image
 from oscar.evaluation.metrics import psnr
+from oscar.images import list_images
 
 SECONDS = ["encode_seconds", "decode_seconds"]
 
@@ -97,7 +98,7 @@ def folder(picture, tmp_path: Path) -> Path:
 @pytest.fixture
 def run(folder: Path, tmp_path: Path):
     def run(output: str = "out", codec: ImageCodec | None = None, metrics: Metrics | None = None, **options):
-        pictures = sorted(path for path in folder.rglob("*") if path.suffix == ".png")
+        pictures = list_images(folder)
         options = {"progress": False, "root": folder, **options}
         return evaluate(codec or Jpeg(), pictures, metrics or Metrics(), tmp_path / output, **options)
 
@@ -188,8 +189,9 @@ def test_saved_files_have_the_sizes_of_the_rows(run, tmp_path: Path) -> None:
         assert file.suffix == ".jpeg" and file.stat().st_size == row.file_bytes
         with Image.open(saved_image(tmp_path / "out", row.image, row.point)) as kept:
             assert (np.asarray(kept) == np.asarray(Jpeg().decode(file.read_bytes()))).all()
-    assert saved_image(Path("out"), "more/c.png", 50.0) == Path("out/images/more_c_50.png")
-    assert len(list((tmp_path / "out/images").iterdir())) == len(frame) == len(list((tmp_path / "out/files").iterdir()))
+    assert saved_image(Path("out"), "more/c.png", 50.0) == Path("out/images/more/c.png_50.png")
+    images, files = ([path for path in (tmp_path / "out" / name).rglob("*.*")] for name in ("images", "files"))
+    assert len(images) == len(frame) == len(files)
 
 
 @pytest.mark.parametrize("stop_after", [2, 4, 7])
@@ -301,10 +303,13 @@ def test_points_that_do_not_exist(run, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_of_one_name(run, folder: Path, picture) -> None:
-    picture(80, 64).save(folder / "more_c.png")
-    with pytest.raises(EvaluationError, match=r"more/c\.png and more_c\.png would both be stored as more_c; rename"):
-        run()
+def test_pictures_of_one_name_are_kept_apart(run, folder: Path, picture, tmp_path: Path) -> None:
+    for index, name in enumerate(("more_c.png", "a.webp")):  # beside more/c.png and a.png
+        picture(80, 64, 20 + index).save(folder / name, lossless=True)
+    frame = run(save_images=True)
+    rows = frame[frame.image.isin(["a.png", "a.webp", "more_c.png", "more/c.png"])]
+    kept = {saved_image(tmp_path / "out", row.image, row.point).read_bytes() for row in rows.itertuples()}
+    assert len(kept) == len(rows) == 8
 
 
 def test_without_results(tmp_path: Path) -> None:
