@@ -29,6 +29,7 @@ from oscar.jobs import (
     Job,
     Listing,
     Plan,
+    check_stdin,
     drop_existing,
     list_folder,
     plan_jobs,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
 WRONG_INPUT = 2  # exit code, as of usage errors
 INTERRUPTED = 130
-CLOSED_PIPE = 141  # as of programs that the signal ends
 # What a decoded picture may be stored as: Pillow's format and options. All are lossless: a lossy one such as JPEG would
 # change the pixels once more, and a measurement on it would not be one of this codec.
 PICTURE_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -83,7 +83,7 @@ def main(args: list[str] | None = None) -> int:
         args: arguments without the program's name; None takes the process's.
 
     Returns:
-        The exit code: 0, 2 for any wrong input, 130 after an interrupt, 141 if standard output was closed early.
+        The exit code: 0, 2 for any wrong input, 130 after an interrupt.
     """
     args = sys.argv[1:] if args is None else args
     if not sys.warnoptions:
@@ -100,9 +100,6 @@ def _main(args: list[str]) -> int:
         _print_error(f"{error.format_message().rstrip('.')}; see {command} --help")
     except typer.Abort:
         return INTERRUPTED
-    except BrokenPipeError:  # who reads standard output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is written at the end of the process
-        return CLOSED_PIPE
     except (CommandError, ValueError, OSError) as error:  # ours derive from ValueError
         _print_error(_one_line(error))
     except (RuntimeError, MemoryError) as error:
@@ -309,6 +306,7 @@ def info(
     """Show what an .oscar file holds: size, rate, model tag, bits per pixel, bytes by part."""
     from oscar.bitstream import Container
 
+    check_stdin(file)
     is_folder = file != STDIO and file.is_dir()
     listing = _list_oscar(file) if is_folder else Listing([file])
     if not listing.files:
@@ -516,8 +514,10 @@ def _run(
     if not plan.is_folder:
         for job in todo:
             remark = _do([job], convert)[0]
-            to_stdout = job.target == STDIO
-            typer.echo(f"{'standard output' if to_stdout else job.target}: {remark}", err=to_stdout)
+            if job.target == STDIO:
+                _print_note(f"standard output: {remark}")
+            else:
+                typer.echo(f"{job.target}: {remark}")
         close()
         return
     for note in plan.notes:
@@ -690,7 +690,9 @@ def _encode_image(image: Image.Image, suffix: str) -> bytes:
 
 def _write(path: Path, data: bytes) -> None:
     if path == STDIO:
-        sys.stdout.buffer.write(data)
+        rest = memoryview(data)
+        while rest:  # with PYTHONUNBUFFERED a call may write a part
+            rest = rest[sys.stdout.buffer.write(rest) :]
         sys.stdout.buffer.flush()
     else:
         write_whole(path, data)

@@ -135,8 +135,7 @@ def plan_jobs(source: Path, target: Path, direction: Direction) -> Plan:
     """
     if source != STDIO and source.is_dir():
         return _plan_folder(source, target, direction)
-    if source == STDIO and (sys.stdin is None or sys.stdin.isatty()):
-        raise JobError("standard input is a terminal; allowed: a file or a pipe")
+    check_stdin(source)
     if source != STDIO and not source.exists():
         raise JobError(f"{source}: no such file or folder")
     if target == STDIO:
@@ -153,6 +152,16 @@ def plan_jobs(source: Path, target: Path, direction: Direction) -> Plan:
     if not target.parent.is_dir():
         raise JobError(f"{target}: folder {target.parent} does not exist")
     return Plan([Job(source, target)])
+
+
+def check_stdin(source: Path) -> None:
+    """Refuse a terminal in the place of a file.
+
+    Raises:
+        JobError: if standard input is one, and is the source.
+    """
+    if source == STDIO and (sys.stdin is None or sys.stdin.isatty()):
+        raise JobError("standard input is a terminal; allowed: a file or a pipe")
 
 
 def _plan_folder(source: Path, target: Path, direction: Direction) -> Plan:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,6 +19,7 @@ from PIL import Image
 import oscar
 from oscar import cli, jobs
 from oscar.bitstream import Coding, Container, WrongModelError
+from oscar.images import image_suffixes
 from oscar.rates import PAPER_RATES, find_rate
 from oscar.targets import TargetError
 
@@ -328,11 +331,67 @@ def test_bad_picture_costs_one_line(tmp_path, loads, capsys):
     assert files(tmp_path / "out") == ["a.oscar", "c.oscar"]
 
 
-def test_same_output_twice_is_refused(tmp_path, loads, capsys):
-    pictures = make_folder(tmp_path / "in", ["a.png", "a.jpg"])
-    line = refuse(capsys, "compress", pictures, tmp_path / "out")
-    assert "a.jpg" in line and "a.png" in line and "would both become" in line
-    assert not (tmp_path / "out").exists()
+def test_sources_of_one_name_are_kept_apart(tmp_path, loads, capsys):
+    pictures = make_folder(tmp_path / "in", ["a.png", "a.jpg", "b.png", "A.bmp"])
+    assert run("compress", pictures, tmp_path / "out") == 0
+    assert files(tmp_path / "out") == ["A.bmp.oscar", "a.jpg.oscar", "a.png.oscar", "b.oscar"]
+    out, err = capsys.readouterr()
+    assert out == "compressed 4 of 4 files\n"
+    assert err == (f"oscar: kept apart by longer names: 3 files, such as {tmp_path / 'out/A.bmp.oscar'} "
+                   f"of {tmp_path / 'in/A.bmp'}\n")  # fmt: skip
+    assert run("decompress", tmp_path / "out", tmp_path / "back") == 0
+    assert files(tmp_path / "back") == ["A.bmp.png", "a.jpg.png", "a.png.png", "b.png"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_source_of_the_same_name_that_is_added_later_is_not_taken_for_done(tmp_path, loads, capsys):
+    pictures = make_folder(tmp_path / "in", ["a.png", "b.png"])
+    assert run("compress", pictures, tmp_path / "out") == 0
+    Image.new("RGB", (10, 9)).save(pictures / "a.jpg")
+    assert run("compress", pictures, tmp_path / "out", "--skip-existing") == 0
+    assert capsys.readouterr().out.endswith("compressed 2 of 3 files, 1 existed\n")
+    assert files(tmp_path / "out") == ["a.jpg.oscar", "a.oscar", "a.png.oscar", "b.oscar"]
+    assert Container.unpack((tmp_path / "out/a.jpg.oscar").read_bytes()).width == 10
+    assert run("compress", pictures, tmp_path / "out", "--skip-existing") == 0
+    assert capsys.readouterr().out == "compressed 0 of 3 files, 3 existed\n"
+
+
+def test_a_folder_in_the_place_of_a_result_costs_one_line(tmp_path, loads, capsys):
+    pictures = make_folder(tmp_path / "in", ["a.png", "b.png"])
+    (tmp_path / "out/a.oscar").mkdir(parents=True)
+    assert f"{tmp_path / 'out/a.oscar'}: Is a directory" in refuse(capsys, "compress", pictures, tmp_path / "out")
+    assert files(tmp_path / "out") == ["b.oscar"]
+
+
+# Suffixes of what Pillow writes.
+WRITTEN = ("apng avif bmp dds dib gif icns ico im j2k jfif jp2 jpe jpg mpo pcx pgm png pnm ppm qoi sgi tga tif tiff "
+           "webp").split()  # fmt: skip
+
+
+def test_folders_take_all_that_pillow_reads(tmp_path, loads, capsys):
+    names = [f"{suffix}.{suffix}" for suffix in WRITTEN if f".{suffix}" in image_suffixes()]
+    for name in names:
+        side = 128 if name == "icns.icns" else 16
+        image = Image.new("RGBA" if side == 128 else "RGB", (side, side), (90, 80, 70))
+        (tmp_path / "in").mkdir(exist_ok=True)
+        kind = {"apng.apng": "PNG", "dib.dib": "DIB"}.get(name)
+        image.save(tmp_path / "in" / name, **({"format": kind} if kind else {}))
+    others = ("notes.txt", "more.TXT", "clip.mov", "doc.pdf", "plot.eps", "film.mpg", "cube.h5")
+    for name in (*others, "._png.png", ".x.png"):
+        (tmp_path / "in" / name).write_bytes(b"no image")
+    assert run("compress", tmp_path / "in", tmp_path / "out") == 0
+    out, err = capsys.readouterr()
+    assert out == f"compressed {len(names)} of {len(names)} files\n"
+    assert err == "oscar: left out 7 files other than images (.txt 2, .eps 1, .h5 1, .mov 1, .mpg 1, .pdf 1)\n"
+    assert len(files(tmp_path / "out")) == len(names)
+
+
+def test_what_is_left_out_is_summed_up_from_the_ninth_kind_on(tmp_path, loads, capsys):
+    pictures = make_folder(tmp_path / "in", ["a.png"])
+    for index in range(12):
+        (pictures / f"x.k{index:02}").write_bytes(b"")
+    assert run("compress", pictures, tmp_path / "out") == 0
+    assert capsys.readouterr().err.endswith(".k05 1, .k06 1, .k07 1, others 4)\n")
 
 
 def test_interrupted_run_is_resumed(tmp_path, loads, capsys, monkeypatch):
@@ -388,10 +447,238 @@ def test_options_of_the_networks(tmp_path, photo, oscar_file, loads, capsys):
     assert len(loads) == 2
 
 
-def test_empty_folder(tmp_path, loads, capsys):
-    (tmp_path / "in").mkdir()
-    assert "no picture files in this folder" in refuse(capsys, "compress", tmp_path / "in", tmp_path / "out")
-    assert "no .oscar files in this folder" in refuse(capsys, "info", tmp_path / "in")
+def test_an_empty_folder_is_no_failure(tmp_path, loads, capsys):
+    (tmp_path / "in/deeper").mkdir(parents=True)
+    (tmp_path / "in/._a.png").write_bytes(b"sidecar")
+    for command, what in (("compress", "images"), ("decompress", ".oscar files")):
+        assert run(command, tmp_path / "in", tmp_path / "out") == 0
+        assert capsys.readouterr() == (
+            f"{command}ed 0 of 0 files\n", f"oscar: {tmp_path / 'in'}: no {what} in this folder\n"
+        )  # fmt: skip
+    assert run("info", tmp_path / "in", "--json") == 0
+    assert capsys.readouterr() == ("[]\n", f"oscar: {tmp_path / 'in'}: no .oscar files in this folder\n")
+    assert not loads and not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_read_costs_one_line(tmp_path, loads, capsys, monkeypatch):
+    pictures = make_folder(tmp_path / "in", ["a.png", "closed/b.png"])
+    scan = os.scandir
+
+    def closed(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    line = refuse(capsys, "compress", pictures, tmp_path / "out")
+    assert line == f"oscar: error: {pictures / 'closed'}: Permission denied"
+    assert files(tmp_path / "out") == ["a.oscar"]
+
+
+def test_a_broken_profile_is_a_warning(tmp_path, loads, capsys):
+    for name in ("a.png", "b.png"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "in" / name, icc_profile=b"no profile")
+    for source, target, name in (("in/a.png", "a.oscar", "a.png"), ("in", "out", "b.png")):  # each file is said once
+        assert run("compress", tmp_path / source, tmp_path / target) == 0
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"oscar: warning: {tmp_path / 'in' / name}: colour profile is damaged and not applied: ")
+
+
+def animation(path: Path, widths: list[int] | None = None, **options) -> Path:
+    """Frames of grey 10, 20, 30."""
+    frames = [Image.new("RGB", (24, 24), (10 * index,) * 3) for index in (1, 2, 3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+    return path
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list[tuple[int, int, int]]:
+    """The first pixel of each picture that is compressed."""
+    pixels, compress = [], FakeCodec.compress
+
+    def look(self, image, *args, **options):
+        pixels.append(image.getpixel((0, 0)))
+        return compress(self, image, *args, **options)
+
+    monkeypatch.setattr(FakeCodec, "compress", look)
+    return pixels
+
+
+ANIMATIONS = {"a.gif": {}, "a.png": {}, "a.webp": {"lossless": True}, "a.tif": {}, "a.mpo": {"quality": 100}}
+
+
+@pytest.mark.parametrize("name", ANIMATIONS)
+def test_of_several_frames_the_first_or_the_chosen_one_is_taken(tmp_path, loads, seen, capsys, name):
+    path = animation(tmp_path / name, **ANIMATIONS[name])
+    assert run("compress", path, tmp_path / "a.oscar") == 0
+    out, err = capsys.readouterr()
+    assert err == f"oscar: {path}: has 3 frames, and the first is taken; --frame N takes another\n"
+    for frame in (1, 2, 3):
+        assert run("compress", path, tmp_path / "a.oscar", "--overwrite", "--frame", frame) == 0
+        assert capsys.readouterr().err == ""
+    assert seen == [(10, 10, 10), (10, 10, 10), (20, 20, 20), (30, 30, 30)]
+    line = refuse(capsys, "compress", path, tmp_path / "b.oscar", "--frame", "4")
+    assert line == f"oscar: error: {path}: frame 4 does not exist; allowed: 1 to 3"
+    assert "--frame" in refuse(capsys, "compress", path, tmp_path / "b.oscar", "--frame", "0")
+    assert not (tmp_path / "b.oscar").exists()
+
+
+def test_frames_in_folders(tmp_path, loads, seen, capsys):
+    pictures = make_folder(tmp_path / "in", ["one.png"])
+    animation(pictures / "a.gif")
+    assert run("compress", pictures, tmp_path / "out") == 0
+    assert capsys.readouterr().err == (
+        f"oscar: {pictures / 'a.gif'}: has 3 frames, and the first is taken; --frame N takes another\n")
+    animation(pictures / "b.webp")
+    assert run("compress", pictures, tmp_path / "out", "--overwrite", "--batch-size", "2") == 0
+    assert capsys.readouterr().err == (
+        "oscar: 2 files have several frames, and the first is taken; --frame N takes another\n")
+    line = refuse(capsys, "compress", pictures, tmp_path / "out", "--overwrite", "--frame", "3")
+    assert line == f"oscar: error: {pictures / 'one.png'}: frame 3 does not exist; allowed: 1"
+
+
+def test_overwrite_keeps_mode_and_link(tmp_path, photo, oscar_file, loads):
+    for command, source, name in (("compress", photo, "real.oscar"), ("decompress", oscar_file, "real.png")):
+        real, link = tmp_path / name, tmp_path / f"link-{name}"
+        real.write_bytes(b"old")
+        real.chmod(0o640)
+        link.symlink_to(name)
+        assert run(command, source, link, "--overwrite") == 0
+        assert link.is_symlink() and real.read_bytes() != b"old"
+        assert real.stat().st_mode & 0o777 == 0o640
+        link.unlink()
+        real.unlink()
+        link.symlink_to(name)  # which leads nowhere now: nothing is there to be lost, or to be skipped
+        assert run(command, source, link, "--skip-existing") == 0
+        assert link.is_symlink() and real.is_file() and no_leftovers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("size", "suffix", "words"),
+    [
+        ((16384, 9), ".webp", "16384x9 pixels do not fit into .webp; allowed: up to 16383 a side, or .png"),
+        ((9, 16384), ".webp", "9x16384 pixels do not fit into .webp"),
+        ((40000, 40000), ".bmp", "40000x40000 pixels do not fit into .bmp; allowed: up to 4294967241 bytes of pixels"),
+        ((40000, 40000), ".tif", "40000x40000 pixels do not fit into .tif"),
+        ((65536, 65536), ".tiff", "65536x65536 pixels do not fit into .tiff"),
+        ((16383, 16383), ".webp", None),
+        ((37837, 37837), ".bmp", None),  # rows of 113,512 bytes, the largest square
+        ((37838, 37838), ".bmp", "do not fit"),
+        ((37700, 37700), ".tif", None),
+        ((65536, 65536), ".png", None),
+        ((65536, 65536), ".ppm", None),
+    ],
+)
+def test_limits_of_formats_are_refused_from_the_header(tmp_path, loads, monkeypatch, capsys, size, suffix, words):
+    def decode(self, files):  # stands for the decoder, which must not be reached by what cannot be stored
+        return [Image.new("RGB", (4, 4)) for _ in files]
+
+    monkeypatch.setattr(FakeCodec, "decompress_batch", decode)
+    big = Container(Coding.HYPERPRIOR, None, TAG, *size, b"", b"x", quality=9)
+    (tmp_path / "a.oscar").write_bytes(big.pack())
+    if words is None:
+        assert run("decompress", tmp_path / "a.oscar", tmp_path / f"a{suffix}") == 0
+        return
+    for options in ((), ("--partial",)):
+        line = refuse(capsys, "decompress", tmp_path / "a.oscar", tmp_path / f"a{suffix}", *options)
+        assert f"{tmp_path / 'a.oscar'}: " in line and words in line
+    assert not loads and not (tmp_path / f"a{suffix}").exists()
+
+
+def test_pillow_has_the_limits_that_are_refused():
+    for side, kind in ((16383, "WEBP"), (16384, "WEBP")):
+        image = Image.new("RGB", (side, 1))
+        if side == 16383:
+            image.save(io.BytesIO(), kind, lossless=True)
+        else:
+            with pytest.raises(ValueError):
+                image.save(io.BytesIO(), kind, lossless=True)
+
+
+def standard_input(monkeypatch, data: bytes, terminal: bool = False) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(data))
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stdin", stream)
+
+
+def test_standard_input_and_output(tmp_path, photo, loads, monkeypatch, capsysbinary):
+    standard_input(monkeypatch, photo.read_bytes())
+    assert run("compress", "-", "-") == 0
+    packed, err = capsysbinary.readouterr()
+    assert Container.unpack(packed).width == 70
+    assert err.startswith(b"oscar: standard output: ") and err.count(b"\n") == 1
+    for options, kind in (((), "PNG"), (("--format", "webp"), "WEBP"), (("--format", "PPM"), "PPM")):
+        standard_input(monkeypatch, packed)
+        assert run("decompress", "-", "-", *options) == 0
+        out, _ = capsysbinary.readouterr()
+        with Image.open(io.BytesIO(out)) as image:
+            assert (image.format, image.size) == (kind, (70, 40))
+    standard_input(monkeypatch, packed)
+    assert run("info", "-", "--json") == 0
+    assert json.loads(capsysbinary.readouterr().out)["width"] == 70
+    standard_input(monkeypatch, photo.read_bytes())
+    assert run("compress", "-", tmp_path / "a.oscar") == 0 and (tmp_path / "a.oscar").read_bytes() == packed
+    assert run("decompress", tmp_path / "a.oscar", "-") == 0
+    assert not (Path.cwd() / "-").exists()
+
+
+def test_nothing_but_the_result_goes_to_standard_output(photo, loads, monkeypatch, capsysbinary):
+    def talkative(self, images, *args):
+        print("a library's remark")
+        return [self.compress(image, 0.125) for image in images]
+
+    monkeypatch.setattr(FakeCodec, "compress_batch", talkative)
+    assert run("compress", photo, "-") == 0
+    out, err = capsysbinary.readouterr()
+    assert Container.unpack(out).width == 70 and b"a library's remark" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "data", "words"),
+    [
+        (["compress", "-", "{dir}/a.oscar"], b"no image", "standard input: not a picture of a known format"),
+        (["compress", "-", "-"], b"", "standard input: not a picture of a known format"),
+        (["decompress", "-", "-"], b"no file", "standard input: not an .oscar file"),
+        (["info", "-"], b"no file", "standard input: not an .oscar file"),
+        (["compress", "-", "{dir}"], b"", "is a folder; allowed: a name for the result of standard input"),
+        (["compress", "{dir}", "-"], b"", "is a folder, which cannot go to standard output; allowed: a folder"),
+        (["compress", "-", "{dir}/a.oscar"], None, "standard input is a terminal; allowed: a file or a pipe"),
+        (["info", "-"], None, "standard input is a terminal; allowed: a file or a pipe"),
+        (["decompress", "{packed}", "-", "--format", "jpg"], b"", "--format 'jpg' does not exist; allowed: png, ppm"),
+        (["decompress", "{packed}", "{dir}/a.png", "--format", "webp"], b"", "--format is webp, but OUT is "),
+    ],
+)
+def test_refusals_of_standard_streams(tmp_path, photo, oscar_file, loads, monkeypatch, capsys, args, data, words):
+    standard_input(monkeypatch, data or b"", terminal=data is None)
+    before = sorted(tmp_path.iterdir())
+    assert words in refuse(capsys, *(arg.format(dir=tmp_path, packed=oscar_file) for arg in args))
+    assert not loads and sorted(tmp_path.iterdir()) == before
+
+
+def test_a_terminal_gets_no_bytes(photo, loads, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert "standard output is a terminal" in refuse(capsys, "compress", photo, "-")
+    assert not loads
+
+
+def test_format_of_a_folder(tmp_path, oscar_file, loads):
+    assert run("decompress", oscar_file.parent, tmp_path / "out", "--format", "webp") == 0
+    assert files(tmp_path / "out") == ["file.webp"]
+    (tmp_path / "into").mkdir()
+    assert run("decompress", oscar_file, tmp_path / "into", "--format", "tif") == 0
+    assert files(tmp_path / "into") == ["file.tif"]
+
+
+def test_pipes_in_the_place_of_files(tmp_path, photo, loads):
+    """As a shell's <(command) gives them."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for name, data in (("compress", photo.read_bytes()), ("decompress", _container(70, 40, 4).pack())):
+        writer = threading.Thread(target=pipe.write_bytes, args=(data,))
+        writer.start()
+        assert run(name, pipe, tmp_path / ("a.oscar" if name == "compress" else "a.png")) == 0
+        writer.join(timeout=10)
 
 
 def test_info_as_json(oscar_file, capsys):
@@ -484,3 +771,27 @@ def test_light_commands_start_at_once_without_torch(oscar_file, args):
 def test_refusals_in_a_process_of_their_own(tmp_path, photo):
     result = start("-m", "oscar", "compress", photo, tmp_path / "a.oscar", "--rate", "0.3")
     assert result.returncode == 2 and result.stdout == "" and result.stderr.count("\n") == 1
+
+
+def test_a_reader_that_leaves_early_is_left_alone(tmp_path, oscar_file):
+    for index in range(800):  # more than a pipe holds
+        (tmp_path / f"{index}.oscar").write_bytes(oscar_file.read_bytes())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONUNBUFFERED", None)  # with which Python itself drops what is not taken
+    command = [sys.executable, "-m", "oscar", "info", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait(timeout=60) == 1  # as of Click
+
+
+def test_through_pipes(photo):
+    def oscar(command: str, data: bytes) -> bytes:
+        args = [sys.executable, "-m", "oscar", command, "-", "-"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        result = subprocess.run(args, input=data, capture_output=True, env=environment)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    with Image.open(io.BytesIO(oscar("decompress", oscar("compress", photo.read_bytes())))) as image:
+        assert image.size == (70, 40) and image.format == "PNG" and image.info["srgb"] == 0
