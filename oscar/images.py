@@ -112,7 +112,21 @@ def _read_frame(stream: BinaryIO, frame: int | None) -> tuple[Image.Image, int]:
         raise ImageError(f"frame {frame} does not exist; allowed: 1{f' to {frames}' if frames > 1 else ''}")
     if frame is not None and frame > 1:
         image.seek(frame - 1)
+    if image.format == "JPEG2000" and not image.mode.startswith("I;16"):
+        _check_depth(stream)
     return ImageOps.exif_transpose(image), frames
+
+
+def _check_depth(stream: BinaryIO) -> None:
+    """Refuse JPEG 2000 in colour of more than 8 bits, of which Pillow (13.0 too) reads the brightest levels as 0."""
+    at = stream.tell()
+    stream.seek(0)
+    data = stream.read()
+    stream.seek(at)
+    header = data.find(b"\xff\x4f\xff\x51")  # start of the codestream, and its size segment
+    bits = (data[header + 42] & 0x7F) + 1 if header >= 0 else 8  # of the first component
+    if bits > 8:
+        raise ImageError(f"JPEG 2000 with {bits} bits per channel in colour is not allowed; allowed: 8 bits, or grey")
 
 
 def _count_frames(image: Image.Image) -> int | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import io
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from oscar.images import ImageError, list_images, read_image, to_pil, to_rgb, to_tensor
+from oscar.images import ImageError, image_suffixes, list_images, read_image, to_pil, to_rgb, to_tensor
 
 RAMP = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
 
@@ -265,6 +268,132 @@ def test_list_images(tmp_path):
     assert list_images(str(tmp_path), recursive=False) == [tmp_path / "a.png", tmp_path / "z.JPG"]
     with pytest.raises(ImageError, match="no such folder"):
         list_images(tmp_path / "none")
+
+
+BLOCKS = np.kron(np.random.default_rng(0).integers(0, 256, (8, 10, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [*((f"a.{suffix}", 8) for suffix in "bmp dib png ppm pnm ras tif tiff jp2 webp jpg pgm".split()),
+     *((f"a.{suffix}", 16) for suffix in "png ppm tif pgm".split())],
+)  # fmt: skip
+def test_files_of_opencv(tmp_path, name, bits):
+    cv2 = pytest.importorskip("cv2")
+    colours = BLOCKS[:, :, :1] if name == "a.pgm" else BLOCKS[:, :, ::-1]
+    options = {"a.webp": [cv2.IMWRITE_WEBP_QUALITY, 101],
+               "a.jpg": [cv2.IMWRITE_JPEG_QUALITY, 100, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x111111],
+               "a.jp2": [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]}.get(name, [])  # fmt: skip
+    values = colours if bits == 8 else colours.astype(np.uint16) * 257
+    assert cv2.imwrite(str(tmp_path / name), np.ascontiguousarray(values), options)
+    (found,) = list_images(tmp_path)
+    right = BLOCKS[:, :, :1] if name == "a.pgm" else BLOCKS
+    assert np.abs(pixels(read_image(found)).astype(int) - right).max() <= {"a.jpg": 2, "a.jp2": 1}.get(name, 0)
+
+
+def test_jpeg_2000_of_16_bits(tmp_path):
+    """Grey is read rightly; of colour Pillow makes black from white."""
+    cv2 = pytest.importorskip("cv2")
+    levels = np.kron(np.array([[0, 128, 129, 32768, 65407, 65535]], np.uint16), np.ones((64, 16), np.uint16))
+    options = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]
+    assert cv2.imwrite(str(tmp_path / "grey.jp2"), levels, options)
+    assert pixels(read_image(tmp_path / "grey.jp2"))[0, ::16, 0].tolist() == [0, 0, 1, 128, 255, 255]
+    assert cv2.imwrite(str(tmp_path / "colour.jp2"), np.dstack([levels] * 3), options)
+    with pytest.raises(ImageError, match="colour.jp2: JPEG 2000 with 16 bits per channel in colour is not allowed"):
+        read_image(tmp_path / "colour.jp2")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compression": "zlib"},
+        {"planarconfig": "separate"},
+        {"tile": (16, 16)},
+        {"bigtiff": True},
+        {"byteorder": ">"},
+        {"rowsperstrip": 7},
+        {"dtype": np.uint16},
+    ],
+    ids=str,
+)
+def test_files_of_tifffile(tmp_path, options):
+    tifffile = pytest.importorskip("tifffile")
+    values = BLOCKS.astype(options.pop("dtype", np.uint8))
+    values = values * (257 if values.dtype == np.uint16 else 1)
+    if "planarconfig" in options:
+        values = values.transpose(2, 0, 1)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", **options)
+    assert (pixels(read_image(tmp_path / "a.tif")) == BLOCKS).all()
+
+
+def test_pages_of_tifffile(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([BLOCKS // 4, BLOCKS // 2, BLOCKS]), photometric="rgb")
+    assert read_image(tmp_path / "a.tif").info["frames"] == 3
+    for frame, divisor in ((None, 4), (1, 4), (2, 2), (3, 1)):
+        assert (pixels(read_image(tmp_path / "a.tif", frame=frame)) == BLOCKS // divisor).all()
+
+
+def test_files_of_scikit_image():
+    """An animation of 24 frames, and a scan of two pages."""
+    imageio, tifffile = pytest.importorskip("imageio.v3"), pytest.importorskip("tifffile")
+    spec = importlib.util.find_spec("skimage")
+    folder = Path(spec.origin).parent / "data" if spec else Path()
+    for name, count in (("no_time_for_that_tiny.gif", 24), ("multipage.tif", 2)):
+        if not (folder / name).is_file():
+            pytest.skip("scikit-image's pictures are not installed")
+        assert read_image(folder / name, (0, 0, 0)).info["frames"] == count
+        for frame in (1, 2, count):
+            if name.endswith(".tif"):
+                right = np.dstack([tifffile.imread(folder / name, key=frame - 1)] * 3)
+            else:
+                right = imageio.imread(folder / name, index=frame - 1)
+            assert (pixels(read_image(folder / name, (0, 0, 0), frame)) == right[:, :, :3]).all()
+        with pytest.raises(ImageError, match=f"frame {count + 1} does not exist; allowed: 1 to {count}"):
+            read_image(folder / name, frame=count + 1)
+
+
+def test_jpeg_xl(tmp_path):
+    pytest.importorskip("pillow_jxl")
+    Image.fromarray(BLOCKS).save(tmp_path / "a.jxl", lossless=True)
+    (found,) = list_images(tmp_path)
+    assert (pixels(read_image(found)) == BLOCKS).all()
+
+
+def test_a_damaged_later_frame_leaves_the_first(tmp_path):
+    frames = [Image.fromarray(np.roll(BLOCKS, 9 * index, 1)) for index in range(3)]
+    for name in ("a.tif", "a.gif", "a.png", "a.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+        whole = pixels(read_image(tmp_path / name))
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data[: -len(data) // 4])
+        with contextlib.suppress(ImageError):  # WebP holds no frame unless it is whole
+            assert (pixels(read_image(tmp_path / name)) == whole).all()
+            continue
+        assert name == "a.webp"
+
+
+def test_orientation_of_a_later_page(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for orientation in (1, 6):
+            file.write(BLOCKS, photometric="rgb", extratags=[(274, "H", 1, orientation, True)])
+    assert (pixels(read_image(tmp_path / "a.tif", frame=2)) == np.rot90(BLOCKS, -1)).all()
+
+
+def test_opened_files(tmp_path):
+    path = save(tmp_path, Image.fromarray(RAMP))
+    assert (pixels(read_image(io.BytesIO(path.read_bytes()))) == RAMP).all()
+    with pytest.raises(ImageError, match="^the stream: not a picture of a known format"):
+        read_image(io.BytesIO(b"no image"), name="the stream")
+
+
+def test_suffixes_are_those_of_images():
+    suffixes = image_suffixes()
+    usual = {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".mpo", ".png", ".ppm", ".qoi", ".tga", ".tif", ".tiff"}
+    assert usual <= suffixes
+    assert not suffixes & {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf"}
 
 
 def test_import_brings_no_torch():
