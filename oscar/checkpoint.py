@@ -140,8 +140,8 @@ def fingerprint(codec: OscarCodec, dtype: torch.dtype | None = None) -> str:
         codec: the codec.
         dtype: floating-point type in which the weights are saved, None for their own.
     """
-    digest = hashlib.sha256(json.dumps(describe(codec), sort_keys=True).encode())
-    digest.update(json.dumps(codec.backbone.schedule.config, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(describe(codec), allow_nan=False, sort_keys=True).encode())
+    digest.update(json.dumps(codec.backbone.schedule.config, allow_nan=False, sort_keys=True).encode())
     digest.update(repr(codec.backbone.vae.config.scaling_factor).encode())
     own = {
         name: value
@@ -202,7 +202,7 @@ def save(codec: OscarCodec, folder: str | Path, dtype: torch.dtype | None = None
                 path.relative_to(temporary).as_posix(): _sha256(path) for path in temporary.rglob("*.safetensors")
             },
         }
-        (temporary / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (temporary / CONFIG).write_text(json.dumps(config, allow_nan=False, indent=2, sort_keys=True) + "\n")
         os.chmod(temporary, 0o755)  # mkdtemp's folder is private, and so are safetensors' files
         for path in temporary.rglob("*.safetensors"):
             os.chmod(path, 0o644)

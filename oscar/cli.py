@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import json
 import logging
 import math
 import os
@@ -37,6 +36,7 @@ from oscar.jobs import (
     write_whole,
 )
 from oscar.rates import PAPER_RATES, RATES, find_rate
+from oscar.strict_json import dumps
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -321,7 +321,7 @@ def info(
             failed = True
             _print_error(_one_line(error, path))
     if as_json and (facts or is_folder):
-        typer.echo(json.dumps(facts if is_folder else facts[0], indent=2))
+        typer.echo(dumps(facts if is_folder else facts[0], indent=2))
     elif facts:
         typer.echo("\n\n".join(_describe(entry) for entry in facts))
     if failed:
@@ -394,7 +394,7 @@ def doctor(
 
     findings = examine(backbone or ())
     if as_json:
-        typer.echo(json.dumps([vars(finding) for finding in findings], indent=2))
+        typer.echo(dumps([vars(finding) for finding in findings], indent=2))
         return
     from rich.console import Console
 

@@ -53,6 +53,7 @@ from oscar.models.loading import drop
 from oscar.models.padding import pad_to_multiple
 from oscar.models.reuse import give_back_memory
 from oscar.models.tiling import MemoryBudget
+from oscar.protocol import PAPER_MULTIPLE, Protocol, check_protocol, image_noise
 from oscar.rates import PIXELS_PER_LATENT, RatePoint, find_rate
 from oscar.targets import compress_within
 from oscar.timesteps import TimestepMapping, timestep_code, timestep_of_code
@@ -445,20 +446,26 @@ class OscarCodec(nn.Module):
 
     @torch.inference_mode()
     def reconstruct(
-        self, batch: Tensor, rate: float | RatePoint, protocol: Literal["bitstream", "paper"] = "bitstream"
+        self, batch: Tensor, rate: float | RatePoint, protocol: Protocol = "bitstream"
     ) -> Reconstruction:
         """Both directions in one call.
 
         Args:
             batch: images (B, 3, H, W) in [-1, 1], of any size.
             rate: nominal bits per pixel, or a rate point.
-            protocol: "bitstream" gives the decoder what a file holds; "paper" the original latent's norms, unquantised,
-                as the published implementation does, without any file.
+            protocol: "bitstream" gives the decoder what a file holds; "paper" does what the published implementation
+                does, without any file: the latent is a sample (`oscar.protocol.image_noise`), the decoder gets the
+                original latent's norms, unquantised, and nothing is padded.
+
+        Raises:
+            ValueError: for a rate or protocol that does not exist, or images that protocol paper would have to pad.
         """
-        if protocol not in ("bitstream", "paper"):
-            raise ValueError(f"protocol {protocol!r} does not exist; allowed: bitstream, paper")
+        check_protocol(protocol)
         rate = self.find_rate(rate)
-        analysis = self.analyse(batch, rate)
+        if protocol == "paper" and any(side % rate.pixels_per_index for side in batch.shape[-2:]):
+            raise ValueError(f"images of {batch.shape[-1]}x{batch.shape[-2]} pixels are not allowed in protocol paper, "
+                             f"which does not pad; allowed: sides that are multiples of {PAPER_MULTIPLE}")  # fmt: skip
+        analysis = self.analyse(batch, rate, is_sampled=protocol == "paper")
         rms = analysis.rms
         if protocol == "bitstream":
             rms = self.stored_rms(torch.from_numpy(quantise_rms(rms.float().cpu().numpy())))
@@ -468,10 +475,15 @@ class OscarCodec(nn.Module):
 
     # The two halves.
 
-    def analyse(self, batch: Tensor, rate: RatePoint) -> Analysis:
-        """Encoder half: images (B, 3, H, W), padded here to whole indices by replicating the edge."""
+    def analyse(self, batch: Tensor, rate: RatePoint, is_sampled: bool = False) -> Analysis:
+        """Encoder half: images (B, 3, H, W), padded here to whole indices by replicating the edge.
+
+        The latent is the posterior's mode, or as protocol `paper` has it a sample (`oscar.protocol.image_noise`).
+        """
         self._need("encoder", "compress")
-        latent = self.backbone.encode(pad_to_multiple(batch.to(self.device, self.dtype), rate.pixels_per_index))
+        padded = pad_to_multiple(batch.to(self.device, self.dtype), rate.pixels_per_index)
+        draw = (lambda mean: image_noise(batch, mean.shape).to(mean)) if is_sampled else None
+        latent = self.backbone.encode(padded, draw)
         indices = self.bottleneck.encode(latent, rate)
         timesteps = None
         if self.mapping.per_picture:

@@ -20,6 +20,7 @@ from oscar.bitstream import MAX_QUALITY, Coding, Container, WrongModelError
 from oscar.bitstream.rans import MEAN_STATE_BITS
 from oscar.codec import OscarCodec, as_batch
 from oscar.models.padding import pad_to_multiple
+from oscar.protocol import check_protocol
 from oscar.rates import RatePoint
 from oscar.targets import quality_within
 
@@ -184,6 +185,7 @@ class ContinuousCodec(OscarCodec):
         self, batch: Tensor, rate: float | Quality, protocol: Literal["bitstream"] = "bitstream"
     ) -> ContinuousReconstruction:
         """Both directions in one call, of images (B, 3, H, W) in [-1, 1] at a quality; exactly what a file holds."""
+        check_protocol(protocol)
         if protocol != "bitstream":
             raise ValueError(f"protocol {protocol!r} is the published quantiser's; allowed: bitstream")
         height, width = batch.shape[-2:]

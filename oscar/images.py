@@ -347,8 +347,10 @@ def _check_tensor(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.float().clamp(-1, 1)
 
 
-def to_pil(pixels: torch.Tensor) -> Image.Image:
+def to_pil(pixels: torch.Tensor, truncate: bool = False) -> Image.Image:
     """Convert a tensor (3, H, W) or (1, 3, H, W) in [-1, 1] to PIL RGB; values beyond are clamped, all are rounded.
+
+    With `truncate` they are rounded down, as by torchvision's `to_pil_image`, which the published code calls.
 
     Raises:
         ImageError: if the shape is another.
@@ -359,7 +361,9 @@ def to_pil(pixels: torch.Tensor) -> Image.Image:
         pixels = pixels[0]
     if pixels.ndim != 3 or pixels.shape[0] != 3:
         raise ImageError(f"tensor of shape {tuple(pixels.shape)} is not allowed; allowed: (3, H, W) or (1, 3, H, W)")
-    pixels = ((pixels.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    pixels = pixels.detach().float()
+    levels = (pixels / 2 + 0.5) * 255 if truncate else ((pixels + 1) * 127.5).round()
+    pixels = levels.clamp(0, 255).to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
 
 

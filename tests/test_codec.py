@@ -17,6 +17,7 @@ from oscar.bitstream import BitstreamError, Coding, Container, HeaderError, Unkn
 from oscar.bitstream.norms import quantise_rms
 from oscar.codec import OscarCodec, channel_cosine, channel_rms, rescale
 from oscar.images import ImageError, to_pil, to_tensor
+from oscar.protocol import image_noise
 from oscar.rates import PAPER_RATES, RATES
 from oscar.timesteps import ConstantMapping, LearnedMapping, PerImageMapping, TableMapping, timestep_of_code
 
@@ -141,25 +142,45 @@ def test_the_default_rate(tiny: OscarCodec, picture) -> None:
 
 def test_reconstruction_has_its_parts(tiny: OscarCodec, picture) -> None:
     batch = torch.cat([to_tensor(picture(70, 50, seed)) for seed in range(2)])
-    for protocol in ("bitstream", "paper"):
-        result = tiny.reconstruct(batch, 0.0313, protocol)
+    whole = torch.cat([to_tensor(picture(80, 64, seed)) for seed in range(2)])
+    for images, protocol in ((batch, "bitstream"), (whole, "paper")):  # the latter pads nothing
+        result = tiny.reconstruct(images, 0.0313, protocol)
         assert result.indices.shape == (2, 4, 5) and result.z_hat.shape == result.x0.shape == (2, 4, 8, 10)
-        assert result.image.shape == batch.shape and result.image.abs().max() <= 1
+        assert result.image.shape == images.shape and result.image.abs().max() <= 1
+    with pytest.raises(ValueError, match="70x50 pixels are not allowed in protocol paper, .* multiples of 128"):
+        tiny.reconstruct(batch, 0.0313, "paper")
     with pytest.raises(ValueError, match="protocol 'file' does not exist; allowed: bitstream, paper"):
         tiny.reconstruct(batch, 0.0313, "file")
 
 
-def test_protocols_differ_by_the_norms_alone(tiny: OscarCodec, picture) -> None:
+def test_protocols_differ_by_the_sample_and_the_norms(tiny: OscarCodec, picture) -> None:
     batch = to_tensor(picture(64, 64))
     paper, file = tiny.reconstruct(batch, TOP, "paper"), tiny.reconstruct(batch, TOP)
-    assert torch.equal(paper.indices, file.indices) and torch.equal(paper.z_hat, file.z_hat)
-    latent = tiny.analyse(batch, TOP).latent
+    with torch.inference_mode():
+        posterior = tiny.backbone.vae.encode(batch).latent_dist
+    noise = image_noise(batch, posterior.mean.shape)
+    latent = (posterior.mean + posterior.std * noise) * tiny.backbone.vae.config.scaling_factor
+    assert torch.equal(paper.indices, tiny.bottleneck.encode(latent, TOP))
+    assert torch.equal(tiny.analyse(batch, TOP, is_sampled=True).latent, latent)
     expected = tiny.denoiser(paper.z_hat * latent.norm(dim=(2, 3), keepdim=True)
                              / paper.z_hat.norm(dim=(2, 3), keepdim=True), TOP.timestep)  # fmt: skip
     torch.testing.assert_close(paper.x0, expected, rtol=1e-4, atol=1e-5)
-    stored = tiny.stored_rms(torch.from_numpy(quantise_rms(channel_rms(latent).numpy())))
+    mode = tiny.analyse(batch, TOP).latent
+    assert torch.equal(mode, posterior.mode() * tiny.backbone.vae.config.scaling_factor)
+    stored = tiny.stored_rms(torch.from_numpy(quantise_rms(channel_rms(mode).numpy())))
     torch.testing.assert_close(file.x0, tiny.denoise(file.z_hat, stored, TOP))
     assert not torch.equal(paper.x0, file.x0)
+
+
+def test_the_sample_is_the_image_s_own(tiny: OscarCodec, picture) -> None:
+    """So that a run can be repeated, in any order and any batch."""
+    images = [to_tensor(picture(128, 64, seed)) for seed in range(2)]
+    single = [tiny.analyse(image, TOP, is_sampled=True).latent for image in images]
+    both = tiny.analyse(torch.cat(images[::-1]), TOP, is_sampled=True).latent
+    torch.testing.assert_close(both, torch.cat(single[::-1]))
+    noise = image_noise(torch.cat(images), (2, 4, 8, 16))
+    assert torch.equal(image_noise(images[1], (1, 4, 8, 16))[0], noise[1]) and not torch.equal(noise[0], noise[1])
+    assert noise.mean().abs() < 0.1 and abs(noise.std() - 1) < 0.1  # 1,024 values
 
 
 def test_rescale() -> None:

@@ -215,6 +215,8 @@ def test_the_other_kind_refuses(codec, tiny, picture) -> None:
 def test_protocol_paper_is_refused(codec, picture) -> None:
     with pytest.raises(ValueError, match="allowed: bitstream"):
         codec.reconstruct(to_tensor(picture(96, 72)), 0.5, protocol="paper")
+    with pytest.raises(ValueError, match="protocol 'file' does not exist"):
+        codec.reconstruct(to_tensor(picture(96, 72)), 0.5, protocol="file")
     with pytest.raises(ValueError, match="allowed: bitstream"):
         OscarImageCodec(codec, "tiny", "paper")
 

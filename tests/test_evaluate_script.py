@@ -134,9 +134,12 @@ def test_two_processes_equal_one(folder: Path, tiny_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_over_both_protocols(folder: Path, tiny_folder: Path) -> None:
+def test_a_sweep_over_both_protocols(folder: Path, tiny_folder: Path, picture) -> None:
+    (folder / "larger").mkdir()
+    for seed in range(2):
+        picture(300, 260, seed).save(folder / f"larger/{seed}.png")
     result = in_processes(
-        folder, SCRIPT, "--multirun", "data.images=photos", "data.limit=2", f"model={tiny_folder}",
+        folder, SCRIPT, "--multirun", "data.images=larger", "data.limit=2", f"model={tiny_folder}",
         "protocol=bitstream,paper", "output=runs/evaluate/${protocol}",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -144,5 +147,7 @@ def test_a_sweep_over_both_protocols(folder: Path, tiny_folder: Path) -> None:
     assert set(bitstream.protocol) == {"bitstream"} and set(paper.protocol) == {"paper"}
     assert bitstream.file_bytes.notna().all() and paper.file_bytes.isna().all() and paper.actual_bpp.isna().all()
     assert list(paper.nominal_bpp) == list(bitstream.nominal_bpp) == list(paper.point)
-    assert set(zip(paper.scored_width, paper.scored_height, strict=True)) == {(128, 128)}
-    assert {path.name for path in folder.iterdir()} - {".cache", ".config"} == {"photos", "empty", "broken", "runs"}
+    assert set(zip(paper.scored_width, paper.scored_height, strict=True)) == {(256, 256)}
+    assert "ms_ssim_y" in paper and "ms_ssim" not in paper and "ms_ssim_y" not in bitstream
+    names = {path.name for path in folder.iterdir()} - {".cache", ".config"}
+    assert names == {"photos", "empty", "broken", "larger", "runs"}

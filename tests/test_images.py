@@ -260,6 +260,18 @@ def test_to_pil_clamps_and_rounds():
     assert pixels(to_pil(values.expand(3, 1, 5)))[0, :, 0].tolist() == [0, 255, 128, 1, 0]
 
 
+def test_to_pil_truncates_as_torchvision_does():
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    torch = pytest.importorskip("torch")
+    pixels = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2.4 - 1.2
+    pixels[0, 0, :4] = torch.tensor([-1.0, 1.0, 2 * 200.4 / 255 - 1, 2 * 200.9 / 255 - 1])
+    expected = np.asarray(functional.to_pil_image((pixels / 2 + 0.5).clamp(0, 1)))
+    truncated, rounded = np.asarray(to_pil(pixels, truncate=True)), np.asarray(to_pil(pixels))
+    assert (truncated == expected).all() and truncated[0, :4, 0].tolist() == [0, 255, 200, 200]
+    assert rounded[0, :4, 0].tolist() == [0, 255, 200, 201]
+    assert set(np.unique(rounded.astype(int) - truncated)) == {0, 1}
+
+
 def test_list_images(tmp_path):
     (tmp_path / "b" / "folder.png").mkdir(parents=True)
     for name in ("z.JPG", "a.png", "notes.txt", "b/c.Tiff", "b/d.webp"):

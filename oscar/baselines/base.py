@@ -53,7 +53,8 @@ class RoundTrip:
     """A picture through a codec and back.
 
     Attributes:
-        reference: RGB picture that `decoded` is to be scored against: the original, unless a protocol resizes it.
+        reference: RGB picture that `decoded` is to be scored against: the original, unless a protocol resizes it (sets
+            of pictures are compared with the originals all the same).
         decoded: RGB picture.
         encoded: the file; None where a protocol writes none.
         nominal_bpp, estimated_bpp: see `Encoded`.

@@ -35,13 +35,15 @@ from oscar.evaluation import tables
 from oscar.evaluation.codecs import OscarImageCodec, make_codec
 from oscar.evaluation.curves import DATASETS, bd_table, dataset_of, published_curves
 from oscar.evaluation.environment import describe_environment, hardware
-from oscar.evaluation.evaluate import EvaluationError, evaluate, load_results, make_accelerator
+from oscar.evaluation.evaluate import EvaluationError, evaluate, load_results, make_accelerator, missing_notes
 from oscar.evaluation.matched import match_bytes
-from oscar.evaluation.metrics import METRICS, MetricSet
+from oscar.evaluation.metrics import METRICS, MetricSet, metrics_of
 from oscar.evaluation.pictures import find_pictures
 from oscar.evaluation.plots import plot_rates
 from oscar.images import ImageError, read_image
 from oscar.jobs import write_whole
+from oscar.protocol import PROTOCOLS
+from oscar.strict_json import as_read, write_json
 
 if TYPE_CHECKING:
     from oscar.config import BenchmarkConfig
@@ -99,13 +101,18 @@ class Benchmark:
     def means(self) -> pd.DataFrame:
         return tables.means_frame(self.rows, self.set_scores, self.metrics.names)
 
+    @property
+    def protocols(self) -> list[str]:
+        """Those that there are rows of; rows of different ones never stand in one table, plot or BD-rate."""
+        return [protocol for protocol in PROTOCOLS if (self.rows["protocol"] == protocol).any()]
+
     @cached_property
     def matched_means(self) -> pd.DataFrame:
         return tables.matched_frame(self.matched, self.rows, self.metrics.names)
 
     @cached_property
     def bd(self) -> pd.DataFrame:
-        """OSCAR's models against all other codecs; without a model, all codecs against each other."""
+        """OSCAR's models against all other codecs of their protocol; without a model, all against each other."""
         codecs = list(dict.fromkeys(self.rows["codec"]))
         ours = [codec.name for codec in self.ours if codec.name in codecs]
         directions = {name: METRICS[name].higher_is_better for name in self.metrics.names if name in self.rows}
@@ -190,6 +197,7 @@ def prepare(config: BenchmarkConfig) -> Benchmark:
         if name not in METRICS:
             unavailable[name] = f"there is no metric of this name; allowed: {', '.join(METRICS)}"
     names = [name for name in config.metrics.names if name in METRICS]
+    names = [name for protocol in _protocols([*ours, *baselines]) for name in metrics_of(protocol, names)]
     if not names:
         raise EvaluationError(f"none of the metrics {', '.join(config.metrics.names)} exists; allowed: "
                               f"{', '.join(METRICS)}")  # fmt: skip
@@ -248,6 +256,14 @@ def _check_timing(bench: Benchmark) -> None:
             codecs[name].check_point(point)
 
 
+def _protocol(codec: ImageCodec) -> str:
+    return getattr(codec, "protocol", "bitstream")
+
+
+def _protocols(codecs: Sequence[ImageCodec]) -> list[str]:
+    return [protocol for protocol in PROTOCOLS if protocol in map(_protocol, codecs)]
+
+
 # Parts. Each fills in its share of the benchmark: by running, or from what an earlier run left.
 
 
@@ -260,7 +276,8 @@ def run_quality(bench: Benchmark, is_asked: bool) -> None:
             if is_asked:
                 _say(f"quality {number}/{len(bench.codecs)}: {codec.label}")
                 config = asdict(bench.config)
-                evaluate(codec, list(bench.pictures.values()), bench.metrics, folder, root=bench.root, config=config)
+                metrics = bench.metrics.only(metrics_of(_protocol(codec), bench.config.metrics.names))
+                evaluate(codec, list(bench.pictures.values()), metrics, folder, root=bench.root, config=config)
             elif not (folder / "results.json").exists():
                 continue
             frame, record = load_results(folder)
@@ -310,7 +327,7 @@ def run_timing_part(bench: Benchmark, is_asked: bool) -> None:
     tabular = [item.name for item in fields(TimingResult) if item.name != "hardware"]
     record = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else None
     settings = bench.config.timing
-    codecs = [codec for codec in bench.codecs if getattr(codec, "protocol", "bitstream") == "bitstream"]
+    codecs = [codec for codec in bench.codecs if _protocol(codec) == "bitstream"]
     points = {codec.name: settings.points.get(codec.name, [_middle(codec.points)]) for codec in codecs}
     if is_asked and codecs:
         name = bench.rows["image"].iloc[0] if len(bench.rows) else next(iter(bench.pictures))  # one that can be read
@@ -321,7 +338,7 @@ def run_timing_part(bench: Benchmark, is_asked: bool) -> None:
             "settings": asdict(settings),
             "hardware": hardware(),
         }
-        identity = json.loads(json.dumps(identity))  # as it is read
+        identity = as_read(identity)
         if record != identity:
             _say(f"timing on {name}, {settings.repeats} rounds")
             try:
@@ -334,7 +351,7 @@ def run_timing_part(bench: Benchmark, is_asked: bool) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             for table in tabular:
                 write_whole(folder / f"{table}.csv", getattr(result, table).to_csv(index=False).encode())
-            write_whole(folder / "run.json", (json.dumps(identity, indent=2) + "\n").encode())
+            write_json(folder / "run.json", identity)
             record = identity
     if record is not None:
         read = {table: pd.read_csv(folder / f"{table}.csv") for table in tabular}
@@ -354,9 +371,14 @@ def write_results(bench: Benchmark) -> None:
     for table in make_tables(bench):
         table.write(folder)
     if len(bench.rows):
-        write_whole(folder / "rows.csv", bench.rows.to_csv(index=False).encode())
-        plot_rates(bench.output / "plots", bench.means, published_curves(bench.dataset),
-                   f"Means over {bench.title}", bench.unavailable)  # fmt: skip
+        for protocol in bench.protocols:
+            rows = bench.rows[bench.rows["protocol"] == protocol].dropna(axis="columns", how="all")
+            write_whole(folder / f"{tables.named('rows', protocol)}.csv", rows.to_csv(index=False).encode())
+        paper_hint = {} if "paper" in bench.protocols else dict.fromkeys(METRICS, "protocols=[bitstream,paper] does")
+        for protocol in PROTOCOLS:  # the paper's own curves are drawn in any case
+            plot_rates(bench.output / "plots", bench.means[bench.means["protocol"] == protocol],
+                       published_curves(bench.dataset, protocol), f"Means over {bench.title}",
+                       bench.unavailable | (paper_hint if protocol == "paper" else {}), protocol)  # fmt: skip
     record = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "config": asdict(bench.config),
@@ -368,15 +390,20 @@ def write_results(bench: Benchmark) -> None:
         **describe_environment(),
     }
     bench.output.mkdir(parents=True, exist_ok=True)
-    write_whole(bench.output / "benchmark.json", (json.dumps(record, indent=2) + "\n").encode())
+    write_json(bench.output / "benchmark.json", record)
 
 
 def make_tables(bench: Benchmark) -> list[tables.Table]:
     """All tables for which there are results."""
     made, names = [], bench.metrics.names
     if len(bench.rows):
-        made.append(tables.means_table(bench.means, names, bench.unavailable))
-        made.append(tables.bd_frame_table(bench.bd, bench.config.bd_method))
+        for protocol in bench.protocols:
+            asked = metrics_of(protocol, bench.config.metrics.names)
+            rows = bench.rows[bench.rows["protocol"] == protocol]
+            notes = [note for codec, group in rows.groupby("label", sort=False)
+                     for note in missing_notes(group, asked, f"{codec}, ")]  # fmt: skip
+            made.append(tables.means_table(bench.means, names, bench.unavailable, protocol, notes))
+            made.append(tables.bd_frame_table(bench.bd, bench.config.bd_method, protocol))
     if len(bench.matched) and len(bench.rows):
         made += tables.matched_tables(bench.matched_means, bench.rows, names)
     if bench.timing is not None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from oscar.baselines.base import ImageCodec
 from oscar.evaluation.benchmark import Benchmark, timing_table_of
-from oscar.evaluation.curves import MS_SSIM_DB, paper_curves
+from oscar.evaluation.curves import bd_name, paper_curves
 from oscar.evaluation.environment import describe_environment
 from oscar.evaluation.metrics import METRICS
 from oscar.evaluation.report import MetricInfo, ReportData, ReportEntry, ReportPicture
@@ -25,24 +25,44 @@ from oscar.jobs import write_whole
 def report_data(bench: Benchmark) -> ReportData:
     """Everything for the report page; decodes the pictures of its browser."""
     empty = pd.DataFrame()
-    names = [*bench.metrics.names, MS_SSIM_DB]  # the latter for the table of BD-rates
-    infos = [MetricInfo(name, *(getattr(metric_of(name), part) for part in ("label", "unit", "higher_is_better")))
-             for name in names]  # fmt: skip
+    names = list(bench.metrics.names)
+    names += [bd_name(name) for name in names if bd_name(name) != name]  # for the table of BD-rates
+    infos = [_info(name) for name in names] + [_info(name, PAPER) for name in names]
     measured = len(bench.rows) > 0
+    curves = paper_curves(bench.dataset) if bench.dataset else empty
     return ReportData(
         title=f"OSCAR benchmark: {bench.title}",
         summary=summary(bench),
         environment=environment(bench),
         metrics=infos,
         unavailable=bench.unavailable | bench.failed,
-        means=bench.means if measured else empty,
-        rows=bench.rows,
+        means=_apart(bench.means, names) if measured else empty,
+        rows=_apart(bench.rows, names),
         bd=bench.bd if measured else empty,
-        reference_curves=paper_curves(bench.dataset) if bench.dataset else empty,
+        reference_curves=curves.assign(metric=curves["metric"] + PAPER) if len(curves) else empty,
         pictures=list(browser_pictures(bench)) if measured else [],
         timing=_timing(bench),
         matched=_matched(bench) if len(bench.matched) and measured else None,
     )
+
+
+PAPER = "@paper"  # ends the names of metrics that were measured under protocol paper, which has plots of its own
+
+
+def _info(name: str, protocol: str = "") -> MetricInfo:
+    metric = metric_of(name)
+    return MetricInfo(name + protocol, metric.label + (", protocol paper" if protocol else ""), metric.unit,
+                      metric.higher_is_better)  # fmt: skip
+
+
+def _apart(frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
+    """A frame in which the metrics of rows of protocol paper have columns of their own."""
+    if not len(frame):
+        return frame
+    is_paper = frame["protocol"] == "paper"
+    for name in [name for name in metrics if name in frame and is_paper.any()]:
+        frame = frame.assign(**{name + PAPER: frame[name].where(is_paper), name: frame[name].mask(is_paper)})
+    return frame
 
 
 def summary(bench: Benchmark) -> list[str]:
@@ -76,7 +96,7 @@ def _bd_line(bench: Benchmark, codec: ImageCodec, metric: str) -> str:
     bd = bench.bd
     if not len(bd):
         return ""
-    rows = bd[(bd["codec"] == codec.name) & (bd["metric"] == (MS_SSIM_DB if metric == "ms_ssim" else metric))]
+    rows = bd[(bd["codec"] == codec.name) & (bd["metric"] == bd_name(metric))]
     found, missing = rows[rows["bd_rate_percent"].notna()], rows[rows["bd_rate_percent"].isna()]
     parts = [
         f"{_signed(row['bd_rate_percent'], 0)} % against {row['anchor_label']} (overlap {row['overlap_percent']:.0f} %)"

@@ -13,7 +13,6 @@ power is 1 - alpha_bar_t, and the residual is Gaussian and does not depend on z0
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -37,6 +36,7 @@ from oscar.evaluation.pictures import find_pictures
 from oscar.images import ImageError, read_image, to_tensor
 from oscar.jobs import write_whole
 from oscar.rates import RatePoint
+from oscar.strict_json import write_json
 from oscar.timesteps import CalibratedMapping, TimestepMapping
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def calibrate_config(config: CalibrateTimestepsConfig) -> Calibration:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **describe_environment(),
     }
-    write_whole(output / "calibration.json", (json.dumps(record, indent=2) + "\n").encode())
+    write_json(output / "calibration.json", record)
     plot_calibration(output / "calibration", calibration.rates, codec.backbone.schedule, len(record["pictures"]))
     print(calibration.rates.to_string(index=False, float_format="{:.4f}".format))
     print(f"calibration: {output / 'calibration.json'}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Literal
 
 import torch
 from PIL import Image
@@ -16,18 +15,21 @@ from oscar.baselines.base import Encoded, ImageCodec, RoundTrip
 from oscar.codec import OscarCodec
 from oscar.continuous import ContinuousCodec
 from oscar.images import to_pil, to_tensor
+from oscar.protocol import Protocol, check_protocol, paper_size
 
-PAPER_MULTIPLE = 128  # the published code's pictures have sides that are multiples of this
-PROTOCOLS = ("bitstream", "paper")
+# What results of protocol `paper` say of it; docs/protocols.md has the whole.
+PAPER_RULES = {"resized": "Lanczos, sides down to multiples of 128", "latent": "sample, seeded by the image",
+               "norms": "the original latent's", "pixels": "truncated"}  # fmt: skip
 
 
 class OscarImageCodec(ImageCodec):
     """OSCAR as a codec under evaluation; its points are the nominal bpp of the model's rates, with a hyperprior
     qualities from 0 to 1.
 
-    Protocol `bitstream` writes and reads real files of pictures of any size. Protocol `paper` is what the published
-    implementation does: the picture is resized (`paper_size`, Lanczos), the decoder gets the original latent's norms,
-    no file is written, and the result is scored against the resized picture. Its rate is the nominal one.
+    Protocol `bitstream` writes and reads real files of pictures of any size. Protocol `paper` is the published
+    evaluation: the image is resized (`paper_size`, Lanczos), the latent is a sample, the decoder gets the original
+    latent's norms, no file is written, pixels are truncated to 8 bits, and the result is scored against the resized
+    image. Its rate is the nominal one.
 
     nominal_bpp is the rate's name, as the paper prints it; estimated_bpp is the ideal code length of the indices under
     the model's frequency tables, or context models, over the coded picture's pixels; where there is a file, its header
@@ -49,12 +51,11 @@ class OscarImageCodec(ImageCodec):
         self,
         codec: OscarCodec,
         model: str,
-        protocol: Literal["bitstream", "paper"] = "bitstream",
+        protocol: Protocol = "bitstream",
         sha256: dict[str, str] | None = None,
         source: str | Path | None = None,
     ):
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"protocol {protocol!r} does not exist; allowed: {', '.join(PROTOCOLS)}")
+        check_protocol(protocol)
         self.codec, self.model, self.protocol, self.sha256 = codec, model, protocol, sha256 or {}
         self.source = source
         paper = protocol == "paper"
@@ -70,6 +71,7 @@ class OscarImageCodec(ImageCodec):
         return {
             **super().describe(),
             "protocol": self.protocol,
+            **({"rules": PAPER_RULES} if self.protocol == "paper" else {}),
             "fingerprint": self.codec.fingerprint,
             "sha256": self.sha256,
             "backbone": self.codec.backbone.source,
@@ -122,10 +124,11 @@ class OscarImageCodec(ImageCodec):
         rate = self.codec.find_rate(point)
         reference = image.resize(paper_size(*image.size), Image.Resampling.LANCZOS)
         start = time.perf_counter()
-        analysis = self.codec.analyse(to_tensor(reference), rate)
+        analysis = self.codec.analyse(to_tensor(reference), rate, is_sampled=True)
         bits = self.codec.estimated_bits(analysis.indices[0], rate)  # on the CPU: the device has finished
         middle = time.perf_counter()
-        decoded = to_pil(self.codec.synthesise(analysis.indices, analysis.rms, rate, analysis.timesteps).image)
+        result = self.codec.synthesise(analysis.indices, analysis.rms, rate, analysis.timesteps)
+        decoded = to_pil(result.image, truncate=True)
         end = time.perf_counter()
         return RoundTrip(
             reference=reference,
@@ -136,11 +139,6 @@ class OscarImageCodec(ImageCodec):
             encode_seconds=middle - start,
             decode_seconds=end - middle,
         )
-
-
-def paper_size(width: int, height: int) -> tuple[int, int]:
-    """The size to which protocol `paper` resizes: each side to the nearest multiple of 128 (half up), at least 128."""
-    return tuple(max(1, (side + PAPER_MULTIPLE // 2) // PAPER_MULTIPLE) * PAPER_MULTIPLE for side in (width, height))
 
 
 def make_codec(name: str, **options) -> ImageCodec:
@@ -168,7 +166,7 @@ def load_oscar(
     model: str | Path = "nano",
     device: str | torch.device = "cpu",
     dtype: str = "float32",
-    protocol: Literal["bitstream", "paper"] = "bitstream",
+    protocol: Protocol = "bitstream",
 ) -> OscarImageCodec:
     """Load an OSCAR checkpoint for evaluation; see `make_codec`.
 

@@ -21,7 +21,7 @@ import pandas as pd
 METHODS = ("pchip", "akima", "cubic")
 DATA = Path(__file__).parent / "data"
 DATASETS = {"kodak": "Kodak", "div2k_val": "DIV2K validation", "clic2020": "CLIC 2020 test"}
-MS_SSIM_DB = "ms_ssim_db"  # MS-SSIM as BD-rate uses it
+DECIBEL = "_db"  # ends the names of MS-SSIM as BD-rate uses it
 PAPER, PEERS = "read off the paper's figure", "published by their authors"
 _PAPER_METRICS = {"lpips": "lpips_vgg", "dists": "dists", "musiq": "musiq", "clipiqa": "clipiqa+"}
 _LABELS = {
@@ -129,27 +129,28 @@ def bd_table(
 
     Args:
         rows: of all codecs, as `evaluate` gives them, and label.
-        metrics: columns of `rows` with `higher_is_better`; `ms_ssim` becomes `ms_ssim_db`.
+        metrics: columns of `rows` with `higher_is_better`; `ms_ssim` becomes `ms_ssim_db`, `ms_ssim_y` likewise.
         tests: codecs to judge.
-        anchors: codecs to judge them by; a codec is not compared with itself.
+        anchors: codecs to judge them by; a codec is not compared with itself, nor with one of another protocol.
         method: see `bd_delta`.
 
     Returns:
-        One row per test, anchor and metric: codec, label, anchor, anchor_label, metric, the fields of `BDDelta` for the
-        mean curves, and mean_of_pictures_percent, the mean of the BD-rates of single pictures, over those
-        `bd_pictures` of all `pictures` that have one. Codecs without files enter with their nominal rate.
+        One row per test, anchor and metric: codec, label, protocol, anchor, anchor_label, metric, the fields of
+        `BDDelta` for the mean curves, and mean_of_pictures_percent, the mean of the BD-rates of single pictures, over
+        those `bd_pictures` of all `pictures` that have one. Codecs without files enter with their nominal rate.
     """
     result = []
-    labels = dict(zip(rows["codec"], rows["label"], strict=True))
+    labels, protocols = (dict(zip(rows["codec"], rows[name], strict=True)) for name in ("label", "protocol"))
     for metric, higher in metrics.items():
         for test in tests:
             for anchor in anchors:
-                if anchor == test:
+                if anchor == test or protocols[anchor] != protocols[test]:
                     continue
                 pair = [rows[rows["codec"] == codec] for codec in (anchor, test)]
-                name = MS_SSIM_DB if metric == "ms_ssim" else metric
-                entry = {"codec": test, "label": labels[test], "anchor": anchor, "anchor_label": labels[anchor],
-                         "metric": name}  # fmt: skip
+                if any(table[metric].isna().all() for table in pair):
+                    continue  # another protocol's metric
+                entry = {"codec": test, "label": labels[test], "protocol": protocols[test], "anchor": anchor,
+                         "anchor_label": labels[anchor], "metric": bd_name(metric)}  # fmt: skip
                 whole = bd_delta(*(_prepared(table, metric) for table in pair), higher, method)
                 entry |= vars(whole)
                 common = sorted(set(pair[0]["image"]) & set(pair[1]["image"]))
@@ -165,6 +166,11 @@ def bd_table(
     if len(frame):
         frame["note"] = frame.pop("note")  # last
     return frame
+
+
+def bd_name(metric: str) -> str:
+    """What a metric is called on the scale on which BD-rate is computed."""
+    return metric + DECIBEL if metric.startswith("ms_ssim") else metric
 
 
 def rate_column(rows: pd.DataFrame) -> str:
@@ -196,16 +202,17 @@ def peer_curves(dataset: str | None = None) -> pd.DataFrame:
     return _published(pd.read_csv(DATA / "peers.csv"), dataset, PEERS)
 
 
-def published_curves(dataset: str | None) -> pd.DataFrame:
-    """What to draw beside curves measured on a data set: the paper's, and its rivals' for metrics that it lacks.
+def published_curves(dataset: str | None, protocol: str = "bitstream") -> pd.DataFrame:
+    """What to draw beside curves measured on a data set under a protocol.
 
     Args:
         dataset: one of `DATASETS`; None gives no curve, since figures of other pictures do not compare.
+        protocol: beside `paper` stand the paper's own curves, which were measured so; beside `bitstream` those of its
+            rivals, whose rates are of files.
     """
     if dataset is None:
         return paper_curves().iloc[:0]
-    paper, peers = paper_curves(dataset), peer_curves(dataset)
-    return pd.concat([paper, peers[~peers["metric"].isin(paper["metric"])]], ignore_index=True)
+    return paper_curves(dataset) if protocol == "paper" else peer_curves(dataset)
 
 
 def dataset_of(folder: str | Path | None) -> str | None:
@@ -233,7 +240,7 @@ def _published(frame: pd.DataFrame, dataset: str | None, reading: str) -> pd.Dat
 def _prepared(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     """A mean curve on the scale on which BD-rate is computed."""
     curve = mean_curve(rows, metric, rate_column(rows))
-    return curve.assign(value=curve["value"].map(to_decibel)) if metric == "ms_ssim" else curve
+    return curve.assign(value=curve["value"].map(to_decibel)) if bd_name(metric) != metric else curve
 
 
 def _rising(curve: pd.DataFrame, sign: int) -> tuple[np.ndarray, np.ndarray]:

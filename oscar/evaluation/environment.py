@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from oscar.jobs import write_whole
+from oscar.strict_json import as_read, write_json
 
 PACKAGE = Path(__file__).parents[1]
 LIBRARIES = ("torch", "diffusers", "compressai", "pyiqa", "lpips", "pillow", "numpy")
@@ -33,14 +33,14 @@ def open_record(folder: Path, settings: Mapping, device: object) -> dict:
         `settings`, `device` and `hardware`, as read back from JSON.
     """
     identity = {"settings": settings, "device": str(device), "hardware": hardware()}
-    identity = json.loads(json.dumps(identity))
+    identity = as_read(identity)
     record = folder / "run.json"
     if not record.exists() or json.loads(record.read_text())["identity"] != identity:
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("*.csv"):
             old.unlink()
         state = {"identity": identity, **describe_environment()}
-        write_whole(record, (json.dumps(state, indent=2) + "\n").encode())
+        write_json(record, state)
     return identity
 
 

@@ -29,8 +29,10 @@ from tqdm import tqdm
 
 from oscar.errors import first_line
 from oscar.evaluation.environment import describe_environment
+from oscar.evaluation.metrics import METRICS, metrics_of
 from oscar.images import ImageError, list_images, read_image, srgb_mark
 from oscar.jobs import write_whole
+from oscar.strict_json import as_read, dumps, write_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -76,7 +78,8 @@ def evaluate_config(config: EvaluateConfig) -> pd.DataFrame:
         options = {"model": config.model, "device": device, "dtype": config.dtype, "protocol": config.protocol}
     with accelerator.main_process_first():  # it downloads what is to be downloaded
         codec = make_codec(config.codec, **options)
-        metrics = MetricSet(config.metrics.names, device, files=config.metrics.files, download=config.metrics.download)
+        names = metrics_of(config.protocol, config.metrics.names)
+        metrics = MetricSet(names, device, files=config.metrics.files, download=config.metrics.download)
     if accelerator.is_main_process:
         print(f"{codec.label} on {len(pictures)} pictures of {folder}, {accelerator.num_processes} process(es)")
         for name, reason in metrics.unavailable.items():
@@ -86,9 +89,12 @@ def evaluate_config(config: EvaluateConfig) -> pd.DataFrame:
                      root=folder, config=asdict(config))  # fmt: skip
     if accelerator.is_main_process:
         print(means_per_point(frame).to_string(float_format="{:.4f}".format))
-        failed = load_results(output)[1]["failed"]
-        if failed:
-            print(f"left out of these means: {len(failed)} failure(s), listed in results.json", file=sys.stderr)
+        record = load_results(output)[1]
+        if record["failed"]:
+            print(f"left out of these means: {len(record['failed'])} failure(s), listed in results.json",
+                  file=sys.stderr)  # fmt: skip
+        for note in missing_notes(frame, metrics.names):
+            print(note, file=sys.stderr)
         print(f"rows: {output / 'results.csv'}")
     return frame
 
@@ -210,6 +216,27 @@ def means_per_point(frame: pd.DataFrame) -> pd.DataFrame:
     return means
 
 
+def missing_values(frame: pd.DataFrame, metrics: Sequence[str]) -> dict[str, list[str]]:
+    """By metric the images that have no value of it, in the order of the rows; metrics that all have are left out."""
+    lacking = {name: list(dict.fromkeys(frame.loc[frame[name].isna(), "image"])) for name in metrics if name in frame}
+    return {name: images for name, images in lacking.items() if images}
+
+
+def missing_notes(frame: pd.DataFrame, metrics: Sequence[str], start: str = "") -> list[str]:
+    """A line for each metric whose means leave images out: how many, and why; each begins with `start`."""
+    total = frame["image"].nunique()
+    return [
+        f"{start}{METRICS[name].label if name in METRICS else name}: {len(images)} of {total} images have no value and "
+        f"are left out of its means{_needs(name)}"
+        for name, images in missing_values(frame, metrics).items()
+    ]
+
+
+def _needs(metric: str) -> str:
+    needs = METRICS[metric].needs if metric in METRICS else ""
+    return f" (needed: {needs})" if needs else ""
+
+
 def saved_image(output: Path, image: str, point: float) -> Path:
     """Where `evaluate(save_images=True)` keeps the decoded picture of a row."""
     return Path(output) / "images" / f"{image}_{point:g}.png"
@@ -254,7 +281,7 @@ class _Run:
             "pictures": {name: _sha256(path) for name, path in self.pictures.items()},
             "settings": {"save_images": self.save_images},
         }
-        return json.loads(json.dumps(identity))  # tuples become lists, as when it is read
+        return as_read(identity)
 
     def open_record(self) -> dict:
         """The record of an earlier run in this folder, if it is of the same things, or a new one."""
@@ -280,7 +307,7 @@ class _Run:
         with _open_shard(self.record_path.parent / f"{rank}.jsonl") as shard:
             for name, points in todo.items():
                 for row in self.rows(name, points):
-                    shard.write(json.dumps(row) + "\n")
+                    shard.write(dumps(row) + "\n")
                     shard.flush()
                     if "error" in row:
                         at = "" if row["point"] is None else f" at {row['point']:g}"
@@ -297,6 +324,9 @@ class _Run:
         for point in points:
             try:
                 row = self.row(name, image, point)
+            except ImageError as error:  # at no point is this image allowed
+                yield {"image": name, "point": None, "error": first_line(error)}
+                return
             except (ValueError, RuntimeError, OSError) as error:
                 row = {"image": name, "point": point, "error": first_line(error)}
             yield row
@@ -309,7 +339,7 @@ class _Run:
         size = len(trip.encoded.data) if trip.encoded else None
         scores = self.metrics.score(trip.reference, trip.decoded)
         if self.metrics.has_set_metrics:
-            self.write_features(self.features_path(name), trip.reference)
+            self.write_features(self.features_path(name), image)  # as it came, also where a protocol resizes it
             self.write_features(self.features_path(name, point), trip.decoded)
         if self.save_images:
             _write(saved_image(self.output, name, point), _png(trip.decoded))
@@ -379,6 +409,8 @@ class _Run:
             "failed": [{key: row[key] for key in ("image", "point", "error")} for row in failed],
             "metrics": list(self.metrics.names),
             "unavailable": self.metrics.unavailable,
+            "without_value": {name: {"images": images, "needed": METRICS[name].needs if name in METRICS else ""}
+                              for name, images in missing_values(frame, self.metrics.names).items()},
             "set_metrics": self.set_scores(rows) if self.metrics.has_set_metrics else [],
             "config": config,
             **record["sessions"][-1],
@@ -399,7 +431,8 @@ class _Run:
 
     @staticmethod
     def write_json(path: Path, content: dict) -> None:
-        _write(path, (json.dumps(content, indent=2) + "\n").encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, content)
 
 
 def _table(rows: list[dict], metrics: Sequence[str]) -> pd.DataFrame:

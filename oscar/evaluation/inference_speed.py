@@ -27,6 +27,7 @@ from oscar import OscarCodec, checkpoint
 from oscar.config import InferenceSpeedConfig
 from oscar.evaluation.timing import forget_peak, interleaved, paired_ratio, resident_memory, run_child, synchroniser
 from oscar.models.group_norm import exact_norms
+from oscar.strict_json import dumps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -249,4 +250,4 @@ def _child(request: dict) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_child(json.loads(sys.argv[1]))))
+    print(dumps(_child(json.loads(sys.argv[1]))))

@@ -18,6 +18,7 @@ import torch
 
 from oscar.config import DataConfig, LoggerConfig, StageConfig, TrainConfig, TrainerConfig, TrainingSpeedConfig
 from oscar.evaluation.timing import forget_peak, resident_memory, run_child, synchroniser
+from oscar.strict_json import dumps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,4 +146,4 @@ def _child(request: dict) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_child(json.loads(sys.argv[1]))))
+    print(dumps(_child(json.loads(sys.argv[1]))))

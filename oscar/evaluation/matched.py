@@ -18,7 +18,7 @@ from tqdm import tqdm
 from oscar.baselines.base import Encoded, ImageCodec, encode_to_size
 from oscar.errors import first_line
 from oscar.images import ImageError, read_image
-from oscar.jobs import write_whole
+from oscar.strict_json import dumps, write_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,7 +52,7 @@ def match_bytes(
         target; the row is then that of the smallest. And the reason by name of pictures at which it failed.
     """
     targets = targets[targets["file_bytes"].notna()]
-    described = json.dumps([codec.describe(), metrics.names, sorted(metrics.unavailable)], sort_keys=True)
+    described = dumps([codec.describe(), metrics.names, sorted(metrics.unavailable)], sort_keys=True)
     identity = hashlib.sha256(described.encode()).hexdigest()
     rows: list[dict] = []
     failed: dict[str, str] = {}
@@ -95,7 +95,7 @@ class _Record:
         self.rows.append(row)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         content = {"identity": self.identity, "rows": self.rows}
-        write_whole(self.path, (json.dumps(content, indent=1) + "\n").encode())
+        write_json(self.path, content, indent=1)
         return row
 
 

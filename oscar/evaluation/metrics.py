@@ -1,6 +1,7 @@
 """Metrics between pictures, on 8-bit RGB, as the field reports them.
 
-PSNR and MS-SSIM need no weights and equal pyiqa's on RGB to 1e-4 (`PSNR()`, `MS_SSIM(test_y_channel=False)`). The rest
+PSNR and MS-SSIM need no weights and equal pyiqa's to 1e-4: `psnr` its `PSNR()`, `ms_ssim` its
+`MS_SSIM(test_y_channel=False)`, `ms_ssim_y` its default `MS_SSIM()`, which the published evaluation reports. The rest
 are networks of pyiqa and lpips, whose weights the user has or names (`oscar.weights`); a metric whose weights cannot be
 had is listed as unavailable, with the reason, and the others go on. Any metric with the suffix `_p256` is taken on
 patches of 256x256 pixels: those of the grid that starts at (0, 0) and those of the grid shifted by half a patch to
@@ -12,8 +13,9 @@ torch is imported lazily.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -48,36 +50,50 @@ class Metric:
         higher_is_better: the direction of quality.
         kind: `full_reference` compares a decoded picture with its original, `no_reference` looks at the decoded picture
             alone, `set` compares all decoded pictures with all originals.
+        needs: what images must have, where not all have a value.
     """
 
     label: str
     unit: str
     higher_is_better: bool
     kind: Literal["full_reference", "no_reference", "set"]
+    needs: str = ""
 
 
 METRICS = {
     "psnr": Metric("PSNR", "dB", True, "full_reference"),
-    "ms_ssim": Metric("MS-SSIM", "", True, "full_reference"),
-    "lpips_alex": Metric("LPIPS (AlexNet)", "", False, "full_reference"),
-    "lpips_vgg": Metric("LPIPS (VGG)", "", False, "full_reference"),
+    "ms_ssim": Metric("MS-SSIM", "", True, "full_reference", f"{MS_SSIM_MIN_SIDE} pixels a side"),
+    "ms_ssim_y": Metric("MS-SSIM (luma)", "", True, "full_reference", f"{MS_SSIM_MIN_SIDE} pixels a side"),
+    "lpips_alex": Metric("LPIPS (AlexNet)", "", False, "full_reference", "31 pixels a side"),
+    "lpips_vgg": Metric("LPIPS (VGG)", "", False, "full_reference", "16 pixels a side"),
     "dists": Metric("DISTS", "", False, "full_reference"),
-    "musiq": Metric("MUSIQ", "", True, "no_reference"),
-    "clipiqa+": Metric("CLIP-IQA+", "", True, "no_reference"),
-    "niqe": Metric("NIQE", "", False, "no_reference"),
-    "fid": Metric("FID", "", False, "set"),
-    "kid": Metric("KID", "", False, "set"),
+    "musiq": Metric("MUSIQ", "", True, "no_reference", "sides that differ less than 448 times"),
+    "clipiqa+": Metric("CLIP-IQA+", "", True, "no_reference", "32 pixels a side"),
+    "niqe": Metric("NIQE", "", False, "no_reference", "two blocks of 96x96 pixels with contrast"),
+    "fid": Metric("FID", "", False, "set", "to be two or more"),
+    "kid": Metric("KID", "", False, "set", "to be two or more"),
 }
 METRICS |= {
-    name + ON_PATCHES: replace(metric, label=f"{metric.label}, {PATCH}-pixel patches")
+    name + ON_PATCHES: replace(metric, label=f"{metric.label}, {PATCH}-pixel patches",
+                               needs=f"a patch of {PATCH}x{PATCH} pixels")
     for name, metric in METRICS.items()
-}
+}  # fmt: skip
+_PAPERS = {"ms_ssim": "ms_ssim_y"}  # conventions of protocol paper, under names of their own
+
+
+def metrics_of(protocol: str, names: Iterable[str]) -> list[str]:
+    """The metrics that a protocol reports for some names: under `paper` MS-SSIM is `ms_ssim_y`, the luma's."""
+    if protocol != "paper":
+        return list(names)
+    plain = {name: name.removesuffix(ON_PATCHES) for name in names}
+    return [_PAPERS.get(short, short) + name[len(short) :] for name, short in plain.items()]
 
 
 def psnr(a: Picture, b: Picture) -> float:
     """Peak signal-to-noise ratio in dB over the pixels of all three channels, peak 255.
 
-    As in pyiqa, 1e-8 of the squared peak is added to the mean squared error: 4e-4 dB less at 40 dB, 80 dB at most.
+    As in pyiqa, 1e-8 of the squared peak is added to the mean squared error: 4e-4 dB less at 40 dB, and 80 dB for
+    equal pictures, so that every pair has a finite value and means leave none out.
 
     Args:
         a: PIL image, uint8 array (H, W, 3), or tensor (3, H, W) or (1, 3, H, W), uint8 or floats in [-1, 1], which are
@@ -85,7 +101,7 @@ def psnr(a: Picture, b: Picture) -> float:
         b: the other picture, of the same size.
 
     Returns:
-        dB; infinity for equal pictures, for which pyiqa gives 80.
+        dB, 80 at most.
 
     Raises:
         ValueError: if the sizes differ.
@@ -94,7 +110,7 @@ def psnr(a: Picture, b: Picture) -> float:
     a, b = _pixels(a, b)
     difference = a.astype(np.int64) - b
     error = int((difference * difference).sum())  # in integers: exact
-    return -10 * math.log10(error / (255**2 * a.size) + 1e-8) if error else math.inf
+    return -10 * math.log10(error / (255**2 * a.size) + 1e-8)
 
 
 def ms_ssim(a: Picture, b: Picture) -> float | None:
@@ -103,9 +119,9 @@ def ms_ssim(a: Picture, b: Picture) -> float | None:
     Five scales, Gaussian window of 11x11 pixels, 2x2 averages between scales. Conventions are pyiqa's: at each scale
     negative contrast terms count as 0 pixel by pixel, and the mean is over pixels and channels together, before the
     product over scales. `pytorch_msssim`, which CompressAI uses, cuts off below 0 after the mean over pixels, and
-    averages the channels' products: up to 1e-3 away. pyiqa's default is the luminance alone, some 0.05 higher on JPEG
-    at quality 5. The window is applied by rows and columns in float32, within 3e-5 of float64; pyiqa's own
-    two-dimensional one takes a hundred times as long in float64, and in float32 is up to 4e-4 off on flat pictures.
+    averages the channels' products: up to 1e-3 away. `ms_ssim_y` is some 0.05 higher on JPEG at quality 5. The window
+    is applied by rows and columns in float32, within 3e-5 of float64; pyiqa's own two-dimensional one takes a hundred
+    times as long in float64, and in float32 is up to 4e-4 off on flat pictures.
 
     Args:
         a: as for `psnr`.
@@ -119,6 +135,27 @@ def ms_ssim(a: Picture, b: Picture) -> float | None:
         ValueError: if the sizes differ.
         ImageError: if one of them is not such a picture.
     """
+    return _ms_ssim(a, b, lambda pixels: pixels)
+
+
+def ms_ssim_y(a: Picture, b: Picture) -> float | None:
+    """Multi-scale structural similarity of the luma alone, as pyiqa's default has it and the published code reports it.
+
+    Luma is Y of YIQ, rounded to 8 bits; the rest is as in `ms_ssim`, in float64: within 1e-6 of pyiqa's own call, in a
+    tenth of its time.
+
+    Args, Returns, Raises: as for `ms_ssim`.
+    """
+    return _ms_ssim(a, b, _luma)
+
+
+def _luma(pixels: torch.Tensor) -> torch.Tensor:
+    """RGB (1, 3, H, W) in [0, 1] -> Y (1, 1, H, W), likewise, in float64."""
+    weights = pixels.new_tensor([[0.299], [0.587], [0.114]])
+    return ((pixels.movedim(1, -1) @ weights).movedim(-1, 1) * 255).round().double() / 255
+
+
+def _ms_ssim(a: Picture, b: Picture, channels: Callable[[torch.Tensor], torch.Tensor]) -> float | None:
     a, b = _pixels(a, b)
     if min(a.shape[:2]) < MS_SSIM_MIN_SIDE:
         return None
@@ -129,7 +166,7 @@ def ms_ssim(a: Picture, b: Picture) -> float | None:
 
     product = 1.0
     with torch.inference_mode():
-        x, y = _tensor(a), _tensor(b)
+        x, y = channels(_tensor(a)), channels(_tensor(b))
         for scale, weight in enumerate(MS_SSIM_WEIGHTS):
             if scale:
                 padding = [side % 2 for side in x.shape[-2:]]
@@ -187,6 +224,13 @@ class MetricSet:
                     reasons[network] = str(error)
             if network in reasons:
                 self.unavailable[name] = reasons[network]
+
+    def only(self, names: Iterable[str]) -> MetricSet:
+        """A part of the set, with the same networks."""
+        part = copy.copy(self)
+        part.names = tuple(name for name in self.names if name in set(names))
+        part.unavailable = {name: reason for name, reason in self.unavailable.items() if name in part.names}
+        return part
 
     @property
     def has_set_metrics(self) -> bool:
@@ -264,7 +308,7 @@ class MetricSet:
             return network(*(_tensor(pixels).to(self._device) for pixels in inputs))
 
 
-_FUNCTIONS = {"psnr": psnr, "ms_ssim": ms_ssim}
+_FUNCTIONS = {"psnr": psnr, "ms_ssim": ms_ssim, "ms_ssim_y": ms_ssim_y}
 
 
 def _network_name(metric: str) -> str:

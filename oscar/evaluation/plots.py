@@ -15,6 +15,7 @@ import pandas as pd
 from oscar.evaluation.curves import DATASETS, rate_column
 from oscar.evaluation.figures import COLOURS, MARKERS, log_rate_axis, open_figure
 from oscar.evaluation.metrics import METRICS, Metric
+from oscar.evaluation.tables import named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,17 +74,19 @@ def plot_rates(
     published: pd.DataFrame,
     title: str,
     unavailable: Mapping[str, str] | None = None,
+    protocol: str = "bitstream",
 ) -> list[Path]:
-    """Draw every metric against rate, one figure each, as PDF, SVG and PNG: FOLDER/rd_<metric>.pdf.
+    """Draw every metric against rate, one figure each, as PDF, SVG and PNG: FOLDER/rd_<metric>.pdf, or _paper.pdf.
 
     A metric that has published curves but was not measured is drawn from these alone, and the figure says so.
 
     Args:
         folder: of the files.
-        means: of the measured codecs.
-        published: `published_curves` of the data set, or an empty frame.
+        means: of the codecs measured under the protocol.
+        published: `published_curves` of the data set and protocol, or an empty frame.
         title: what the curves are means over.
         unavailable: metrics that could not be had, with the reason.
+        protocol: that all curves are of.
 
     Returns:
         The PDF files.
@@ -102,7 +105,9 @@ def plot_rates(
         if all(curve.published for curve in series):
             reason = (unavailable or {}).get(name, "not among the metrics of this run")
             text = fill(f"Published curves only; not measured here: {reason}", 90)
-        written.append(_write(folder / f"rd_{_safe(name)}", METRICS[name], series, text, heading))
+        elif protocol == "paper":
+            text += ", protocol paper"
+        written.append(_write(folder / named(f"rd_{_safe(name)}", protocol), METRICS[name], series, text, heading))
     return written
 
 

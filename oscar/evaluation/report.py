@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -24,6 +23,7 @@ from oscar.evaluation.html_table import NONE, Column, Show, definitions, number,
 from oscar.evaluation.tables import RATES, SECONDS
 from oscar.images import read_image
 from oscar.jobs import write_whole
+from oscar.strict_json import dumps
 
 _FOLDER = Path(__file__).parent
 _COLOURS = 8  # in report.css; the first is for our codecs alone
@@ -101,7 +101,8 @@ class ReportData:
             metrics, encode_seconds, decode_seconds.
         rows: a row per picture, codec and point, as `evaluate` gives them, and label.
         bd: Bjontegaard deltas: codec, label, anchor, metric, bd_rate_percent, bd_metric, overlap_low, overlap_high,
-            overlap_percent (of the range that the curves span together), note.
+            overlap_percent (of the range that the curves span together), note. Of these three, rows of different
+            protocols (column protocol) stand in tables of their own.
         reference_curves: curves of the paper, read off its figures: dataset, codec, metric, bpp, value.
         pictures: of the browser.
         timing: any columns; None without a timing part.
@@ -185,7 +186,7 @@ _SHOW: dict[str, Show] = {
 
 def _json(value: object) -> str:
     """JSON that may stand in a script element: no "<", and nothing that JSON lacks."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _list(class_: str, lines: Iterable[str]) -> str:
@@ -376,18 +377,18 @@ def _tables(data: ReportData, metrics: list[MetricInfo], styles: dict) -> list[_
     """The page's sections of tables, without those that have nothing to show."""
     qualities = {metric.name: _metric_title(metric) for metric in metrics}
     sections = []
-    if len(data.means):
+    for protocol, means in _by_protocol(data.means):
         titles = {"label": "codec", "point": "setting", "pictures": "pictures", **RATES, **qualities, **SECONDS}
         body = '<p class="note">Click a heading to sort; what is unavailable (–) comes last.</p>\n'
-        body += _codec_table("Means", data.means, _columns(data.means, titles), styles)
-        sections.append(_section("means", "Means over the pictures", body))
+        body += _codec_table("Means", means, _columns(means, titles), styles)
+        sections.append(_section(f"means{protocol}", f"Means over the pictures{_WORDS[protocol]}", body))
     if data.matched is not None and len(data.matched):
         body = _codec_table("At matched bytes", data.matched, _any_columns(data.matched), styles)
         sections.append(_section("matched", "At matched bytes", body))
-    if len(data.bd):
-        sections.append(_section("bd", "BD-rate", _bd(data, styles)))
-    if len(data.rows):
-        sections.append(_section("rows", "Every picture", _rows(data, qualities, styles)))
+    for protocol, bd in _by_protocol(data.bd):
+        sections.append(_section(f"bd{protocol}", f"BD-rate{_WORDS[protocol]}", _bd(data, bd, styles)))
+    for protocol, rows in _by_protocol(data.rows):
+        sections.append(_section(f"rows{protocol}", f"Every picture{_WORDS[protocol]}", _rows(rows, qualities, styles)))
     if data.timing is not None and len(data.timing):
         body = _codec_table("Timing", data.timing, _any_columns(data.timing), styles)
         sections.append(_section("timing", "Timing", body))
@@ -399,12 +400,23 @@ def _tables(data: ReportData, metrics: list[MetricInfo], styles: dict) -> list[_
     return sections
 
 
-def _bd(data: ReportData, styles: dict) -> str:
-    labels = _label(data.bd) | _label(data.means)
+_WORDS = {"": "", "-paper": ", protocol paper"}
+
+
+def _by_protocol(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """A frame's rows by protocol, which never stand in one table; bitstream's, the usual one, under no name."""
+    if "protocol" not in frame:
+        return [("", frame)] if len(frame) else []
+    is_paper = frame["protocol"] == "paper"
+    return [(name, part) for name, part in (("", frame[~is_paper]), ("-paper", frame[is_paper])) if len(part)]
+
+
+def _bd(data: ReportData, bd: pd.DataFrame, styles: dict) -> str:
+    labels = _label(bd) | _label(data.means)
     names = {metric.name: metric.label for metric in data.metrics}
-    frame = data.bd.assign(
-        anchor=[labels.get(codec, codec) for codec in data.bd["anchor"]],
-        metric=[names.get(metric, metric) for metric in data.bd["metric"]],
+    frame = bd.assign(
+        anchor=[labels.get(codec, codec) for codec in bd["anchor"]],
+        metric=[names.get(metric, metric) for metric in bd["metric"]],
     )
     titles = {"label": "codec", "anchor": "anchor", "metric": "metric", "bd_rate_percent": "BD-rate %",
               "bd_metric": "BD-metric", "overlap_low": "overlap from", "overlap_high": "to",
@@ -416,8 +428,7 @@ def _bd(data: ReportData, styles: dict) -> str:
     )
 
 
-def _rows(data: ReportData, qualities: dict[str, str], styles: dict) -> str:
-    frame = data.rows
+def _rows(frame: pd.DataFrame, qualities: dict[str, str], styles: dict) -> str:
     if {"width", "height"} <= set(frame):
         frame = frame.assign(size=[f"{w}×{h}" for w, h in zip(frame["width"], frame["height"], strict=True)])
     titles = {"image": "picture", "label": "codec", "point": "setting", "protocol": "protocol", "size": "size",

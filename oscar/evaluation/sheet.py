@@ -6,7 +6,6 @@ A result is one picture at one rate. The page is plain HTML with relative links 
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -33,7 +32,7 @@ class Result:
         width: of the picture, in pixels.
         height: likewise.
         file_bytes: length of the whole .oscar file.
-        psnr: dB on RGB; infinity for equal pictures.
+        psnr: dB on RGB.
         ms_ssim: on RGB, None where the picture is too small for it.
         encode_seconds: picture in memory to bytes.
         decode_seconds: bytes to picture in memory.
@@ -113,7 +112,7 @@ def format_ms_ssim(value: float | None) -> str:
 
 def format_psnr(value: float) -> str:
     """Two decimals, in dB."""
-    return "∞" if math.isinf(value) else f"{value:.2f}"
+    return f"{value:.2f}"
 
 
 def write_html(results: Sequence[Result], path: Path, title: str, note: str) -> None:
@@ -201,7 +200,7 @@ def write_contact_sheet(results: Sequence[Result], path: Path, most_pictures: in
         cells = [(first.original, first.picture, f"{first.width} x {first.height}")]
         cells += [
             (r.reconstruction, f"rate {r.rate:.4f}", f"{r.file_bytes:,} bytes, {r.actual_bpp:.4f} bpp, "
-             f"{'inf' if math.isinf(r.psnr) else format(r.psnr, '.1f')} dB") for r in group
+             f"{r.psnr:.1f} dB") for r in group
         ]  # fmt: skip
         for column, (image_path, *caption) in enumerate(cells):
             left = _GAP + column * (_THUMB_WIDTH + _GAP)

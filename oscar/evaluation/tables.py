@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 
-from oscar.evaluation.curves import MS_SSIM_DB
+from oscar.evaluation.curves import DECIBEL
 from oscar.evaluation.metrics import METRICS, Metric
 from oscar.jobs import write_whole
 
 NONE = "–"
 RATES = {"nominal_bpp": "nominal bpp", "estimated_bpp": "estimated bpp", "actual_bpp": "actual bpp"}
 SECONDS = {"encode_seconds": "encode s", "decode_seconds": "decode s"}
-_MS_SSIM_DB = Metric("MS-SSIM", "dB", True, "full_reference")
+PROTOCOL_NOTES = {
+    "bitstream": "",
+    "paper": " Protocol paper, as published: images resized to multiples of 128 pixels, original norms, nominal rate.",
+}  # docs/protocols.md
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def escape_latex(text: str) -> str:
 
 def metric_of(name: str) -> Metric:
     """A metric by column, MS-SSIM on BD-rate's scale among them."""
-    return _MS_SSIM_DB if name == MS_SSIM_DB else METRICS[name]
+    return replace(METRICS[name.removesuffix(DECIBEL)], unit="dB") if name.endswith(DECIBEL) else METRICS[name]
 
 
 def metric_title(name: str) -> str:
@@ -121,12 +124,12 @@ def means_frame(rows: pd.DataFrame, set_scores: pd.DataFrame, metrics: Sequence[
         metrics: all that were asked for; those without a value are left out.
 
     Returns:
-        Columns codec, label, point, pictures, nominal_bpp, estimated_bpp, actual_bpp, metrics, encode_seconds and
-        decode_seconds; codecs in the order of `rows`, points in the order of rate.
+        Columns codec, label, protocol, point, pictures, nominal_bpp, estimated_bpp, actual_bpp, metrics, encode_seconds
+        and decode_seconds; codecs in the order of `rows`, points in the order of rate.
     """
     single = [name for name in metrics if name in rows]
     values = [*RATES, *single, *SECONDS]
-    groups = rows.groupby(["codec", "label", "point"], sort=False)
+    groups = rows.groupby(["codec", "label", "protocol", "point"], sort=False)
     means = pd.concat([groups.size().rename("pictures"), groups[values].mean()], axis=1).reset_index()
     if len(set_scores):
         means = means.merge(set_scores, on=["codec", "point"], how="left")
@@ -134,11 +137,18 @@ def means_frame(rows: pd.DataFrame, set_scores: pd.DataFrame, metrics: Sequence[
     rate = means["actual_bpp"].fillna(means["nominal_bpp"])
     means = means.assign(order=means["codec"].map(order), rate=rate).sort_values(["order", "rate"], ignore_index=True)
     found = [name for name in metrics if name in means and means[name].notna().any()]
-    return means[["codec", "label", "point", "pictures", *RATES, *found, *SECONDS]]
+    return means[["codec", "label", "protocol", "point", "pictures", *RATES, *found, *SECONDS]]
 
 
-def means_table(means: pd.DataFrame, metrics: Sequence[str], unavailable: Mapping[str, str]) -> Table:
-    """The table of means; what is unavailable stands in it with the reason."""
+def means_table(
+    means: pd.DataFrame,
+    metrics: Sequence[str],
+    unavailable: Mapping[str, str],
+    protocol: str = "bitstream",
+    left_out: Sequence[str] = (),
+) -> Table:
+    """The table of means of one protocol; what is unavailable stands in it with the reason, and as notes `left_out`."""
+    means = means[means["protocol"] == protocol]
     missing = {name: f"unavailable: {reason}" for name, reason in unavailable.items()}
     codecs = pd.DataFrame([{"codec": n, "label": n, "note": text} for n, text in missing.items() if n not in METRICS])
     frame = pd.concat([means, codecs], ignore_index=True) if len(codecs) else means
@@ -147,14 +157,21 @@ def means_table(means: pd.DataFrame, metrics: Sequence[str], unavailable: Mappin
               **{name: metric_title(name) for name in shown}, **SECONDS, "note": "note"}  # fmt: skip
     notes = [f"{METRICS[name].label}: {text}" for name, text in missing.items() if name in METRICS]
     return Table(
-        "means",
-        "Means over pictures. Rate is measured on whole files; nominal bpp is the codec's own name for the rate.",
+        named("means", protocol),
+        "Means over pictures. "
+        + ("Rate is measured on whole files; nominal bpp is the codec's own name for the rate."
+           if protocol == "bitstream" else PROTOCOL_NOTES[protocol].strip()),
         frame,
         {name: title for name, title in titles.items() if name in frame and frame[name].notna().any()},
         {"point": "{:g}".format, **dict.fromkeys(RATES, "{:.4f}".format), **dict.fromkeys(SECONDS, "{:.3f}".format),
          **dict.fromkeys(shown, _metric_format)},
-        notes,
+        [*notes, *left_out],
     )  # fmt: skip
+
+
+def named(name: str, protocol: str) -> str:
+    """The name of a table or plot of one protocol: plain, or with `_paper`."""
+    return name if protocol == "bitstream" else f"{name}_{protocol}"
 
 
 def matched_frame(matched: pd.DataFrame, rows: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
@@ -247,19 +264,20 @@ def _matched_cell(row: Mapping, metric: str) -> str:
     return f"{_metric_format(value)} ({_signed(delta, value)}{some})" if pd.notna(value) else NONE
 
 
-def bd_frame_table(bd: pd.DataFrame, method: str) -> Table:
-    """The table of BD-rates."""
+def bd_frame_table(bd: pd.DataFrame, method: str, protocol: str = "bitstream") -> Table:
+    """The table of BD-rates between codecs under one protocol."""
+    bd = bd[bd["protocol"] == protocol] if len(bd) else bd
     titles = {"label": "codec", "anchor_label": "anchor", "metric_label": "metric", "bd_rate_percent": "BD-rate %",
               "bd_metric": "BD-metric", "overlap_low": "overlap from", "overlap_high": "to",
               "overlap_percent": "overlap %", "mean_of_pictures_percent": "mean of pictures %", "bd_pictures": "on",
               "note": "note"}  # fmt: skip
     frame = bd.assign(metric_label=[metric_title(name) for name in bd["metric"]]) if len(bd) else bd
     return Table(
-        "bd_rate",
+        named("bd_rate", protocol),
         f"Bjontegaard deltas of the mean curves (bjontegaard package, {method}): difference in rate at equal quality, "
         "negative where the codec needs fewer bits than the anchor, and in quality at equal rate. BD-rate holds over "
         "the overlap, the range of quality that both curves reach, given also as a share of what they span together. "
-        "MS-SSIM is on the scale -10 log10(1 - x) dB.",
+        f"MS-SSIM is on the scale -10 log10(1 - x) dB.{PROTOCOL_NOTES[protocol]}",
         frame,
         {name: title for name, title in titles.items() if name in frame},
         {**dict.fromkeys(("bd_rate_percent", "mean_of_pictures_percent"), lambda value: _plain(f"{value:+.1f}")),

@@ -30,6 +30,7 @@ from oscar.baselines.base import CodecError, ImageCodec
 from oscar.errors import first_line
 from oscar.evaluation.environment import hardware
 from oscar.images import to_tensor
+from oscar.strict_json import dumps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -387,7 +388,7 @@ def run_child(module: str, request: dict, what: str, timeout: float) -> dict:
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     try:
         done = subprocess.run(
-            [sys.executable, "-m", module, json.dumps(request)],
+            [sys.executable, "-m", module, dumps(request)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             capture_output=True,
             text=True,
@@ -665,4 +666,4 @@ def _dtype_name(codec: OscarCodec) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_child(json.loads(sys.argv[1]))))
+    print(dumps(_child(json.loads(sys.argv[1]))))

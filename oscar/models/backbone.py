@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderDC, AutoencoderKL, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from oscar.diffusion import NoiseSchedule
@@ -111,14 +112,26 @@ class Backbone(nn.Module):
         """Latents that the UNet sees must have sides that are a multiple of this."""
         return unet_multiple(self.unet)
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, draw: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], sides multiples of 8 -> scaled posterior mode (B, 4, H/8, W/8); with another
-        `factor` in place of 8."""
+        `factor` in place of 8.
+
+        Args:
+            images: the images.
+            draw: gives standard normal noise like the mean that it is called with, such as `torch.randn_like`; with it
+                a sample takes the mode's place. A VAE without posterior has only its latent.
+        """
         if tiling.cuts(self.vae, *images.shape[-2:]):
-            latent = tiling.encode(self.vae, images, self.memory)[:, : self.latent_channels]  # the mode, of moments
+            moments = tiling.encode(self.vae, images, self.memory)
+            has_posterior = moments.shape[1] > self.latent_channels
+            posterior = DiagonalGaussianDistribution(moments) if has_posterior else None
+            latent = moments[:, : self.latent_channels]
         else:
             encoded = self.vae.encode(images)
-            latent = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+            posterior = getattr(encoded, "latent_dist", None)
+            latent = encoded.latent if posterior is None else posterior.mode()
+        if draw is not None and posterior is not None:
+            latent = latent + posterior.std * draw(latent)
         return latent * self.vae.config.scaling_factor
 
     def decode(self, latent: Tensor) -> Tensor:
@@ -154,9 +167,10 @@ class Backbone(nn.Module):
         for part in ("vae", "unet"):  # diffusers notes the folder that it was read from, which is no one's business
             path = folder / part / "config.json"
             config = {name: value for name, value in json.loads(path.read_text()).items() if name != "_name_or_path"}
-            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            path.write_text(json.dumps(config, allow_nan=False, indent=2, sort_keys=True) + "\n")
         (folder / "scheduler").mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"_class_name": "DDPMScheduler", **self.schedule.config}, indent=2, sort_keys=True)
+        config = {"_class_name": "DDPMScheduler", **self.schedule.config}
+        text = json.dumps(config, allow_nan=False, indent=2, sort_keys=True)
         (folder / "scheduler" / "scheduler_config.json").write_text(text + "\n")
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from oscar.config import CacheLatentsConfig, ConfigError
 from oscar.jobs import write_whole
 from oscar.models.backbone import Backbone
+from oscar.strict_json import dumps
 from oscar.training.build import build_backbone
 from oscar.training.data import PhotoDataset, epoch_order
 from oscar.training.latents import INDEX, PICTURES, LatentIndex, read_index, shard_path, vae_hash
@@ -121,5 +122,5 @@ def _open(folder: Path, index: LatentIndex, names: Sequence[str]) -> None:
         if difference is not None:
             raise ConfigError(f"output is {folder}, which holds other latents: {difference}; allowed: another folder")
         return
-    write_whole(folder / PICTURES, json.dumps(list(names), indent=0).encode())
-    write_whole(folder / INDEX, (json.dumps(asdict(index), indent=2) + "\n").encode())
+    write_whole(folder / PICTURES, dumps(list(names), indent=0).encode())
+    write_whole(folder / INDEX, (dumps(asdict(index), indent=2) + "\n").encode())

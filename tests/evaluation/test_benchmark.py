@@ -49,6 +49,16 @@ def no_plots(monkeypatch):
     monkeypatch.setattr(module, "plot_rates", lambda *args: [])
 
 
+@pytest.fixture
+def larger_photos(picture, tmp_path) -> Path:
+    """Two of 300x260 pixels, and one that protocol paper refuses and that has no MS-SSIM."""
+    folder = tmp_path / "larger"
+    folder.mkdir()
+    for name, size in (("a", (300, 260)), ("b", (260, 300)), ("small", (127, 140))):
+        picture(*size, ord(name[0])).save(folder / f"{name}.png")
+    return folder
+
+
 quick = pytest.mark.usefixtures("no_plots")
 
 
@@ -274,13 +284,33 @@ def test_parts_that_are_left_out_stand_as_they_were(config):
 
 
 @quick
-def test_protocol_paper_stands_beside_and_is_not_matched(config):
+def test_protocol_paper_stands_beside_and_is_not_matched(config, larger_photos):
     config.protocols = ["bitstream", "paper"]
+    config.data.images = str(larger_photos)
+    config.data.limit = None
+    config.metrics.names = ["psnr", "ms_ssim"]
     bench = run_benchmark(config)
     assert set(bench.rows["codec"]) == {"oscar-tiny", "oscar-tiny-paper", "jpeg", "webp-x4"}
     assert set(bench.matched["target"]) == {"oscar-tiny"}
     paper = bench.means[bench.means["codec"] == "oscar-tiny-paper"]
     assert paper["actual_bpp"].isna().all() and list(paper["nominal_bpp"]) == [0.0313, 0.125]
+    assert set(paper["protocol"]) == {"paper"}
+    assert paper["ms_ssim"].isna().all() and paper["ms_ssim_y"].notna().all()
+    files = bench.means[bench.means["protocol"] == "bitstream"]
+    assert files["ms_ssim"].notna().all() and files["ms_ssim_y"].isna().all()
+    assert set(bench.bd["protocol"]) == {"bitstream"} and not bench.bd["anchor"].str.contains("paper").any()
+    assert bench.failed["oscar-tiny-paper: small.png"].endswith("allowed: from 128 a side")
+
+    folder = bench.output / "tables"
+    plain, papers = ((folder / f"{name}.md").read_text() for name in ("means", "means_paper"))
+    assert "OSCAR tiny |" in plain and "paper" not in plain and "(luma)" not in plain
+    assert "JPEG, MS-SSIM: 1 of 3 images have no value and are left out of its means (needed: 161 pixels a si" in plain
+    assert "OSCAR tiny (paper protocol)" in papers and "JPEG" not in papers and "MS-SSIM (luma)" in papers
+    for name, codecs in (("rows", {"oscar-tiny", "jpeg", "webp-x4"}), ("rows_paper", {"oscar-tiny-paper"})):
+        assert set(pd.read_csv(folder / f"{name}.csv")["codec"]) == codecs
+    assert "paper" not in (folder / "bd_rate.md").read_text()
+    page = (bench.output / "report.html").read_text()
+    assert "Means over the pictures, protocol paper" in page and '"psnr@paper"' in page and '"ms_ssim_y@paper"' in page
 
 
 @quick

@@ -38,7 +38,7 @@ def noisy(codec: OscarCodec, monkeypatch) -> dict[int, int]:
     draws = torch.Generator().manual_seed(0)
     scale = torch.tensor([0.5, 1.0, 2.0, 3.0])[:, None, None]
 
-    def encode(images):
+    def encode(images, draw=None):
         return scale * torch.randn(len(images), 4, images.shape[2] // 8, images.shape[3] // 8, generator=draws)
 
     def decode(indices, rate):
@@ -157,7 +157,7 @@ def test_a_codec_whose_points_are_timesteps(tiny: OscarCodec, picture, monkeypat
     codec = TimestepCodec(tiny, rate, "tiny")
     encoded = []
     analyse = OscarCodec.analyse
-    monkeypatch.setattr(OscarCodec, "analyse", lambda *args: encoded.append(args) or analyse(*args))
+    monkeypatch.setattr(OscarCodec, "analyse", lambda *args, **named: encoded.append(args) or analyse(*args, **named))
     trips = {point: codec.round_trip(image, point) for point in (rate.timestep, 500, 499.5, OWN)}
     assert len(encoded) == 1  # once for all timesteps
     assert trips[rate.timestep].encoded.data == tiny.compress(image, rate)

@@ -109,17 +109,17 @@ def test_unknown_methods_are_refused(anchor):
         bd_delta(anchor, anchor, method="spline")
 
 
-def rows(codec: str, factor: float, images=("a", "b"), nominal: bool = False) -> pd.DataFrame:
+def rows(codec: str, factor: float, images=("a", "b"), nominal: bool = False, protocol="bitstream") -> pd.DataFrame:
     table = pd.DataFrame(
         [
-            {"image": image, "codec": codec, "label": codec.upper(), "point": point,
+            {"image": image, "codec": codec, "label": codec.upper(), "protocol": protocol, "point": point,
              "bpp": factor * point * (1 + index), "psnr": 20 + 5 * point + index, "ms_ssim": 1 - 0.1 ** point}
             for index, image in enumerate(images)
             for point in (1, 2, 3, 4)
         ]
     )  # fmt: skip
     return table.rename(columns={"bpp": "nominal_bpp" if nominal else "actual_bpp"}).reindex(
-        columns=["image", "codec", "label", "point", "nominal_bpp", "actual_bpp", "psnr", "ms_ssim"]
+        columns=["image", "codec", "label", "protocol", "point", "nominal_bpp", "actual_bpp", "psnr", "ms_ssim"]
     )
 
 
@@ -142,6 +142,20 @@ def test_bd_table_compares_means_and_single_pictures():
     assert list(bd["mean_of_pictures_percent"]) == pytest.approx([-50, -75] * 2)
     assert list(bd["pictures"]) == [2, 1] * 2  # those that both have
     assert bd["overlap_high"].iloc[-1] == pytest.approx(40)  # 1 - 10^-4, in dB
+
+
+def test_bd_rates_stay_within_a_protocol():
+    paper = [rows(name, factor, nominal=True, protocol="paper").rename(columns={"ms_ssim": "ms_ssim_y"})
+             for name, factor in (("ours-paper", 0.5), ("theirs-paper", 1.0))]  # fmt: skip
+    table = pd.concat([rows("ours", 0.5), *paper, rows("jpeg", 1.0)])
+    tests = ["ours", "ours-paper"]
+    bd = bd_table(table, dict.fromkeys(("psnr", "ms_ssim", "ms_ssim_y"), True), tests, [*tests, "theirs-paper", "jpeg"])
+    found = list(zip(bd["protocol"], bd["codec"], bd["anchor"], bd["metric"], strict=True))
+    assert found == [
+        ("bitstream", "ours", "jpeg", "psnr"), ("paper", "ours-paper", "theirs-paper", "psnr"),
+        ("bitstream", "ours", "jpeg", "ms_ssim_db"), ("paper", "ours-paper", "theirs-paper", "ms_ssim_y_db"),
+    ]  # fmt: skip
+    assert list(bd["bd_rate_percent"]) == pytest.approx([-50] * 4)
 
 
 def test_decibel():
@@ -169,13 +183,14 @@ def test_bits_of_rivals_at_equal_dists_on_kodak(peer, percent):
 
 
 def test_published_curves_name_their_reading_and_our_metrics():
-    curves = published_curves("kodak")
-    by_metric = curves.groupby("metric")["reading"].unique().map(list).to_dict()
+    found = {protocol: published_curves("kodak", protocol) for protocol in ("bitstream", "paper")}
+    by_metric = {name: curves.groupby("metric")["reading"].unique().map(list).to_dict()
+                 for name, curves in found.items()}  # fmt: skip
     paper, peers = ["read off the paper's figure"], ["published by their authors"]
-    assert by_metric == {"lpips_vgg": paper, "dists": paper, "musiq": paper, "clipiqa+": paper, "psnr": peers,
-                         "lpips_alex": peers}  # fmt: skip
-    assert curves.notna().all().all()
-    assert published_curves(None).empty
+    assert by_metric["paper"] == dict.fromkeys(["lpips_vgg", "dists", "musiq", "clipiqa+"], paper)
+    assert by_metric["bitstream"] == dict.fromkeys(["psnr", "lpips_alex", "dists"], peers)
+    assert all(curves.notna().all().all() for curves in found.values())
+    assert published_curves(None).empty and published_curves(None, "paper").empty
     with pytest.raises(ValueError, match="'tecnick'.*allowed: kodak, div2k_val, clic2020"):
         published_curves("tecnick")
 

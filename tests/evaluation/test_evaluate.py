@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from oscar.baselines.base import CodecError, Encoded, ImageCodec
+from oscar.evaluation.codecs import OscarImageCodec
 from oscar.evaluation.environment import LIBRARIES
 from oscar.evaluation.evaluate import EvaluationError, evaluate, load_results, saved_file, saved_image
 from oscar.evaluation.metrics import psnr
@@ -180,6 +181,7 @@ def test_where_results_come_from(run, tmp_path: Path) -> None:
     assert info["hardware"]["cores"] >= 1 and info["hardware"]["processor"] and info["hardware"]["memory_gib"] > 0
     assert {"commit", "dirty", "date", "processes"} <= info.keys() and len(info["sessions"]) == 1
     json.dumps(info, allow_nan=False)
+    assert info["without_value"] == {"sometimes": {"images": ["d.png"], "needed": ""}}
 
 
 def test_saved_files_have_the_sizes_of_the_rows(run, tmp_path: Path) -> None:
@@ -315,3 +317,34 @@ def test_pictures_of_one_name_are_kept_apart(run, folder: Path, picture, tmp_pat
 def test_without_results(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="no results of an evaluation"):
         load_results(tmp_path)
+
+
+def test_protocol_paper_from_images_to_rows(tiny, picture, tmp_path: Path) -> None:
+    """FID's reference are the originals, not the resized images; what is too small costs one line, not one a rate."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, size in (("a", (300, 200)), ("b", (290, 400)), ("c", (500, 127))):
+        picture(*size, ord(name)).save(folder / f"{name}.png")
+    paths = sorted(folder.iterdir())
+    seen: list[tuple[int, int]] = []
+
+    class Sizes(Metrics):
+        names, unavailable = ("psnr", "colour"), {}
+
+        def score(self, reference: Image.Image, decoded: Image.Image) -> dict[str, float | None]:
+            assert reference.size == decoded.size and reference.size in ((256, 128), (256, 384))
+            return {"psnr": psnr(reference, decoded)}
+
+        def features(self, image: Image.Image) -> dict[str, np.ndarray]:
+            seen.append(image.size)
+            return super().features(image)
+
+    codec = OscarImageCodec(tiny, "tiny", "paper")
+    frame = evaluate(codec, paths, Sizes({}), tmp_path / "out", [0.0019, 0.125], progress=False)
+    assert list(frame["image"]) == ["a.png", "a.png", "b.png", "b.png"] and set(frame["protocol"]) == {"paper"}
+    assert set(zip(frame["scored_width"], frame["scored_height"], strict=True)) == {(256, 128), (256, 384)}
+    assert seen == [(300, 200), (256, 128), (256, 128), (290, 400), (256, 384), (256, 384)]
+    (failed,) = load_results(tmp_path / "out")[1]["failed"]
+    assert failed["image"] == "c.png" and failed["point"] is None and "500x127" in failed["error"]
+    again = evaluate(codec, paths, Sizes({}), tmp_path / "again", [0.125], progress=False)
+    assert list(again["psnr"]) == list(frame["psnr"][frame["point"] == 0.125]), "seeded by the image"

@@ -11,7 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from oscar.evaluation.metrics import METRICS, MS_SSIM_MIN_SIDE, MetricSet, ms_ssim, patches, psnr
+from oscar.evaluation.metrics import (
+    METRICS,
+    MS_SSIM_MIN_SIDE,
+    MetricSet,
+    metrics_of,
+    ms_ssim,
+    ms_ssim_y,
+    patches,
+    psnr,
+)
 from oscar.images import ImageError
 
 
@@ -38,7 +47,7 @@ def test_psnr_of_known_errors():
     black = np.zeros((4, 5, 3), np.uint8)
     one_off = black.copy()
     one_off[0, 0, 0] = 30
-    assert psnr(black, black) == math.inf
+    assert psnr(black, black) == 80  # the cap, as in pyiqa
     assert psnr(black, black + 255) == pytest.approx(0, abs=1e-6)
     assert psnr(black, one_off) == pytest.approx(10 * math.log10(255**2 / (900 / 60)), abs=1e-3)
 
@@ -60,7 +69,7 @@ def test_ms_ssim_of_equal_and_worse(pair):
 def test_small_pictures_have_no_ms_ssim():
     small = np.zeros((MS_SSIM_MIN_SIDE - 1, 300, 3), np.uint8)
     assert ms_ssim(small, small) is None
-    assert psnr(small, small) == math.inf
+    assert psnr(small, small) == 80
     assert ms_ssim(np.zeros((161, 161, 3), np.uint8), np.zeros((161, 161, 3), np.uint8)) == pytest.approx(1)
 
 
@@ -75,6 +84,38 @@ def test_agreement_with_pyiqa_on_rgb(pair):
         expected = psnr_arch.PSNR()(*(tensor.double() for tensor in tensors)).item()
         assert psnr(a, other) == pytest.approx(expected, abs=1e-4)
         assert ms_ssim(a, other) == pytest.approx(ssim_arch.MS_SSIM(test_y_channel=False)(*tensors).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("error", ["noise", "one level", "none"])
+def test_the_paper_s_metrics_are_pyiqas_own_calls(pair, error):
+    """As the published evaluation makes them: `create_metric(name)` with its defaults, on uint8 / 255 in float32."""
+    pyiqa = pytest.importorskip("pyiqa")
+    a, b = pair
+    nearly = a.copy()
+    nearly[::7, ::5] ^= 1
+    other = {"noise": b, "one level": nearly, "none": a}[error]
+    for name, ours in (("psnr", psnr), ("ms_ssim", ms_ssim_y)):
+        own = pyiqa.create_metric(name, device=torch.device("cpu"))
+        assert ours(a, other) == pytest.approx(own(unit(other), unit(a)).item(), abs=1e-4 if name == "psnr" else 1e-6)
+
+
+def test_luma_is_rounded_and_leaves_colour_out(pair):
+    a, b = pair
+    grey = np.repeat(a[..., :1], 3, axis=2)
+    assert ms_ssim_y(grey, np.repeat(b[..., :1], 3, axis=2)) == pytest.approx(
+        ms_ssim(grey, np.repeat(b[..., :1], 3, axis=2)), abs=1e-5
+    )
+    assert ms_ssim_y(a, b) > ms_ssim(a, b) + 0.001
+    assert ms_ssim_y(a, a) == pytest.approx(1, abs=1e-12) and ms_ssim_y(a[:160], a[:160]) is None
+
+
+def test_metrics_of_the_protocols(pair):
+    names = ["psnr", "ms_ssim", "ms_ssim_p256", "fid"]
+    assert metrics_of("bitstream", names) == names
+    assert metrics_of("paper", names) == ["psnr", "ms_ssim_y", "ms_ssim_y_p256", "fid"]
+    both = MetricSet(["psnr", "ms_ssim", "ms_ssim_y"])
+    assert list(both.only(metrics_of("paper", ["psnr", "ms_ssim"])).score(*pair)) == ["psnr", "ms_ssim_y"]
+    assert both.names == ("psnr", "ms_ssim", "ms_ssim_y")
 
 
 def filter_by_rows_and_columns(image: torch.Tensor, window: torch.Tensor, shape: str) -> torch.Tensor:
@@ -142,7 +183,7 @@ def test_metrics_that_do_not_exist_for_a_small_picture(picture):
     small = picture(200, 120)
     metrics = MetricSet(["psnr_p256", "ms_ssim", "psnr", "psnr"])
     assert metrics.names == ("psnr_p256", "ms_ssim", "psnr")
-    assert metrics.score(small, small) == {"psnr_p256": None, "ms_ssim": None, "psnr": math.inf}
+    assert metrics.score(small, small) == {"psnr_p256": None, "ms_ssim": None, "psnr": 80}
     assert not metrics.has_set_metrics and metrics.features(small) == {} and metrics.set_scores([], []) == {}
 
 
@@ -171,6 +212,8 @@ def test_without_weights_and_network_the_rest_goes_on(pair, monkeypatch, tmp_pat
         reason = metrics.unavailable[name]
         assert reason == metrics.unavailable[f"{name}_p256"] and len(reason.splitlines()) == 1
         assert f"{file} weights are not in torch's cache ({tmp_path}" in reason and f"metrics.files.{file}" in reason
-    assert list(metrics.score(*pair)) == ["psnr", "ms_ssim", "psnr_p256", "ms_ssim_p256"]
+    assert list(metrics.score(*pair)) == [
+        "psnr", "ms_ssim", "ms_ssim_y", "psnr_p256", "ms_ssim_p256", "ms_ssim_y_p256",
+    ]  # fmt: skip
     absent = MetricSet(["niqe"], files={"niqe": str(tmp_path / "niqe.mat")})
     assert absent.unavailable == {"niqe": f"niqe weights: no file {tmp_path / 'niqe.mat'}"}

@@ -37,7 +37,7 @@ def test_measured_series_take_the_rate_that_there_is(means):
 
 
 def test_published_series_start_with_the_paper_s_codec():
-    series = published_series(published_curves("kodak"), "dists")
+    series = published_series(published_curves("kodak", "paper"), "dists")
     assert series[0].label == "OSCAR" and series[0].ours and len(series[0].bpp) == 8
     assert [curve.label for curve in series[1:]] == sorted(curve.label for curve in series[1:])
     assert all(curve.published for curve in series)
@@ -52,8 +52,7 @@ def text_of(svg: Path) -> str:
 def test_plots_are_vector_files_that_name_everything(means, tmp_path):
     published = published_curves("kodak")
     written = plot_rates(tmp_path, means, published, "Means over Kodak, 24 pictures", {"dists": "no weights"})
-    names = ["psnr", "lpips_alex", "lpips_vgg", "dists", "musiq", "clipiqa_plus"]
-    assert [path.name for path in written] == [f"rd_{name}.pdf" for name in names]
+    assert [path.name for path in written] == [f"rd_{name}.pdf" for name in ("psnr", "lpips_alex", "dists")]
     assert all(path.read_bytes().startswith(b"%PDF") for path in written)
     assert Image.open(tmp_path / "rd_psnr.png").width > 1000
     psnr = text_of(tmp_path / "rd_psnr.svg")
@@ -61,10 +60,20 @@ def test_plots_are_vector_files_that_name_everything(means, tmp_path):
                   "published by"):  # fmt: skip
         assert words in psnr, words
     dists = text_of(tmp_path / "rd_dists.svg")
-    for words in ("not measured here: no weights", "OSCAR", "lower is better", "read off"):
+    for words in ("not measured here: no weights", "OneDC", "lower is better", "published by"):
         assert words in dists, words
-    assert "Measured here" not in dists
-    assert "not among the metrics of this run" in text_of(tmp_path / "rd_musiq.svg")
+    assert "Measured here" not in dists and "OSCAR" not in dists
+    assert "not among the metrics of this run" in text_of(tmp_path / "rd_lpips_alex.svg")
+
+
+def test_the_paper_s_curves_are_drawn_under_its_protocol(means, tmp_path):
+    ours = means[means["codec"] == "oscar-nano-paper"].rename(columns={"psnr": "dists"})
+    names = ["lpips_vgg", "dists", "musiq", "clipiqa_plus"]
+    written = plot_rates(tmp_path, ours, published_curves("kodak", "paper"), "Means over Kodak", protocol="paper")
+    assert [path.name for path in written] == [f"rd_{name}_paper.pdf" for name in names]
+    dists = text_of(tmp_path / "rd_dists_paper.svg")
+    for words in ("Means over Kodak, protocol paper", "Measured here", "nominal bpp", "OSCAR", "read off"):
+        assert words in dists, words
 
 
 def test_published_curves_are_dashed_and_measured_ones_are_not(means, tmp_path):

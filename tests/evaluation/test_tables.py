@@ -80,8 +80,8 @@ def rows(codec: str, label: str, points, images=("a", "b"), **metrics) -> pd.Dat
     """Rows whose rate is the point and whose metrics are given per picture and point."""
     return pd.DataFrame(
         [
-            {"image": image, "codec": codec, "label": label, "point": point, **dict.fromkeys(RATES, point),
-             "file_bytes": 1000 * point, "encode_seconds": 1.0, "decode_seconds": 2.0,
+            {"image": image, "codec": codec, "label": label, "protocol": "bitstream", "point": point,
+             **dict.fromkeys(RATES, point), "file_bytes": 1000 * point, "encode_seconds": 1.0, "decode_seconds": 2.0,
              **{name: values[i][j] for name, values in metrics.items()}}
             for i, image in enumerate(images)
             for j, point in enumerate(points)
@@ -156,9 +156,10 @@ def test_the_table_to_read_says_value_difference_and_number(matched, ours):
 
 def test_bd_table_names_metrics_and_shows_reasons():
     bd = pd.DataFrame([{"codec": "a", "label": "A", "anchor": "b", "anchor_label": "B", "metric": "ms_ssim_db",
-                        "bd_rate_percent": -12.34, "overlap_percent": 55.5, "note": ""},
+                        "protocol": "bitstream", "bd_rate_percent": -12.34, "overlap_percent": 55.5, "note": ""},
                        {"codec": "a", "label": "A", "anchor": "c", "anchor_label": "C", "metric": "psnr",
-                        "bd_rate_percent": None, "overlap_percent": 0.0, "note": "no overlap"}])  # fmt: skip
+                        "protocol": "bitstream", "bd_rate_percent": None, "overlap_percent": 0.0,
+                        "note": "no overlap"}])  # fmt: skip
     lines = bd_frame_table(bd, "pchip").to_markdown().splitlines()
     assert lines[-2:] == ["| A | B | MS-SSIM dB | −12.3 | 56 | – |", "| A | C | PSNR dB | – | 0 | no overlap |"]
     assert "pchip" in lines[0]

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from oscar.diffusion import PREDICTION_TYPES
+from oscar.models import tiling
 from oscar.models.backbone import Backbone, BackboneError
 
 ROOT = Path(__file__).parents[2]
@@ -199,3 +200,18 @@ def test_adapters_are_not_written(make_codec, tmp_path: Path) -> None:
     assert not any("lora" in name or "base_layer" in name for name in written)
     assert torch.equal(written["conv_in.weight"], codec.backbone.unet.conv_in.base_layer.weight)
     assert any("lora" in name for name in codec.backbone.unet.state_dict())  # and they are still there
+
+
+@torch.no_grad()
+def test_samples_of_the_posterior(make_backbone, monkeypatch) -> None:
+    """Also of an image that is worked on in blocks; one draw moves the mode by the standard deviation."""
+    backbone = make_backbone().eval()
+    images = torch.rand(2, 3, 64, 96) * 2 - 1
+    posterior = backbone.vae.encode(images).latent_dist
+    scale = backbone.vae.config.scaling_factor
+    for whole in (tiling.WHOLE, 0):
+        monkeypatch.setattr(tiling, "WHOLE", whole)
+        torch.testing.assert_close(backbone.encode(images), posterior.mode() * scale, rtol=1e-4, atol=1e-5)
+        sample = backbone.encode(images, torch.ones_like)
+        torch.testing.assert_close(sample, (posterior.mean + posterior.std) * scale, rtol=1e-4, atol=1e-5)
+    assert posterior.std.min() > 0
