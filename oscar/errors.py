@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from oscar.overrides import explain, explain_commas, quote_overrides
+
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that is not blank, or the error's type if it has none."""
@@ -23,7 +25,7 @@ def one_line(name: str) -> Iterator[None]:
     error to Hydra, which runs the other jobs first. `OSCAR_TRACEBACK=1` in the environment lets errors through.
     """
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
     from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
 
@@ -34,8 +36,12 @@ def one_line(name: str) -> Iterator[None]:
         if sweep or os.environ.get("OSCAR_TRACEBACK"):
             raise
         message = first_line(error)
-        if isinstance(error, HydraException) and error.__cause__ is not None:
-            message += f": {first_line(error.__cause__)}"  # what is wrong with an override
+        if isinstance(error, OverrideParseException):
+            message = explain(error.override, first_line(error.__cause__ or error))
+        elif isinstance(error, HydraException) and message.startswith("Ambiguous value for argument '"):
+            message = explain_commas(message.partition("'")[2].removesuffix("'"))
+        elif isinstance(error, HydraException) and error.__cause__ is not None:
+            message += f": {first_line(error.__cause__)}"
         print(f"{name}: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -54,8 +60,9 @@ def exit_code(name: str, main: Callable[[], None]) -> int:
 
 
 def run_script(main: Callable[[], None], name: str) -> None:
-    """Run a script's Hydra main; errors end as `one_line` says."""
+    """Run a script's Hydra main, paths in its overrides quoted (`oscar.overrides`); errors end as `one_line` says."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach this place
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)  # a library of CompressAI's
     with one_line(name):
+        sys.argv[1:] = quote_overrides(sys.argv[1:])
         main()
