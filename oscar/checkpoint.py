@@ -1,6 +1,7 @@
 """Native checkpoints: a folder of safetensors and JSON.
 
-    oscar.json          format, architecture, pseudo-timesteps, backbone, fingerprint, hashes of the weight files
+    oscar.json          format, architecture, pseudo-timesteps, backbone, fingerprint, hashes of the weight files, and
+                        how it was trained (`oscar.provenance`)
     oscar.safetensors   bottleneck.*, denoiser.* (adapters and prompt), frequencies.* (integer tables by rate id) and,
                         where there are any, context.* (integer context models by rate id); with a hyperprior coder.*
                         (its integers) in place of tables
@@ -38,6 +39,7 @@ from oscar.models.hyper_encoder import VQBottleneck
 from oscar.models.hyperprior import HyperpriorBottleneck
 from oscar.models.inference import merge_lora
 from oscar.models.loading import WeightsError, drop, fill, read_tensors, tensor_names
+from oscar.provenance import MODEL, SHIPPED
 from oscar.rates import rate_by_id
 from oscar.timesteps import mapping_from_config
 
@@ -45,8 +47,7 @@ if TYPE_CHECKING:
     from oscar.codec import OscarCodec
 
 FORMAT = 1
-CONFIG, WEIGHTS = "oscar.json", "oscar.safetensors"
-SHIPPED = Path(__file__).parent / "assets"
+CONFIG, WEIGHTS = MODEL, "oscar.safetensors"
 # Statistics that only training reads, and CompressAI's tables, for which checkpoints keep the codes, or integers,
 # themselves; and its constants, of which float16 would make a least likelihood of 0.
 _TRAINING_ONLY = ("cluster_size", "embed_avg", "initted", "_quantized_cdf", "_cdf_length", "_offset", "scale_table",
@@ -197,6 +198,8 @@ def save(codec: OscarCodec, folder: str | Path, dtype: torch.dtype | None = None
             "format": FORMAT,
             **describe(codec),
             "backbone": None if bundled else codec.backbone.source,
+            **({} if bundled or not codec.backbone.digests else {"backbone_sha256": codec.backbone.digests}),
+            **({} if codec.provenance is None else {"provenance": codec.provenance}),
             "fingerprint": fingerprint(codec, dtype),
             "sha256": {
                 path.relative_to(temporary).as_posix(): _sha256(path) for path in temporary.rglob("*.safetensors")
@@ -211,25 +214,33 @@ def save(codec: OscarCodec, folder: str | Path, dtype: torch.dtype | None = None
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load(source: str | Path) -> OscarCodec:
+def load(source: str | Path, backbone: str | Path | None = None) -> OscarCodec:
     """Read a checkpoint, ready for training (adapters not merged), in float32 on the CPU.
 
     Args:
         source: name of a shipped model ("nano"), a folder, or a hub id.
+        backbone: where the backbone is now that the checkpoint names, if it has moved. It must be the same one.
 
     Raises:
         CheckpointError: if it cannot be found, is damaged, or does not fit its description.
     """
     with _reading(source) as (folder, config):
         _check_hashes(folder, config["sha256"])
-        codec = build(config, Backbone.from_pretrained(config["backbone"] or folder))
+        codec = build(config, _read_backbone(folder, config, backbone))
         state = load_file(folder / WEIGHTS)
         _identify(codec, config)
         _fill(codec, state)
+        if backbone is not None and "backbone_sha256" not in config and fingerprint(codec) != config["fingerprint"]:
+            raise CheckpointError(f"backbone {str(backbone)!r} is not the one that this checkpoint was made with")
     return codec
 
 
-def load_merged(source: str | Path, half: Half = "both", dtype: torch.dtype = torch.float32) -> OscarCodec:
+def load_merged(
+    source: str | Path,
+    half: Half = "both",
+    dtype: torch.dtype = torch.float32,
+    backbone: str | Path | None = None,
+) -> OscarCodec:
     """Read a checkpoint for inference: the adapters in the UNet's weights, and of a half only what that half uses.
 
     What the other half alone uses is not read, nor are its files checked.
@@ -238,6 +249,7 @@ def load_merged(source: str | Path, half: Half = "both", dtype: torch.dtype = to
         source: name of a shipped model ("nano"), a folder, or a hub id.
         half: "encoder" can only compress, "decoder" only decompress.
         dtype: of the networks.
+        backbone: as `load`.
 
     Raises:
         CheckpointError: as `load`.
@@ -252,7 +264,9 @@ def load_merged(source: str | Path, half: Half = "both", dtype: torch.dtype = to
             names = [name for name in stored if "lora_" in name]
             adapters = {name.removeprefix("denoiser."): value for name, value in read_tensors(path, names)}
         scale = config["denoiser"]["lora_alpha"] / config["denoiser"]["lora_rank"]
-        backbone = Backbone.from_pretrained(config["backbone"] or folder, half, dtype, merge_lora(adapters, scale))
+        if backbone is not None and "backbone_sha256" not in config:
+            load(source, backbone)  # of checkpoints from before, only all of it together tells
+        backbone = _read_backbone(folder, config, backbone, half, dtype, merge_lora(adapters, scale))
         small = config["bottleneck"].get("kind") == HyperpriorBottleneck.kind  # CompressAI's models cannot be empty
         with contextlib.nullcontext() if small else init_empty_weights():
             bottleneck = _build_bottleneck(config, backbone)
@@ -284,6 +298,51 @@ def load_merged(source: str | Path, half: Half = "both", dtype: torch.dtype = to
     return codec
 
 
+def read_description(source: str | Path) -> tuple[Path, dict]:
+    """The folder of a checkpoint and what its JSON says, without its weights.
+
+    Raises:
+        CheckpointError: if it cannot be found or read.
+    """
+    with _reading(source) as (folder, config):
+        return folder, config
+
+
+def content_hash(source: str | Path) -> str:
+    """What tells a checkpoint's contents from another's, wherever they lie: 16 hexadecimal digits.
+
+    Raises:
+        CheckpointError: if it cannot be found or read.
+    """
+    _, config = read_description(source)
+    content = {name: value for name, value in config.items() if name not in ("backbone", "provenance")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read_backbone(folder: Path, config: dict, moved: str | Path | None, *options) -> Backbone:
+    """The backbone of a checkpoint from where it is, with the options of `Backbone.from_pretrained`.
+
+    Raises:
+        CheckpointError: if it is not there, or not the one that the checkpoint was made with.
+    """
+    named = config["backbone"]
+    if named is None:
+        if moved is not None:
+            raise CheckpointError(f"backbone is {str(moved)!r}, but the checkpoint holds its own; allowed: none")
+        return Backbone.from_pretrained(folder, *options)
+    try:
+        backbone = Backbone.from_pretrained(moved or named, *options)
+    except BackboneError as error:
+        raise CheckpointError(f"{error}; if it is elsewhere now: backbone=FOLDER in Python, --backbone FOLDER of oscar, "
+                              "backbone.source=FOLDER in training") from None  # fmt: skip
+    stored = config.get("backbone_sha256", {})
+    for part, digest in backbone.digests.items():
+        if stored.get(part, digest) != digest:
+            raise CheckpointError(f"backbone {str(moved or named)!r} is not the one that this checkpoint was made with: its "
+                                  f"{part} has other weights")  # fmt: skip
+    return backbone
+
+
 @contextlib.contextmanager
 def _reading(source: str | Path) -> Iterator[tuple[Path, dict]]:
     """The folder and description of a checkpoint; all that fails while it is read becomes a CheckpointError."""
@@ -312,6 +371,7 @@ def _check_hashes(folder: Path, hashes: dict[str, str]) -> None:
 def _identify(codec: OscarCodec, config: dict) -> None:
     """Take the identity from the description: half a codec cannot compute it."""
     codec._fingerprint = f"{int(config['fingerprint'], 16):064x}"
+    codec.provenance = config.get("provenance")
     if config["backbone"] is None:
         codec.backbone.source = None
 

@@ -151,6 +151,9 @@ _Compile = Annotated[
 _Memory = Annotated[
     str, typer.Option(help="For large pictures, beyond the model: auto (by what is free), a size such as 4GB, none.")
 ]
+_Backbone = Annotated[
+    str | None, typer.Option(help="Where the model's backbone is now, if it has moved.", show_default=False)
+]
 _BatchSize = Annotated[int, typer.Option(min=1, help="Of a folder, files that go through the networks together.")]
 _Threads = Annotated[int | None, typer.Option(min=1, help="Threads on the CPU; by default torch's choice.")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
@@ -194,6 +197,7 @@ def compress(
     compile: _Compile = "off",
     memory: _Memory = "auto",
     batch_size: _BatchSize = 1,
+    backbone: _Backbone = None,
 ) -> None:
     """Compress an image to an .oscar file, or a folder of images (recursively) to a folder of them.
 
@@ -206,7 +210,7 @@ def compress(
         raise CommandError(f"--quality is {quality}; allowed: 0 to 1")
     colour = _parse_colour(background)
     plan = plan_jobs(source, target, Direction(_list_images, "images", OSCAR_SUFFIX, frozenset({OSCAR_SUFFIX})))
-    options = _network_options(dtype, compile, memory, half="encoder")
+    options = _network_options(dtype, compile, memory, half="encoder", backbone=backbone)
     codec = functools.cache(lambda: _check_point(_load_codec(model, device, threads, **options), rate, quality, effort))
     several: dict[Path, int] = {}  # files of more than one frame, and of how many
 
@@ -257,6 +261,7 @@ def decompress(
     compile: _Compile = "off",
     memory: _Memory = "auto",
     batch_size: _BatchSize = 1,
+    backbone: _Backbone = None,
     tiny_vae: Annotated[
         str | None, typer.Option(help="Folder or hub id of a diffusers AutoencoderTiny, for quick previews.")
     ] = None,
@@ -269,7 +274,7 @@ def decompress(
     Images are in sRGB, and .png, .tif and .webp say so."""
     suffix = _image_suffix(image_format, target)
     plan = plan_jobs(source, target, Direction(_list_oscar, ".oscar files", suffix, frozenset(PICTURE_FORMATS)))
-    options = _network_options(dtype, compile, memory, half="decoder", tiny_vae=tiny_vae)
+    options = _network_options(dtype, compile, memory, half="decoder", backbone=backbone, tiny_vae=tiny_vae)
     codec = functools.cache(lambda name: _load_codec(name, device, threads, **options))
 
     def convert(batch: list[Job]) -> list[tuple[bytes, str]]:
@@ -298,14 +303,22 @@ def decompress(
     _run(plan, convert, "decompress", overwrite, skip_existing, batch_size)
 
 
-@app.command(short_help="What an .oscar file holds.")
+@app.command(short_help="What an .oscar file holds, or how a model was trained.")
 def info(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help=".oscar file, folder of them, or - for stdin.")],
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON; a list for a folder.")] = False,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help=".oscar file, folder of them, - for stdin, or model folder.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON; a list for a folder of files.")] = False,
 ) -> None:
-    """Show what an .oscar file holds: size, rate, model tag, bits per pixel, bytes by part."""
+    """Show what an .oscar file holds: size, rate, model tag, bits per pixel, bytes by part; or of a model folder (or
+    the name of a model in the package) what it is and how it was trained."""
     from oscar.bitstream import Container
+    from oscar.provenance import as_text, read_model
 
+    model = None if file == STDIO else read_model(file)
+    if model is not None:
+        typer.echo(json.dumps(model, indent=2) if as_json else as_text(model))
+        return
     check_stdin(file)
     is_folder = file != STDIO and file.is_dir()
     listing = _list_oscar(file) if is_folder else Listing([file])

@@ -117,6 +117,7 @@ class OscarCodec(nn.Module):
         contexts: context model by rate id, for rates whose indices it predicts.
 
     Attributes:
+        provenance: how it was trained (`oscar.provenance`), as its checkpoint says; None if it does not.
         point_name: what `points` are, "rate" or "quality".
     """
 
@@ -137,6 +138,7 @@ class OscarCodec(nn.Module):
         self.denoiser = denoiser
         self.half: Half = "both"
         self.preview: nn.Module | None = None
+        self.provenance: dict | None = None
         self.set_mapping(mapping)
         if self.rates and backbone.factor != PIXELS_PER_LATENT:
             raise ValueError(f"the backbone reduces each side by {backbone.factor}; "
@@ -155,6 +157,7 @@ class OscarCodec(nn.Module):
         compile: bool | Literal["graphs"] = False,
         tiny_vae: str | Path | None = None,
         memory: int | str | MemoryBudget | None = "auto",
+        backbone: str | Path | None = None,
     ) -> OscarCodec:
         """Load a checkpoint for inference: in evaluation mode, adapters merged, networks made fast.
 
@@ -167,6 +170,7 @@ class OscarCodec(nn.Module):
                 "graphs" replays them as CUDA graphs too.
             tiny_vae: folder or hub id of a diffusers AutoencoderTiny that decodes in place of the VAE, for previews.
             memory: what large pictures may take beyond the weights, as `set_memory` has it.
+            backbone: folder or hub id of the backbone that the checkpoint names, if it has moved; must be the same one.
 
         Raises:
             CheckpointError: if it cannot be found or read.
@@ -179,7 +183,7 @@ class OscarCodec(nn.Module):
         device = torch.device(device)
         dtype = auto_dtype(device) if dtype == "auto" else dtype
         budget = MemoryBudget.parse(memory)
-        codec = checkpoint.load_merged(source, half, dtype)
+        codec = checkpoint.load_merged(source, half, dtype, backbone)
         if tiny_vae is not None and half != "encoder":
             codec.preview = load_tiny_vae(tiny_vae, codec.backbone.latent_channels, dtype)
             drop(codec.backbone.vae, VAE_DECODER)
@@ -212,6 +216,14 @@ class OscarCodec(nn.Module):
     def rates(self) -> tuple[RatePoint, ...]:
         """The rate points that this model has, by id."""
         return self.bottleneck.rates
+
+    def keep_rates(self, rates: Sequence[RatePoint]) -> None:
+        """Drop all other rates, with their tables and context models."""
+        self.bottleneck.keep(rates)
+        ids = {rate.id for rate in rates}
+        self.frequencies = {rate_id: table for rate_id, table in self.frequencies.items() if rate_id in ids}
+        self.contexts = {rate_id: model for rate_id, model in self.contexts.items() if rate_id in ids}
+        self.forget_fingerprint()
 
     @property
     def fingerprint(self) -> str:

@@ -5,7 +5,10 @@ A script parses its Hydra config once with `parse` and passes the typed result o
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Optional  # noqa: UP035 (OmegaConf reads Optional from the annotations)
@@ -21,8 +24,15 @@ class ConfigError(ValueError):
 
 
 def _choose(name: str, value: Any, allowed: tuple) -> None:
-    if value not in allowed:
+    if value is not None and value not in allowed:
         raise ConfigError(f"{name} is {value!r}; allowed: {', '.join(str(item) for item in allowed)}")
+
+
+def _fill(config: Any, values: Mapping[str, Any]) -> None:
+    """Give fields that are unset a value, in place."""
+    for name, value in values.items():
+        if getattr(config, name) is None:
+            setattr(config, name, copy.deepcopy(value))
 
 
 def _at_least(name: str, value: float | None, low: float, strict: bool = False) -> None:
@@ -34,35 +44,37 @@ def _at_least(name: str, value: float | None, low: float, strict: bool = False) 
 class BackboneConfig:
     """Where VAE, UNet and schedule come from: `source`, or the three configurations for random weights."""
 
-    name: str = "nano"
+    name: Optional[str] = None
     source: Optional[str] = None
-    """diffusers folder or hub id with vae/, unet/ and scheduler/; None builds random weights from the fields below."""
+    """diffusers folder or hub id with vae/, unet/ and scheduler/; None builds random weights from the fields below.
+    With `init_from` where its backbone is now, if it has moved"""
     vae: Optional[dict[str, Any]] = None
     unet: Optional[dict[str, Any]] = None
     scheduler: Optional[dict[str, Any]] = None
 
     def check(self) -> None:
         if self.source is None and (self.vae is None or self.unet is None or self.scheduler is None):
-            raise ConfigError("backbone.source is unset; allowed: a folder or hub id, or all of vae, unet, scheduler")
+            raise ConfigError("backbone.source is unset; allowed: a folder or hub id, all of vae, unet, scheduler, "
+                              "or backbone=NAME of configs/backbone")  # fmt: skip
 
 
 @dataclass
 class HyperpriorConfig:
     """Sizes of a hyperprior bottleneck (`oscar.models.hyperprior`)."""
 
-    groups: list[int] = field(default_factory=lambda: [8, 8, 16, 32])
+    groups: Optional[list[int]] = None
     """latent channels that are coded together; each group is predicted from all before it"""
-    hidden: int = 96
+    hidden: Optional[int] = None
     """width of the layers that predict"""
-    features: int = 64
+    features: Optional[int] = None
     """channels of the decoded side information"""
-    side_channels: int = 32
+    side_channels: Optional[int] = None
     """channels of the side information itself"""
-    side_features: int = 48
+    side_features: Optional[int] = None
     """channels within the network that decodes it"""
 
     def check(self) -> None:
-        if not self.groups or min(self.groups) < 1:
+        if self.groups is not None and (not self.groups or min(self.groups) < 1):
             raise ConfigError(f"bottleneck.hyperprior.groups is {list(self.groups)}; allowed: numbers above 0")
         for name in ("hidden", "features", "side_channels", "side_features"):
             _at_least(f"bottleneck.hyperprior.{name}", getattr(self, name), 1)
@@ -70,19 +82,22 @@ class HyperpriorConfig:
 
 @dataclass
 class BottleneckConfig:
-    """The vector-quantised bottleneck (paper section 3.2), or a hyperprior for any rate."""
+    """The vector-quantised bottleneck (paper section 3.2), or a hyperprior for any rate.
 
-    kind: str = "vq"
+    What is unset (None) is that of `init_from`, and without it as in `VQ` or `HYPERPRIOR`.
+    """
+
+    kind: Optional[str] = None
     """vq, which has all fields but `hyperprior`, or hyperprior, which has it alone"""
     hyperprior: HyperpriorConfig = field(default_factory=HyperpriorConfig)
-    rates: list[float] = field(default_factory=lambda: [rate.bpp for rate in PAPER_RATES])
-    """nominal bits per pixel of the rates to build"""
-    width: int = 192
+    rates: Optional[list[float]] = None
+    """nominal bits per pixel of the rates to build; with `init_from` those of its rates that are kept"""
+    width: Optional[int] = None
     """N, channels of the backbone"""
-    features: int = 320
+    features: Optional[int] = None
     """M, channels around the quantiser"""
-    codebook_dim: int = 32
-    kmeans_init: bool = False
+    codebook_dim: Optional[int] = None
+    kmeans_init: Optional[bool] = None
     """start the codebooks from k-means over the first pass's features; false is the paper's setting"""
     dead_code_threshold: float = 0.0
     """share of its uses, were all codes used alike, below which it is revived; 0, the paper's setting, never"""
@@ -101,6 +116,11 @@ class BottleneckConfig:
     """nominal bpp of the rate, on the same grid of vectors, whose weights such a new hyper-encoder takes over, all but
     the codes; only with `init_from`"""
 
+    def complete(self) -> None:
+        """Fill in what is unset, for a new bottleneck."""
+        self.kind = self.kind or "vq"
+        _fill(*((self.hyperprior, HYPERPRIOR) if self.continuous else (self, VQ)))
+
     def check(self) -> None:
         _choose("bottleneck.kind", self.kind, ("vq", "hyperprior"))
         self.hyperprior.check()
@@ -115,7 +135,7 @@ class BottleneckConfig:
             return
         for name in ("width", "features", "codebook_dim"):
             _at_least(f"bottleneck.{name}", getattr(self, name), 2)
-        if not self.rates:
+        if self.rates is not None and not self.rates:
             raise ConfigError("bottleneck.rates is empty; allowed: one or more of the configured rates")
         for bpp, share in self.dither.items():
             _at_least(f"bottleneck.dither.{bpp}", share, 0)
@@ -133,11 +153,17 @@ class BottleneckConfig:
         """Whether there is a quality from 0 to 1 in place of rates."""
         return self.kind == "hyperprior"
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it is set of which kind it is and which rates it has."""
+        return self.continuous or self.rates is not None
+
     def rate_points(self) -> tuple[RatePoint, ...]:
+        """The rates, by id; all that there are where they are not known yet."""
         if self.continuous:
             return ()
         try:
-            points = {find_rate(bpp, RATES) for bpp in self.rates}
+            points = {find_rate(bpp, RATES) for bpp in self.rates} if self.rates is not None else set(RATES)
         except ValueError as error:
             raise ConfigError(f"bottleneck.rates: {error}") from None
         return tuple(sorted(points, key=lambda rate: rate.id))
@@ -168,14 +194,20 @@ class BottleneckConfig:
 
 @dataclass
 class DenoiserConfig:
-    """How the UNet is adapted (paper section 3.3)."""
+    """How the UNet is adapted (paper section 3.3). What is unset (None) is that of `init_from`, else of `DENOISER`."""
 
-    tuning: str = "lora"
-    lora_rank: int = 16
-    lora_alpha: float = 8.0
-    prompt_tokens: int = 77
-    prompt_init: str = "noise"
-    """noise (the paper) or text: the backbone's text encoder on an empty prompt"""
+    tuning: Optional[str] = None
+    """lora or full"""
+    lora_rank: Optional[int] = None
+    lora_alpha: Optional[float] = None
+    prompt_tokens: Optional[int] = None
+    prompt_init: Optional[str] = None
+    """noise (the paper) or text: the backbone's text encoder on an empty prompt. With `init_from` either one takes the
+    place of its prompt, which None keeps"""
+
+    def complete(self) -> None:
+        """Fill in what is unset, for a new denoiser."""
+        _fill(self, DENOISER)
 
     def check(self) -> None:
         _choose("denoiser.tuning", self.tuning, ("lora", "full"))
@@ -186,6 +218,13 @@ class DenoiserConfig:
     def options(self) -> dict[str, Any]:
         names = ("tuning", "lora_rank", "lora_alpha", "prompt_tokens")
         return {name: getattr(self, name) for name in names}
+
+
+# What a new bottleneck and denoiser have where nothing is set: the paper's values, and nano-hyperprior's sizes.
+VQ = {"rates": [rate.bpp for rate in PAPER_RATES], "width": 192, "features": 320, "codebook_dim": 32,
+      "kmeans_init": False}  # fmt: skip
+HYPERPRIOR = {"groups": [8, 8, 16, 32], "hidden": 96, "features": 64, "side_channels": 32, "side_features": 48}
+DENOISER = {"tuning": "lora", "lora_rank": 16, "lora_alpha": 8.0, "prompt_tokens": 77, "prompt_init": "noise"}
 
 
 @dataclass
@@ -241,6 +280,9 @@ class OptimiserConfig:
     weight_decay: float = 1e-2
     warmup_steps: int = 10
     schedule: str = "constant"
+    """after the warm-up: constant, or cosine, which falls to 0"""
+    schedule_steps: Optional[int] = None
+    """cosine: steps at which it is 0; None takes trainer.max_steps. A run that is stopped early keeps its own"""
     grad_clip: Optional[float] = 1.0
 
     def check(self, name: str) -> None:
@@ -248,6 +290,10 @@ class OptimiserConfig:
         _at_least(f"{name}.warmup_steps", self.warmup_steps, 0)
         _at_least(f"{name}.grad_clip", self.grad_clip, 0, strict=True)
         _choose(f"{name}.schedule", self.schedule, ("constant", "cosine"))
+        _at_least(f"{name}.schedule_steps", self.schedule_steps, 1)
+        if self.schedule_steps is not None and self.schedule == "constant":
+            raise ConfigError(f"{name}.schedule_steps is {self.schedule_steps}, but {name}.schedule is 'constant'; "
+                              "allowed there: null")  # fmt: skip
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"{name}.betas is {list(self.betas)}; allowed: two numbers in [0, 1)")
 
@@ -550,7 +596,9 @@ class TrainConfig:
     """folder of logs, checkpoints and the final model"""
     seed: int = 0
     init_from: Optional[str] = None
-    """hyper, joint, context: OSCAR checkpoint folder to start from, instead of backbone, bottleneck and denoiser"""
+    """hyper, joint, context: OSCAR checkpoint folder to start from. Backbone, bottleneck and denoiser are then its own:
+    what is set there must be equal to it, but for `backbone.source` (where its backbone is now), fewer
+    `bottleneck.rates`, `denoiser.prompt_init`, and what is said to be the run's own"""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
@@ -568,6 +616,8 @@ class TrainConfig:
         if self.timesteps is not None and self.stage.name in ("vae", "prior"):
             raise ConfigError(f"timesteps is set, but stage {self.stage.name} has no rates; allowed: null")
         if self.init_from is None:
+            self.bottleneck.complete()
+            self.denoiser.complete()
             self.backbone.check()
         elif self.stage.name in ("vae", "prior"):
             name = self.stage.name
@@ -578,16 +628,20 @@ class TrainConfig:
         if self.data.latents is not None and self.stage.name not in ("hyper", "context"):
             name = self.stage.name
             raise ConfigError(f"data.latents is {self.data.latents!r}, but stage {name} needs pictures; allowed: null")
-        self.stage.check(self.bottleneck)
+        if self.bottleneck.is_known:  # else that of init_from, see oscar.training.resolve
+            self.stage.check(self.bottleneck)
         self.optimiser.check("optimiser")
         self.trainer.check()
+        for name, optimiser in (("optimiser", self.optimiser), ("stage.critic.optimiser", self.stage.critic.optimiser)):
+            if optimiser.schedule_steps is not None:
+                _at_least(f"{name}.schedule_steps", optimiser.schedule_steps, self.trainer.max_steps)
         if self.trainer.gradient_checkpointing and self.stage.name in ("hyper", "context"):
             raise ConfigError(f"trainer.gradient_checkpointing is true, but stage {self.stage.name} has no gradient "
                               "through UNet or VAE; allowed: false")  # fmt: skip
         if self.trainer.final == "best" and not self.validation.enabled:
             raise ConfigError("trainer.final is 'best', but validation.images is unset; allowed: last")
-        rates = RATES if self.init_from else self.bottleneck.rate_points()
-        self.validation.check(self.stage.name, rates, self.bottleneck.continuous)
+        if self.bottleneck.is_known:
+            self.validation.check(self.stage.name, self.bottleneck.rate_points(), self.bottleneck.continuous)
 
 
 @dataclass
@@ -715,6 +769,7 @@ class TrainingSpeedConfig:
         if self.images is not None and not Path(self.images).is_dir():
             raise ConfigError(f"training.images is {self.images!r}; allowed: a folder of pictures that exists")
         self.backbone.check()
+        self.bottleneck.complete()
         self.bottleneck.check()
         self.joint.check(self.bottleneck)
 
@@ -764,6 +819,7 @@ class InferenceSpeedConfig:
         _at_least("inference.warmup", self.warmup, 0)
         if self.model is None:
             self.backbone.check()
+            self.bottleneck.complete()
             self.bottleneck.check()
         try:
             find_rate(self.rate, RATES)
@@ -942,6 +998,33 @@ def register() -> None:
     ConfigStore.instance().store(name="benchmark_schema", node=BenchmarkConfig)
     ConfigStore.instance().store(name="calibrate_timesteps_schema", node=CalibrateTimestepsConfig)
     ConfigStore.instance().store(name="ablate_timesteps_schema", node=AblateTimestepsConfig)
+
+
+def parse_job(config: DictConfig, schema: type = TrainConfig) -> tuple[Any, list[str]]:
+    """`parse` within `hydra.main`: the typed configuration of a job, and the overrides of its command.
+
+    In a sweep (`--multirun`) every job has an output of its own, named after its overrides below the usual one, unless
+    `output` is overridden too.
+
+    Raises:
+        ConfigError: as `parse`.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    job = HydraConfig.get()
+    overrides = list(job.overrides.task)
+    typed = parse(config, schema)
+    if job.mode == RunMode.MULTIRUN and not any(re.match(r"\+{0,2}output=", override) for override in overrides):
+        typed.output = str(Path(typed.output) / job_name(overrides))
+    return typed, overrides
+
+
+def job_name(overrides: Sequence[str]) -> str:
+    """A folder's name for the job of a sweep that has these overrides, the same each time; at most 120 characters."""
+    plain = re.sub(r"[^\w.,=+-]+", "_", ",".join(sorted(overrides)))
+    digest = hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:8]
+    return plain if len(plain) <= 120 else f"{plain[:111]}-{digest}"
 
 
 def parse(config: DictConfig, schema: type = TrainConfig) -> Any:

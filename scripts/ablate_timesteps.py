@@ -10,7 +10,7 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from oscar.config import AblateTimestepsConfig, parse, register
+from oscar.config import AblateTimestepsConfig, parse_job, register
 from oscar.errors import one_line, run_script
 
 register()
@@ -19,7 +19,7 @@ register()
 @hydra.main(config_path="../configs", config_name="ablate_timesteps", version_base="1.3")
 @one_line("ablate_timesteps")
 def main(config: DictConfig) -> None:
-    typed = parse(config, AblateTimestepsConfig)
+    typed, _ = parse_job(config, AblateTimestepsConfig)
     from oscar.evaluation.ablation import ablate_config
 
     ablate_config(typed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from oscar.config import BenchmarkConfig, parse, register
+from oscar.config import BenchmarkConfig, parse_job, register
 from oscar.errors import one_line, run_script
 
 register()
@@ -18,7 +18,7 @@ register()
 @hydra.main(config_path="../configs", config_name="benchmark", version_base="1.3")
 @one_line("benchmark")
 def main(config: DictConfig) -> None:
-    typed = parse(config, BenchmarkConfig)
+    typed, _ = parse_job(config, BenchmarkConfig)
     from oscar.evaluation.benchmark import run_benchmark
 
     run_benchmark(typed)

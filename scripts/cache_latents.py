@@ -9,7 +9,7 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from oscar.config import CacheLatentsConfig, parse, register
+from oscar.config import CacheLatentsConfig, parse_job, register
 from oscar.errors import one_line, run_script
 
 register()
@@ -18,7 +18,7 @@ register()
 @hydra.main(config_path="../configs", config_name="cache_latents", version_base="1.3")
 @one_line("cache_latents")
 def main(config: DictConfig) -> None:
-    typed = parse(config, CacheLatentsConfig)
+    typed, _ = parse_job(config, CacheLatentsConfig)
     from oscar.training.latent_cache import cache_latents
 
     index = cache_latents(typed)

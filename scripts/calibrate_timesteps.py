@@ -9,7 +9,7 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from oscar.config import CalibrateTimestepsConfig, parse, register
+from oscar.config import CalibrateTimestepsConfig, parse_job, register
 from oscar.errors import one_line, run_script
 
 register()
@@ -18,7 +18,7 @@ register()
 @hydra.main(config_path="../configs", config_name="calibrate_timesteps", version_base="1.3")
 @one_line("calibrate_timesteps")
 def main(config: DictConfig) -> None:
-    typed = parse(config, CalibrateTimestepsConfig)
+    typed, _ = parse_job(config, CalibrateTimestepsConfig)
     from oscar.evaluation.calibration import calibrate_config
 
     calibrate_config(typed)

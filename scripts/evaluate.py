@@ -9,7 +9,7 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from oscar.config import EvaluateConfig, parse, register
+from oscar.config import EvaluateConfig, parse_job, register
 from oscar.errors import one_line, run_script
 
 register()
@@ -18,7 +18,7 @@ register()
 @hydra.main(config_path="../configs", config_name="evaluate", version_base="1.3")
 @one_line("evaluate")
 def main(config: DictConfig) -> None:
-    typed = parse(config, EvaluateConfig)
+    typed, _ = parse_job(config, EvaluateConfig)
     from oscar.evaluation.evaluate import evaluate_config
 
     evaluate_config(typed)

@@ -5,12 +5,10 @@ Every field of the configuration can be overridden on the command line; the same
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from oscar.config import parse, register
+from oscar.config import parse_job, register
 from oscar.errors import one_line, run_script
 
 register()
@@ -19,15 +17,14 @@ register()
 @hydra.main(config_path="../configs", config_name="train", version_base="1.3")
 @one_line("train")
 def main(config: DictConfig) -> None:
-    typed = parse(config)
+    typed, overrides = parse_job(config)
     from oscar.training.build import build_stage
     from oscar.training.loop import Trainer, make_accelerator
+    from oscar.training.resolve import resolve
 
+    typed = resolve(typed)
     accelerator = make_accelerator(typed)  # before the stage, whose quantisers ask whether there are other processes
-    trainer = Trainer(build_stage(typed), typed, accelerator)
-    if accelerator.is_main_process:
-        (Path(typed.output) / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(typed)))
-    trainer.run()
+    Trainer(build_stage(typed), typed, accelerator, overrides).run()
 
 
 def run() -> None:

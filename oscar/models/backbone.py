@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ VAE = AutoencoderKL | AutoencoderDC | AutoencoderConv
 Half = Literal["both", "encoder", "decoder"]
 VAE_ENCODER, VAE_DECODER = ("encoder", "quant_conv"), ("decoder", "post_quant_conv")  # its modules, by half
 FACTORS = (8, 16)  # pixels per latent position along each side; the paper's rates are of 8
+_SAMPLES = 64  # values of each tensor by which weights are told apart
 _UNUSED = {"both": (), "encoder": VAE_DECODER, "decoder": VAE_ENCODER}
 
 
@@ -45,6 +47,8 @@ class Backbone(nn.Module):
 
     Attributes:
         factor: pixels per latent position along each side.
+        digests: SHA-256 by part ("encoder" and "decoder" of the VAE, "unet") of what was read from `source`, over an
+            evenly spaced sample of each tensor; only parts that were read, none for one built from configurations.
     """
 
     def __init__(self, vae: VAE, unet: UNet2DConditionModel | None, schedule: NoiseSchedule, source: str | None):
@@ -63,6 +67,7 @@ class Backbone(nn.Module):
         self.unet = unet
         self.schedule = schedule
         self.source = source
+        self.digests: dict[str, str] = {}
         self.memory: MemoryBudget | None = None  # for large pictures; changes no result
 
     @classmethod
@@ -80,18 +85,23 @@ class Backbone(nn.Module):
         Raises:
             BackboneError: if a part is missing or unreadable, or its weights lack a tensor.
         """
-        source = str(source)
+        source, sampler = str(source), _Sampler()
         try:
             vae_class = _vae_class(AutoencoderKL.load_config(source, subfolder="vae"))
-            vae = _load(vae_class, source, "vae", dtype, _UNUSED[half])
-            unet = _load(UNet2DConditionModel, source, "unet", dtype, change=adapt) if half != "encoder" else None
+            vae = _load(vae_class, source, "vae", dtype, _UNUSED[half], sampler.of_vae)
+            unet = None
+            if half != "encoder":
+                unet = _load(UNet2DConditionModel, source, "unet", dtype,
+                             change=lambda name, value: adapt(name, sampler.of_unet(name, value)))  # fmt: skip
             schedule = NoiseSchedule(_scheduler_config(source))
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise BackboneError(
                 f"backbone {source!r} could not be read as a diffusers folder or hub id with "
                 f"{', '.join(PARTS)}: {first_line(error)}"
             ) from error
-        return cls(vae, unet, schedule, source)
+        backbone = cls(vae, unet, schedule, source)
+        backbone.digests = sampler.digests()
+        return backbone
 
     @classmethod
     def from_configs(cls, vae: Mapping, unet: Mapping, scheduler: Mapping) -> Backbone:
@@ -209,6 +219,46 @@ def decode(vae: nn.Module, latent: Tensor, memory: MemoryBudget | None = None) -
 def unet_multiple(unet: UNet2DConditionModel) -> int:
     """Latents that a UNet sees must have sides that are a multiple of this."""
     return 2 ** (len(unet.config.block_out_channels) - 1)
+
+
+def read_configs(source: str | Path) -> dict[str, dict]:
+    """The configurations of vae, unet and scheduler of a diffusers folder or hub id, without their weights.
+
+    Raises:
+        BackboneError: if one is missing or cannot be read.
+    """
+    source = str(source)
+    try:
+        return {
+            "vae": dict(AutoencoderKL.load_config(source, subfolder="vae")),
+            "unet": dict(UNet2DConditionModel.load_config(source, subfolder="unet")),
+            "scheduler": _scheduler_config(source),
+        }
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise BackboneError(f"backbone {source!r}: its configuration cannot be read: {first_line(error)}") from error
+
+
+class _Sampler:
+    """Takes a sample of each tensor while weights are read."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, dict[str, bytes]] = {}
+
+    def of_vae(self, name: str, value: Tensor) -> Tensor:
+        return self._take("decoder" if name.startswith(VAE_DECODER) else "encoder", name, value)
+
+    def of_unet(self, name: str, value: Tensor) -> Tensor:
+        return self._take("unet", name, value)
+
+    def _take(self, part: str, name: str, value: Tensor) -> Tensor:
+        flat = value.detach().float().flatten()
+        sample = flat[:: max(1, len(flat) // _SAMPLES)].cpu().contiguous().numpy().tobytes()
+        self.parts.setdefault(part, {})[name] = f"{name}:{tuple(value.shape)};".encode() + sample
+        return value
+
+    def digests(self) -> dict[str, str]:
+        return {part: hashlib.sha256(b"".join(taken[name] for name in sorted(taken))).hexdigest()
+                for part, taken in sorted(self.parts.items())}  # fmt: skip
 
 
 def _vae_class(config: Mapping) -> type[VAE]:

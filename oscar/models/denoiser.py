@@ -97,7 +97,14 @@ class Denoiser(nn.Module):
         self.prompt = None
         if uses_prompt(unet):
             width = unet.config.cross_attention_dim
-            self.prompt = nn.Parameter(torch.randn(1, prompt_tokens, width) * 0.02)  # from noise, as in the paper
+            self.prompt = nn.Parameter(torch.empty(1, prompt_tokens, width))
+            self.init_prompt_from_noise()
+
+    @torch.no_grad()
+    def init_prompt_from_noise(self) -> None:
+        """Start the prompt from noise, as in the paper; a UNet without one stays as it is."""
+        if self.prompt is not None:
+            self.prompt.copy_(torch.randn(self.prompt.shape) * 0.02)
 
     def init_prompt_from_text(self, source: str | Path) -> None:
         """Start the prompt from the backbone's own text encoder on an empty text.

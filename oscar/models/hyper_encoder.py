@@ -344,6 +344,12 @@ class VQBottleneck(nn.Module):
                 new.start_from(old[str(source.id)])
             self.hyper_encoders[key] = new
 
+    def keep(self, rates: Sequence[RatePoint]) -> None:
+        """Drop the hyper-encoders of all other rates."""
+        self.rates = tuple(rates)
+        kept = {str(rate.id): self.at(rate) for rate in self.rates}
+        self.hyper_encoders = nn.ModuleDict(kept)
+
     def set_dither(self, dither: Mapping[int, float]) -> None:
         """Noise of the encoder by rate id, 0 where it is not named; decoding does not depend on it."""
         for rate in self.rates:

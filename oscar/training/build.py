@@ -10,10 +10,11 @@ from torch import nn
 
 from oscar import checkpoint
 from oscar.codec import OscarCodec
-from oscar.config import ConfigError, TrainConfig
-from oscar.models.backbone import Backbone
+from oscar.config import CacheLatentsConfig, ConfigError, TrainConfig
+from oscar.models.backbone import Backbone, read_configs
 from oscar.models.hyper_encoder import HyperEncoder
-from oscar.timesteps import CurveMapping, TableMapping, mapping_from_config, read_calibration
+from oscar.timesteps import mapping_from_config
+from oscar.training.resolve import check_shape, resolve
 from oscar.training.stage import Stage
 
 
@@ -30,6 +31,7 @@ def build_stage(config: TrainConfig) -> Stage:
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     torch.manual_seed(config.seed)
+    config = resolve(config)
     stage = _build(config)
     if config.trainer.gradient_checkpointing:
         checkpoint_activations(stage)
@@ -95,50 +97,60 @@ def checkpoint_activations(stage: Stage) -> None:
         block._gradient_checkpointing_func = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)
 
 
-def build_backbone(config: TrainConfig) -> Backbone:
-    """The backbone of `source`, or random weights in the configured shapes."""
+def build_backbone(config: TrainConfig | CacheLatentsConfig) -> Backbone:
+    """The backbone of `source`, or random weights in the configured shapes.
+
+    Raises:
+        ConfigError: for a shape that `source` does not have.
+        BackboneError: if `source` cannot be read.
+    """
     backbone = config.backbone
     if backbone.source is not None:
-        return Backbone.from_pretrained(backbone.source)
+        loaded = Backbone.from_pretrained(backbone.source)
+        check_shape(backbone, read_configs(backbone.source), f"backbone.source {backbone.source!r}")
+        return loaded
     return Backbone.from_configs(backbone.vae, backbone.unet, backbone.scheduler)
 
 
 def build_codec(config: TrainConfig) -> OscarCodec:
-    """The codec of `init_from`, with another mapping if `timesteps` is set, or a new one on the configured backbone."""
-    mapping = None if config.timesteps is None else mapping_from_config(read_calibration(config.timesteps))
+    """The codec of a resolved configuration: that of `init_from` with what the run changes, or a new one."""
+    mapping = mapping_from_config(config.timesteps)
     if config.init_from is not None:
-        codec = checkpoint.load(config.init_from)
-        own = config.bottleneck
-        if codec.bottleneck.kind != own.kind:
-            raise ConfigError(f"bottleneck.kind is {own.kind!r}, but init_from has {codec.bottleneck.kind!r}")
-        if mapping is not None:
-            codec.set_mapping(mapping)
-        if own.continuous:
-            codec.forget_fingerprint()
-            return codec
-        try:
-            codec.bottleneck.set_stages(own.by_id("stages"), own.by_id("start_from"))
-        except ValueError as error:
-            raise ConfigError(f"bottleneck: {error}") from None
-        if own.dither:
-            codec.bottleneck.set_dither(own.by_id("dither"))
+        codec = _continue(config)
+        codec.set_mapping(mapping)
         codec.forget_fingerprint()
-        return codec
-    bottleneck = config.bottleneck.options()
-    if not config.bottleneck.continuous:
-        bottleneck["rates"] = [rate.id for rate in config.bottleneck.rate_points()]
-    default = CurveMapping.straight() if config.bottleneck.continuous else TableMapping.paper()
-    architecture = {
-        "bottleneck": bottleneck,
-        "denoiser": config.denoiser.options(),
-        "timesteps": (mapping or default).to_config(),
-    }
-    try:
-        codec = checkpoint.build(architecture, build_backbone(config))
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    else:
+        bottleneck = config.bottleneck.options()
+        if not config.bottleneck.continuous:
+            bottleneck["rates"] = [rate.id for rate in config.bottleneck.rate_points()]
+        architecture = {
+            "bottleneck": bottleneck,
+            "denoiser": config.denoiser.options(),
+            "timesteps": mapping.to_config(),
+        }
+        try:
+            codec = checkpoint.build(architecture, build_backbone(config))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     if config.denoiser.prompt_init == "text":
-        if config.backbone.source is None:
+        if codec.backbone.source is None:
             raise ConfigError("denoiser.prompt_init is 'text', but backbone.source is unset; allowed: noise")
-        codec.denoiser.init_prompt_from_text(config.backbone.source)
+        codec.denoiser.init_prompt_from_text(codec.backbone.source)
+    return codec
+
+
+def _continue(config: TrainConfig) -> OscarCodec:
+    """The codec of `init_from`, with fewer rates, rates in other stages, or a new prompt, where these are set."""
+    codec = checkpoint.load(config.init_from, config.backbone.source)
+    if config.denoiser.prompt_init == "noise":
+        codec.denoiser.init_prompt_from_noise()
+    if config.bottleneck.continuous:
+        return codec
+    own = config.bottleneck
+    try:
+        codec.bottleneck.set_stages(own.by_id("stages"), own.by_id("start_from"))
+    except ValueError as error:
+        raise ConfigError(f"bottleneck: {error}") from None
+    codec.keep_rates(own.rate_points())
+    codec.bottleneck.set_dither(own.by_id("dither"))
     return codec

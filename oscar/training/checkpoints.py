@@ -23,6 +23,7 @@ from accelerate.utils import broadcast_object_list
 
 from oscar.errors import first_line
 from oscar.jobs import write_whole
+from oscar.provenance import PROVENANCE
 from oscar.training.learner import Learner
 
 FOLDER, BEST = "checkpoints", "best"
@@ -120,9 +121,10 @@ def find_checkpoints(output: Path) -> list[Path]:
 
 
 def reset(output: Path) -> None:
-    """Remove the checkpoints and the tables of an earlier run in this folder."""
-    shutil.rmtree(output / FOLDER, ignore_errors=True)
-    for name in ("log.csv", "validation.csv"):
+    """Remove what an earlier run left in this folder, its result too."""
+    for name in (FOLDER, "final"):
+        shutil.rmtree(output / name, ignore_errors=True)
+    for name in ("log.csv", "validation.csv", PROVENANCE):
         (output / name).unlink(missing_ok=True)
 
 

@@ -77,7 +77,8 @@ class ContextStage(Stage):
         self.codec.contexts.update({rate.id: self.networks[str(rate.id)].integers() for rate in self.rates})
         return self.codec
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, provenance: dict | None = None) -> None:
+        self.codec.provenance = provenance
         self.current_codec().save_pretrained(folder)
 
 

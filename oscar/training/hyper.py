@@ -67,5 +67,6 @@ class HyperStage(Stage):
     def finish(self, batches) -> None:
         estimate_frequencies(self.codec, batches, self.stage.table_batches, self.takes_latents)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, provenance: dict | None = None) -> None:
+        self.codec.provenance = provenance
         self.codec.save_pretrained(folder)

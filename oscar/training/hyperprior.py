@@ -50,7 +50,8 @@ class _RateStage(Stage):
         self.codec.forget_fingerprint()
         return self.codec
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, provenance: dict | None = None) -> None:
+        self.codec.provenance = provenance
         self.current_codec().save_pretrained(folder)
 
 

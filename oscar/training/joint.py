@@ -109,5 +109,6 @@ class JointStage(Stage):
     def finish(self, batches) -> None:
         estimate_frequencies(self.current_codec(), batches, self.stage.table_batches)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, provenance: dict | None = None) -> None:
+        self.codec.provenance = provenance
         self.codec.save_pretrained(folder)

@@ -34,7 +34,8 @@ class Learner:
         )  # fmt: skip
         kind = "constant_with_warmup" if config.schedule == "constant" else "cosine"
         self.schedule = get_scheduler(
-            kind, optimiser, num_warmup_steps=config.warmup_steps, num_training_steps=max_steps
+            kind, optimiser, num_warmup_steps=config.warmup_steps,
+            num_training_steps=config.schedule_steps or max_steps,
         )
         self.plain = module
         self.has_engine = accelerator.distributed_type == DistributedType.DEEPSPEED

@@ -14,7 +14,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,12 +26,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
-from oscar.config import TrainConfig
+from oscar.config import ConfigError, TrainConfig
 from oscar.training.checkpoints import BEST, Checkpoints, CsvLog, reset
 from oscar.training.data import build_loader
 from oscar.training.learner import Learner, gathered, spread
 from oscar.training.losses import critic_loss
 from oscar.training.processes import check_processes, critic_accelerator, make_accelerator, start_trackers
+from oscar.training.record import FINAL, RunRecord
+from oscar.training.resolve import resolve
 from oscar.training.stage import Pass, Stage
 
 log = logging.getLogger(__name__)
@@ -48,18 +50,23 @@ class Trainer:
         stage: what is trained.
         config: the run.
         accelerator: made from the config if None, for a single process; several are joined before the stage is built.
+        overrides: of the command, for the record of the run.
 
     Raises:
-        ConfigError: for settings that do not go with the way the processes share their work.
+        ConfigError: for settings that do not go with the way the processes share their work, or if the folder holds
+            another run.
         ValueError: for a checkpoint that cannot be read or is of another configuration.
     """
 
-    def __init__(self, stage: Stage, config: TrainConfig, accelerator: Accelerator | None = None):
+    def __init__(self, stage: Stage, config: TrainConfig, accelerator: Accelerator | None = None,
+                 overrides: Sequence[str] = ()):  # fmt: skip
+        config = resolve(config)
         trainer = config.trainer
         self.config = config
         self.output = Path(config.output)
         self.accelerator = accelerator or make_accelerator(config)
         check_processes(config, stage, self.accelerator)
+        self.record = RunRecord(config, stage, self.accelerator, overrides)
         if self.accelerator.is_main_process:
             self.output.mkdir(parents=True, exist_ok=True)
             if not trainer.resume:
@@ -92,6 +99,9 @@ class Trainer:
         newest = self.checkpoints.newest() if trainer.resume else None
         if newest is not None:
             self._restore(newest)
+            if self.step > trainer.max_steps:
+                raise ConfigError(f"trainer.max_steps is {trainer.max_steps}, but the run in {self.output} is at step "
+                                  f"{self.step}; allowed: at least that")  # fmt: skip
             if self.accelerator.is_main_process:
                 log.info("resumed from %s", newest)
         start_trackers(config, self.accelerator, self.step)
@@ -107,6 +117,12 @@ class Trainer:
             NonFiniteLossError: see `trainer.non_finite`.
         """
         trainer, main = self.config.trainer, self.accelerator.is_main_process
+        if self.step == trainer.max_steps and self.record.is_finished(self.step):
+            if main:
+                log.info("finished already: %s, %d steps; nothing to do", self.output / FINAL, self.step)
+            self.accelerator.end_training()
+            return True
+        self.record.start(self.step)
         self._open_tables()
         batches = self._batches(self.step * trainer.accumulation)
         progress = tqdm(total=trainer.max_steps, initial=self.step, disable=not main, desc=self.config.stage.name)
@@ -299,20 +315,24 @@ class Trainer:
         return stage.to(self.accelerator.device, memory_format=self.layout)
 
     def _finish(self) -> None:
+        last = self.step
         if self.config.trainer.final == BEST and self.best is not None:
             self._restore(self.checkpoints.best)
         with self._averaged_stage() as stage:
             if self.accelerator.is_main_process:
                 stage.eval()
                 stage.finish(self._images(batch) for batch in self._batches(0))
-                stage.save(self.output / "final")
-                log.info("saved %s", self.output / "final")
+                stage.save(self.output / FINAL, self.record.of_result(self.step))
+                self.record.finish(last)
+                log.info("saved %s", self.output / FINAL)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
     # Checkpoints.
 
     def _save(self, name: str) -> None:
+        if self.accelerator.is_main_process:
+            self.record.check_ours()
         state = {
             "step": self.step,
             "batch": self.batch,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from oscar.config import TrainConfig
 from oscar.models.backbone import Backbone
 from oscar.models.denoiser import predict
-from oscar.training.stage import Pass, Stage
+from oscar.training.stage import Pass, Stage, save_backbone
 
 
 class PriorStage(Stage):
@@ -39,5 +39,5 @@ class PriorStage(Stage):
         """A prompt of one zero token, for a UNet with cross-attention."""
         return x0.new_zeros(1, 1, self.backbone.unet.config.cross_attention_dim)
 
-    def save(self, folder: Path) -> None:
-        self.backbone.save_pretrained(folder)
+    def save(self, folder: Path, provenance: dict | None = None) -> None:
+        save_backbone(self.backbone, folder, provenance)

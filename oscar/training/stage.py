@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from oscar.jobs import write_whole
+from oscar.models.backbone import Backbone
+from oscar.provenance import PROVENANCE
 from oscar.rates import RatePoint
 
 RATE_STREAM, NOISE_STREAM = 1, 2
@@ -91,8 +95,8 @@ class Stage(nn.Module):
     def finish(self, batches) -> None:
         """What is left to do after the last step (scale factors, entropy tables), from an iterator of image batches."""
 
-    def save(self, folder: Path) -> None:
-        """Write the result that the next stage or a user reads."""
+    def save(self, folder: Path, provenance: dict | None = None) -> None:
+        """Write the result that the next stage or a user reads, with how it was made (`oscar.provenance`)."""
         raise NotImplementedError
 
     def freeze(self) -> None:
@@ -100,3 +104,12 @@ class Stage(nn.Module):
         trained = {id(p) for module in self.trained_modules() for p in module.parameters() if p.requires_grad}
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in trained)
+
+
+def save_backbone(backbone: Backbone, folder: Path, provenance: dict | None) -> None:
+    """Write a backbone that a stage made, and how."""
+    backbone.save_pretrained(folder)
+    path = folder / PROVENANCE
+    path.unlink(missing_ok=True)
+    if provenance is not None:
+        write_whole(path, (json.dumps(provenance, indent=1) + "\n").encode())

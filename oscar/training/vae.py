@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from oscar.config import ConfigError, TrainConfig
 from oscar.models.backbone import Backbone
 from oscar.training.losses import ImageLoss
-from oscar.training.stage import Pass, Stage
+from oscar.training.stage import Pass, Stage, save_backbone
 
 SCALE_BATCHES = 32
 
@@ -56,5 +56,5 @@ class VAEStage(Stage):
         vae.register_to_config(scaling_factor=factor)
         logging.getLogger(__name__).info("scaling_factor = %.5f", factor)
 
-    def save(self, folder: Path) -> None:
-        self.backbone.save_pretrained(folder)
+    def save(self, folder: Path, provenance: dict | None = None) -> None:
+        save_backbone(self.backbone, folder, provenance)

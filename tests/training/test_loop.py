@@ -91,13 +91,20 @@ def test_old_checkpoints_are_deleted(configure) -> None:
     assert names == ["step-0000004.pt", "step-0000005.pt"]
 
 
-def test_a_finished_run_is_only_saved_anew(configure, runs) -> None:
+def test_a_finished_run_does_nothing_more(configure, runs, caplog) -> None:
     config = configure("prior", 2)
     run(config)
-    before = runs.newest(config)
+
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in Path(config.output).rglob("*") if path.is_file()}
+
+    before = files()
+    caplog.set_level("INFO")
     assert run(config).step == 2
-    runs.assert_equal(runs.newest(config), before)
-    assert len(runs.rows(config)) == 2
+    assert files() == before
+    assert f"finished already: {config.output}/final, 2 steps; nothing to do" in caplog.text
+    assert run(configure("prior", 3)).step == 3
+    assert [row["step"] for row in runs.rows(config)] == ["1", "2", "3"]
 
 
 def test_without_resume_a_run_starts_over(configure, runs) -> None:

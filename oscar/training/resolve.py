@@ -1,0 +1,116 @@
+"""A run's configuration with nothing left open: what it takes from `init_from` and from files stands in it.
+
+What is set beside `init_from` is equal to the checkpoint's, or changes it as `TrainConfig.init_from` says, or is
+refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from oscar import checkpoint
+from oscar.config import DENOISER, HYPERPRIOR, VQ, BackboneConfig, BottleneckConfig, ConfigError, TrainConfig
+from oscar.models.backbone import PARTS, read_configs
+from oscar.rates import rate_by_id
+from oscar.timesteps import CurveMapping, TableMapping, read_calibration
+
+# Of a backbone's configuration, what training or reading it may change.
+_FREE = ("scaling_factor", "_diffusers_version", "_name_or_path")
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The configuration with what is unset filled in; one that is resolved already comes back as it is.
+
+    Raises:
+        ConfigError: for a key that is set to something else than `init_from` has.
+        CheckpointError, BackboneError: if a description of `init_from`, or of its backbone, cannot be read.
+        ValueError: for timesteps that cannot be read.
+    """
+    config = copy.deepcopy(config)
+    if config.init_from is not None:
+        folder, description = checkpoint.read_description(config.init_from)
+        _take_bottleneck(config.bottleneck, description["bottleneck"])
+        _take_denoiser(config, description["denoiser"])
+        _take_backbone(config.backbone, description["backbone"], str(folder))
+        if config.timesteps is None:
+            config.timesteps = description["timesteps"]
+    if config.stage.name not in ("vae", "prior"):
+        default = CurveMapping.straight() if config.bottleneck.continuous else TableMapping.paper()
+        config.timesteps = default.to_config() if config.timesteps is None else read_calibration(config.timesteps)
+    config.check()
+    return config
+
+
+def _take(config: Any, name: str, stored: Mapping[str, Any]) -> None:
+    """Take fields over from a checkpoint; refuse those that are set to other values."""
+    for key, value in stored.items():
+        own = getattr(config, key)
+        if own is None:
+            setattr(config, key, copy.deepcopy(value))
+        elif own != value:
+            raise ConfigError(f"{name}.{key} is {own!r}, but init_from has {value!r}; allowed: the same, or null")
+
+
+def _take_bottleneck(config: BottleneckConfig, stored: Mapping[str, Any]) -> None:
+    _take(config, "bottleneck", {"kind": stored.get("kind", "vq")})
+    if config.continuous:
+        _take(config.hyperprior, "bottleneck.hyperprior", {name: stored.get(name, HYPERPRIOR[name])
+                                                           for name in HYPERPRIOR})  # fmt: skip
+        return
+    names = {rate_id: rate_by_id(rate_id).bpp for rate_id in stored["rates"]}
+    if config.rates is not None:
+        for rate in config.rate_points():
+            if rate.id not in names:
+                raise ConfigError(f"bottleneck.rates has {rate.bpp}, which init_from lacks; "
+                                  f"allowed: null, or some of {', '.join(map(str, names.values()))}")  # fmt: skip
+    else:
+        config.rates = list(names.values())
+    _take(config, "bottleneck", {name: stored.get(name, VQ[name]) for name in VQ if name != "rates"})
+    kept = {rate.id for rate in config.rate_points()}
+    of_checkpoint = {name: {names[int(key)]: value for key, value in stored.get(name, {}).items() if int(key) in kept}
+                     for name in ("dither", "stages")}  # fmt: skip
+    config.dither = config.dither or of_checkpoint["dither"]
+    own = config.by_id("stages")
+    config.stages |= {bpp: value for bpp, value in of_checkpoint["stages"].items()
+                      if not any(rate_by_id(rate_id).bpp == bpp for rate_id in own)}  # fmt: skip
+
+
+def _take_denoiser(config: TrainConfig, stored: Mapping[str, Any]) -> None:
+    names = [item.name for item in fields(config.denoiser) if item.name != "prompt_init"]
+    stored = {name: stored.get(name, DENOISER[name]) for name in names}
+    if stored["tuning"] == "full":  # which has no adapters, whatever the checkpoint says of them
+        stored |= {name: getattr(config.denoiser, name) or stored[name] for name in ("lora_rank", "lora_alpha")}
+    _take(config.denoiser, "denoiser", stored)
+
+
+def _take_backbone(config: BackboneConfig, named: str | None, folder: str) -> None:
+    if named is None and config.source is not None:
+        raise ConfigError(f"backbone.source is {config.source!r}, but init_from holds its backbone itself; "
+                          "allowed: null")  # fmt: skip
+    config.source = config.source or named
+    if named is None or any(getattr(config, part) is not None for part in PARTS):
+        stored = read_configs(config.source or folder)
+        check_shape(config, stored, "init_from")
+        if named is None:
+            config.vae, config.unet, config.scheduler = (stored[part] for part in PARTS)
+
+
+def check_shape(config: BackboneConfig, stored: Mapping[str, Mapping], where: str) -> None:
+    """Refuse shapes of a backbone that are set to other values than those of the weights.
+
+    Args:
+        config: the shapes that are set.
+        stored: configurations of vae, unet and scheduler, as diffusers stores them.
+        where: the weights in messages.
+    """
+    for part in PARTS:
+        for key, value in (getattr(config, part) or {}).items():
+            value = json.loads(json.dumps(value))
+            other = json.loads(json.dumps(stored[part].get(key)))
+            if key not in _FREE and value != other:
+                raise ConfigError(f"backbone.{part}.{key} is {value!r}, but {where} has {other!r}; "
+                                  "allowed: the same, or backbone=null")  # fmt: skip
