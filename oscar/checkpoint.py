@@ -333,13 +333,14 @@ def _read_backbone(folder: Path, config: dict, moved: str | Path | None, *option
     try:
         backbone = Backbone.from_pretrained(moved or named, *options)
     except BackboneError as error:
-        raise CheckpointError(f"{error}; if it is elsewhere now: backbone=FOLDER in Python, --backbone FOLDER of oscar, "
-                              "backbone.source=FOLDER in training") from None  # fmt: skip
+        raise CheckpointError(f"{error}; if it is elsewhere now: backbone=FOLDER in Python, --backbone FOLDER "
+                              "of oscar, backbone.source=FOLDER in training") from None  # fmt: skip
     stored = config.get("backbone_sha256", {})
     for part, digest in backbone.digests.items():
         if stored.get(part, digest) != digest:
-            raise CheckpointError(f"backbone {str(moved or named)!r} is not the one that this checkpoint was made with: its "
-                                  f"{part} has other weights")  # fmt: skip
+            place = str(moved or named)
+            raise CheckpointError(f"backbone {place!r} is not the one that this checkpoint was made with: "
+                                  f"its {part} has other weights")  # fmt: skip
     return backbone
 
 

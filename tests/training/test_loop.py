@@ -421,10 +421,10 @@ def test_a_checkpoint_of_another_number_of_crops_per_step_is_refused(configure) 
 @pytest.mark.parametrize(
     ("stage", "override", "message"),
     [
-        ("hyper", "bottleneck.width=16", "does not fit this configuration"),
-        ("hyper", "bottleneck.rates=[0.0019]", "does not fit this configuration"),
-        ("prior", "trainer.ema_decay=0.9", "ema does not fit this configuration"),
-        ("joint", "stage.gan=0", "critic does not fit this configuration"),
+        ("hyper", "bottleneck.width=16", "bottleneck.width was 8, is 16"),
+        ("hyper", "bottleneck.rates=[0.0019]", r"bottleneck.rates was \[.*\], is \[0.0019\]"),
+        ("prior", "trainer.ema_decay=0.9", "trainer.ema_decay was None, is 0.9"),
+        ("joint", "stage.gan=0", "stage.gan was 0.005, is 0.0"),
     ],
 )
 def test_a_checkpoint_of_another_configuration_is_refused(
@@ -441,7 +441,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(
 
 def test_more_rates_than_the_checkpoint_are_refused(configure) -> None:
     run(configure("hyper", 1, "run", "bottleneck.rates=[0.0019]"))
-    with pytest.raises(ValueError, match="does not fit this configuration"):
+    with pytest.raises(ConfigError, match=r"bottleneck.rates was \[0.0019\], is \[0.0019, 0.125\]"):
         run(configure("hyper", 2, "run", "bottleneck.rates=[0.0019,0.125]"))
 
 
