@@ -317,7 +317,7 @@ def info(
 
     model = None if file == STDIO else read_model(file)
     if model is not None:
-        typer.echo(json.dumps(model, indent=2) if as_json else as_text(model))
+        typer.echo(dumps(model, indent=2) if as_json else as_text(model))
         return
     check_stdin(file)
     is_folder = file != STDIO and file.is_dir()

@@ -30,6 +30,7 @@ from oscar.errors import first_line
 from oscar.evaluation.environment import describe_environment
 from oscar.jobs import write_whole
 from oscar.provenance import PROVENANCE, read_provenance
+from oscar.strict_json import as_read, dumps, write_json
 from oscar.training.checkpoints import find_checkpoints
 from oscar.training.latents import read_index
 from oscar.training.stage import Stage
@@ -83,9 +84,9 @@ def identify(config: TrainConfig, stage: Stage) -> dict[str, Any]:
         backbone = getattr(stage, "codec", stage).backbone
         flat |= {f"backbone.source (its {part})": digest[:16] for part, digest in backbone.digests.items()}
     if config.data.latents is not None:
-        index = json.dumps(asdict(read_index(config.data.latents)), sort_keys=True)
+        index = dumps(asdict(read_index(config.data.latents)), sort_keys=True)
         flat["data.latents (its content)"] = hashlib.sha256(index.encode()).hexdigest()[:16]
-    return json.loads(json.dumps(flat))
+    return as_read(flat)
 
 
 class RunRecord:
@@ -209,7 +210,7 @@ class RunRecord:
 
     def of_result(self, step: int) -> dict:
         """What a result made at this step says of itself."""
-        return {"step": step, **{name: self.stored[name] for name in ("config", "origin", "sessions")}}
+        return as_read({"step": step, **{name: self.stored[name] for name in ("config", "origin", "sessions")}})
 
     def finish(self, step: int) -> None:
         """Write that the result is there."""
@@ -217,4 +218,4 @@ class RunRecord:
         self._write()
 
     def _write(self) -> None:
-        write_whole(self.folder / PROVENANCE, (json.dumps(self.stored, indent=1) + "\n").encode())
+        write_json(self.folder / PROVENANCE, self.stored, indent=1)

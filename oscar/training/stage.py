@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from oscar.jobs import write_whole
 from oscar.models.backbone import Backbone
 from oscar.provenance import PROVENANCE
 from oscar.rates import RatePoint
+from oscar.strict_json import write_json
 
 RATE_STREAM, NOISE_STREAM = 1, 2
 
@@ -112,4 +111,4 @@ def save_backbone(backbone: Backbone, folder: Path, provenance: dict | None) -> 
     path = folder / PROVENANCE
     path.unlink(missing_ok=True)
     if provenance is not None:
-        write_whole(path, (json.dumps(provenance, indent=1) + "\n").encode())
+        write_json(path, provenance, indent=1)
