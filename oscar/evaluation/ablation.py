@@ -25,6 +25,7 @@ from torch import Tensor
 from oscar.baselines.base import Encoded, ImageCodec, RoundTrip
 from oscar.bitstream import Container
 from oscar.bitstream.norms import quantise_rms
+from oscar.checkpoint import content_hash
 from oscar.codec import OscarCodec
 from oscar.evaluation.calibration import by_bpp, calibrate
 from oscar.evaluation.evaluate import EvaluationError, evaluate, load_results
@@ -61,13 +62,14 @@ class TimestepCodec(ImageCodec):
         codec: the codec, in evaluation mode; its own mapping is not looked at.
         rate: one of its rate points.
         model: its name in file names and tables.
+        content: of its checkpoint (`oscar.checkpoint.content_hash`), so that its results are not another's.
     """
 
     point_name = "timestep"
     points = grid = ()
 
-    def __init__(self, codec: OscarCodec, rate: RatePoint, model: str):
-        self.codec, self.rate = codec, rate
+    def __init__(self, codec: OscarCodec, rate: RatePoint, model: str, content: str | None = None):
+        self.codec, self.rate, self.content = codec, rate, content
         self.name = f"oscar-{model}-{rate.bpp:.4f}"
         self.label = f"OSCAR {model} at {rate.bpp:.4f}"
         self._image: Image.Image | None = None
@@ -75,7 +77,7 @@ class TimestepCodec(ImageCodec):
 
     def describe(self) -> dict:
         return {**super().describe(), "fingerprint": self.codec.fingerprint, "rate": self.rate.bpp,
-                "device": self.codec.device.type}  # fmt: skip
+                "device": self.codec.device.type, "content": self.content}  # fmt: skip
 
     def check_point(self, point: float) -> float:
         last = len(self.codec.backbone.schedule) - 1
@@ -155,7 +157,7 @@ def ablate_config(config: AblateTimestepsConfig) -> pd.DataFrame:
         mapping.check(rates, len(codec.backbone.schedule))
     output = Path(config.output)
     rows = sweep(codec, rates, mappings, config.sweep, paths, metrics, output, Path(config.model).absolute().name,
-                 asdict(config))  # fmt: skip
+                 asdict(config), content_hash(config.model))  # fmt: skip
     write_whole(output / "sweep.csv", rows.to_csv(index=False).encode())
     names = [name for name in metrics.names if name in rows]
     choices = choose(rows, rates, mappings, names, own)
@@ -201,6 +203,7 @@ def sweep(
     output: Path,
     model: str,
     config: dict | None = None,
+    content: str | None = None,
 ) -> pd.DataFrame:
     """Score every picture and rate at each timestep of the sweep and of a mapping; goes on where it stopped.
 
@@ -212,7 +215,7 @@ def sweep(
         points = {float(timestep) for timestep in timesteps}
         points |= {_point(mapping, rate) for mapping in mappings.values()}
         folder = output / "rates" / f"{rate.bpp:.4f}"
-        evaluate(TimestepCodec(codec, rate, model), paths, metrics, folder, sorted(points), config=config)
+        evaluate(TimestepCodec(codec, rate, model, content), paths, metrics, folder, sorted(points), config=config)
         frame, _ = load_results(folder)
         frames.append(frame[frame["point"].isin(points)].assign(rate=rate.bpp))
     rows = pd.concat(frames, ignore_index=True).rename(columns={"point": "timestep"})

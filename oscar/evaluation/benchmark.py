@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from functools import cached_property
@@ -35,7 +35,14 @@ from oscar.evaluation import tables
 from oscar.evaluation.codecs import OscarImageCodec, make_codec
 from oscar.evaluation.curves import DATASETS, bd_table, dataset_of, published_curves
 from oscar.evaluation.environment import describe_environment, hardware
-from oscar.evaluation.evaluate import EvaluationError, evaluate, load_results, make_accelerator, missing_notes
+from oscar.evaluation.evaluate import (
+    EvaluationError,
+    check_results,
+    evaluate,
+    load_results,
+    make_accelerator,
+    missing_notes,
+)
 from oscar.evaluation.matched import match_bytes
 from oscar.evaluation.metrics import METRICS, MetricSet, metrics_of
 from oscar.evaluation.pictures import find_pictures
@@ -273,13 +280,15 @@ def run_quality(bench: Benchmark, is_asked: bool) -> None:
     for number, codec in enumerate(bench.codecs, 1):
         folder = bench.output / "codecs" / codec.name
         try:
+            metrics = bench.metrics.only(metrics_of(_protocol(codec), bench.config.metrics.names))
             if is_asked:
                 _say(f"quality {number}/{len(bench.codecs)}: {codec.label}")
                 config = asdict(bench.config)
-                metrics = bench.metrics.only(metrics_of(_protocol(codec), bench.config.metrics.names))
                 evaluate(codec, list(bench.pictures.values()), metrics, folder, root=bench.root, config=config)
             elif not (folder / "results.json").exists():
                 continue
+            else:  # they may be of another model, or other pictures
+                check_results(codec, list(bench.pictures.values()), metrics, folder, bench.root)
             frame, record = load_results(folder)
         except EvaluationError as error:
             bench.unavailable[codec.name] = str(error)
@@ -299,23 +308,25 @@ def run_quality(bench: Benchmark, is_asked: bool) -> None:
 def run_matched(bench: Benchmark, is_asked: bool) -> None:
     """Every baseline at the sizes of OSCAR's files: `matched`."""
     results = bench.output / "matched/results.csv"
-    if not is_asked:
-        bench.matched = pd.read_csv(results) if results.exists() else bench.matched
+    if not is_asked and not results.exists():
         return
     targets = bench.rows
     if len(targets):
         targets = targets[targets["codec"].isin(codec.name for codec in bench.ours) & targets["file_bytes"].notna()]
     if not len(targets) or not bench.baselines:
-        _say("matched: nothing to do without files of OSCAR and without baselines")
+        if is_asked:
+            _say("matched: nothing to do without files of OSCAR and without baselines")
         return
     frames = []
     for number, codec in enumerate(bench.baselines, 1):
-        _say(f"matched {number}/{len(bench.baselines)}: {codec.label} at the sizes of OSCAR's files")
-        frame, failed = match_bytes(codec, targets, bench.pictures, bench.metrics, bench.output / "matched")
+        if is_asked:
+            _say(f"matched {number}/{len(bench.baselines)}: {codec.label} at the sizes of OSCAR's files")
+        frame, failed = match_bytes(codec, targets, bench.pictures, bench.metrics, bench.output / "matched",
+                                    progress=is_asked, make=is_asked)  # fmt: skip
         bench.failed |= {f"{codec.name} at matched bytes: {name}": reason for name, reason in failed.items()}
         frames.append(frame)
     bench.matched = pd.concat(frames, ignore_index=True)
-    if len(bench.matched):
+    if len(bench.matched) and is_asked:
         write_whole(results, bench.matched.to_csv(index=False).encode())
 
 
@@ -329,6 +340,9 @@ def run_timing_part(bench: Benchmark, is_asked: bool) -> None:
     settings = bench.config.timing
     codecs = [codec for codec in bench.codecs if _protocol(codec) == "bitstream"]
     points = {codec.name: settings.points.get(codec.name, [_middle(codec.points)]) for codec in codecs}
+    if record is not None and not is_asked and not _is_timing_of(record, codecs, bench.pictures):
+        print("timing is left out: it is of other codecs or pictures; allowed: timing in parts", file=sys.stderr)
+        record = None
     if is_asked and codecs:
         name = bench.rows["image"].iloc[0] if len(bench.rows) else next(iter(bench.pictures))  # one that can be read
         identity = {
@@ -356,6 +370,15 @@ def run_timing_part(bench: Benchmark, is_asked: bool) -> None:
     if record is not None:
         read = {table: pd.read_csv(folder / f"{table}.csv") for table in tabular}
         bench.timing = TimingResult(**read, hardware=record["hardware"])
+
+
+def _is_timing_of(record: dict, codecs: Sequence[ImageCodec], pictures: Mapping[str, Path]) -> bool:
+    """Whether a record of timings is of these codecs, or some of them, and of one of these pictures."""
+    known = {codec.name: as_read(codec.describe()) for codec in codecs}
+    name, digest = record["picture"]
+    return all(known.get(codec["name"]) == codec for codec in record["codecs"]) and (
+        name in pictures and hashlib.sha256(pictures[name].read_bytes()).hexdigest() == digest
+    )
 
 
 def _middle(points: Sequence[float]) -> float:

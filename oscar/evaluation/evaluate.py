@@ -191,6 +191,23 @@ def evaluate(
     return load_results(output)[0]
 
 
+def check_results(
+    codec: ImageCodec, pictures: Sequence[Path], metrics: MetricSet, output: Path, root: Path | None = None
+) -> None:
+    """Refuse results that `evaluate` with these arguments would not go on with.
+
+    Raises:
+        EvaluationError: if `output` holds results of another codec, or of other metrics or pictures.
+    """
+    _Run(codec, metrics, Path(output), False, _names(pictures, root)).open_record()
+
+
+def _change(key: str, old: object, new: object) -> str:
+    """A key that differs, with both values if they are short."""
+    known = all(value is None or len(str(value)) <= 20 for value in (old, new)) and old is not None and new is not None
+    return f"{key}: {old}, now {new}" if known else key
+
+
 def load_results(folder: str | Path) -> tuple[pd.DataFrame, dict]:
     """The rows that `evaluate` wrote into a folder, and the contents of results.json.
 
@@ -277,7 +294,11 @@ class _Run:
         """What must be the same for rows to stand in one table."""
         identity = {
             "codec": self.codec.describe(),
-            "metrics": {"names": list(self.metrics.names), "unavailable": sorted(self.metrics.unavailable)},
+            "metrics": {
+                "names": list(self.metrics.names),
+                "unavailable": sorted(self.metrics.unavailable),
+                **({"files": self.metrics.files} if getattr(self.metrics, "files", None) else {}),
+            },
             "pictures": {name: _sha256(path) for name, path in self.pictures.items()},
             "settings": {"save_images": self.save_images},
         }
@@ -294,7 +315,8 @@ class _Run:
             old = record.get(field, {})
             changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
             if changed:
-                some = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+                some = ", ".join(_change(key, old.get(key), new.get(key)) for key in changed[:3])
+                some += f" and {len(changed) - 3} more" if len(changed) > 3 else ""
                 raise EvaluationError(
                     f"{self.output}: its results are of other {field} ({some}); allowed: the same, or a new output"
                 )

@@ -33,6 +33,7 @@ def match_bytes(
     metrics: MetricSet,
     output: Path,
     progress: bool = True,
+    make: bool = True,
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Match a baseline to files of other codecs; goes on where an earlier run stopped.
 
@@ -45,6 +46,7 @@ def match_bytes(
         metrics: what is scored.
         output: folder of the results; they go below the baseline's name.
         progress: show a progress bar.
+        make: match what is not there yet; otherwise it is left out.
 
     Returns:
         The rows: image, width, height, target (codec), target_point, target_bytes, codec, label, point, file_bytes,
@@ -62,8 +64,10 @@ def match_bytes(
             record = _Record(Path(output) / codec.name / f"{name}.json", identity)
             try:
                 for target in wanted.to_dict("records"):
-                    row = record.find(target) or record.add(_match(codec, record, target, pictures[name], metrics))
-                    rows.append(row)
+                    row = record.find(target)
+                    if row is None and make:
+                        row = record.add(_match(codec, record, target, pictures[name], metrics))
+                    rows += [] if row is None else [row]
                     bar.update()
             except (ImageError, ValueError, RuntimeError, OSError) as error:
                 failed[name] = first_line(error)

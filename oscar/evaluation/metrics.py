@@ -14,6 +14,7 @@ torch is imported lazily.
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -191,6 +192,7 @@ class MetricSet:
     Attributes:
         names: all names asked for, in order, each once.
         unavailable: those of them that cannot be had, with the reason in one line.
+        files: SHA-256 of the weight files that were given, by name.
 
     Raises:
         ValueError: for an unknown metric or weight file.
@@ -214,6 +216,8 @@ class MetricSet:
         self._device = device
         self._networks: dict[str, Any] = {}
         weights = Weights(files, download, key="metrics.files")
+        self.files = {name: hashlib.sha256(path.read_bytes()).hexdigest()
+                      for name, path in weights.paths.items() if path.is_file()}  # fmt: skip
         reasons: dict[str, str] = {}
         for name in self.names:
             network = _network_name(name)

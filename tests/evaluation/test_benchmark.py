@@ -284,6 +284,21 @@ def test_parts_that_are_left_out_stand_as_they_were(config):
 
 
 @quick
+def test_parts_of_another_model_are_left_out(config, make_codec, tmp_path, capsys):
+    """One that was trained anew under the same path: its name stands for other weights."""
+    make_codec().save_pretrained(tmp_path / "model")
+    config.models = {"tiny": str(tmp_path / "model")}
+    assert len(run_benchmark(config).matched)
+    make_codec(seed=1).save_pretrained(tmp_path / "model")
+    config.parts = ["report"]
+    bench = run_benchmark(config)
+    assert "oscar-tiny" not in set(bench.rows["codec"]) and "jpeg" in set(bench.rows["codec"])
+    assert not len(bench.matched)
+    assert "its results are of other codec (fingerprint, sha256)" in bench.unavailable["oscar-tiny"]
+    assert "OSCAR tiny is left out: " in capsys.readouterr().err
+
+
+@quick
 def test_protocol_paper_stands_beside_and_is_not_matched(config, larger_photos):
     config.protocols = ["bitstream", "paper"]
     config.data.images = str(larger_photos)

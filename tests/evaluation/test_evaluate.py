@@ -288,9 +288,9 @@ def test_no_result_at_all(run, folder: Path) -> None:
 def test_results_of_something_else_are_refused(run, folder: Path, picture) -> None:
     run()
     for options, named in (
-        ({"codec": Jpeg(settings="optimised")}, r"codec \(settings\)"),
-        ({"metrics": Metrics({})}, r"metrics \(unavailable\)"),
-        ({"save_images": True}, r"settings \(save_images\)"),
+        ({"codec": Jpeg(settings="optimised")}, r"codec \(settings: default, now optimised\)"),
+        ({"metrics": Metrics({})}, r"metrics \(unavailable: .*absent.*, now \[\]\)"),
+        ({"save_images": True}, r"settings \(save_images: False, now True\)"),
     ):
         with pytest.raises(EvaluationError, match=rf"out: its results are of other {named}; allowed: the same, or a"):
             run(**options)

@@ -259,6 +259,26 @@ def test_provenance_of_a_run_and_of_its_result(configure) -> None:
     assert json.loads(json.dumps(yaml)) == stored["config"]
 
 
+def test_info_prints_it(configure, capsys) -> None:
+    from oscar.cli import main
+
+    config = configure("hyper")
+    run(config, "experiment=tiny/hyper", "trainer.max_steps=2")
+    capsys.readouterr()
+    assert main(["info", f"{config.output}/final"]) == 0
+    text = capsys.readouterr().out
+    environment = record(config)["sessions"][0]["environment"]
+    for part in ("trained 2 steps of stage hyper, seed 0", "experiment=tiny/hyper trainer.max_steps=2", "max_steps: 2",
+                 f"torch {environment['versions']['torch']}", environment["hardware"]["processor"],
+                 "rates            0.0019, 0.1250", "LoRA of rank 2"):  # fmt: skip
+        assert part in text, part
+    assert main(["info", f"{config.output}/final", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["provenance"] == checkpoint.load(f"{config.output}/final").provenance
+    assert main(["info", "nano"]) == 0
+    assert "provenance       not stored in this checkpoint" in capsys.readouterr().out
+
+
 def test_provenance_changes_no_fingerprint_and_is_kept(configure, tmp_path: Path) -> None:
     config = configure("hyper")
     run(config)
