@@ -11,8 +11,9 @@ from PIL import Image
 
 from oscar.bitstream import Container
 from oscar.evaluation.codecs import OscarImageCodec, make_codec
+from oscar.evaluation.metrics import MetricSet, metrics_of
 from oscar.images import ImageError, to_pil, to_tensor
-from oscar.protocol import paper_size
+from oscar.protocol import image_noise, paper_size
 from oscar.timesteps import PerImageMapping
 
 
@@ -89,6 +90,34 @@ def test_the_paper_protocol(paper, tiny, picture) -> None:
     assert trip.estimated_bpp == pytest.approx(tiny.estimated_bits(expected.indices[0], rate) / (256 * 128))
     stored = tiny.reconstruct(to_tensor(reference), 0.0625, protocol="bitstream")
     assert not torch.equal(stored.image, expected.image)  # so that the comparison above says something
+
+
+def test_the_published_evaluation_written_out(paper, tiny, picture) -> None:
+    """Step by step with the calls that the published code makes, of torchvision and pyiqa."""
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    pyiqa = pytest.importorskip("pyiqa")
+    image, rate = picture(400, 290), tiny.find_rate(0.0781)
+    reference = image.resize((384, 256), Image.Resampling.LANCZOS)
+    vae = tiny.backbone.vae
+    with torch.inference_mode():
+        pixels = functional.to_tensor(reference)[None] * 2 - 1
+        posterior = vae.encode(pixels).latent_dist
+        draw = image_noise(pixels, posterior.mean.shape)
+        latent = (posterior.mean + posterior.std * draw) * vae.config.scaling_factor
+        z_hat = tiny.bottleneck.decode(tiny.bottleneck.encode(latent, rate), rate)
+        z_hat = z_hat * latent.norm(dim=(2, 3), keepdim=True) / z_hat.norm(dim=(2, 3), keepdim=True)
+        x0 = tiny.denoiser(z_hat, rate.timestep)
+        output = vae.decode(x0 / vae.config.scaling_factor).sample.clamp(-1, 1)
+    decoded = functional.to_pil_image(output[0] / 2 + 0.5)
+    trip = paper.round_trip(image, 0.0781)
+    difference = np.asarray(trip.decoded, dtype=int) - np.asarray(decoded)
+    assert np.abs(difference).max() <= 1 and (difference == 0).mean() > 0.999  # but for rounding in float32
+    scores = MetricSet(metrics_of("paper", ["psnr", "ms_ssim"])).score(trip.reference, trip.decoded)
+    assert list(scores) == ["psnr", "ms_ssim_y"]
+    for name, value in zip(("psnr", "ms_ssim"), scores.values(), strict=True):
+        own = pyiqa.create_metric(name, device=torch.device("cpu"))
+        expected = own(*(functional.to_tensor(picture)[None] for picture in (trip.decoded, reference))).item()
+        assert value == pytest.approx(expected, abs=1e-4 if name == "psnr" else 1e-6)
 
 
 @pytest.mark.parametrize("protocol", ["bitstream", "paper"])
