@@ -2,7 +2,7 @@
 
 import sys
 
-from oscar.cli import main
+from oscar.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,7 @@
 """Native checkpoints: a folder of safetensors and JSON.
 
     oscar.json          format, architecture, pseudo-timesteps, backbone, fingerprint, hashes of the weight files, and
-                        how it was trained (`oscar.provenance`)
+                        how it was trained (`oscar.utils.provenance`)
     oscar.safetensors   bottleneck.*, denoiser.* (adapters and prompt), frequencies.* (integer tables by rate id) and,
                         where there are any, context.* (integer context models by rate id); with a hyperprior coder.*
                         (its integers) in place of tables
@@ -32,16 +32,16 @@ from torch import Tensor
 from oscar.bitstream.context import ContextModel
 from oscar.bitstream.entropy import check_frequencies
 from oscar.bitstream.hyperprior import HyperpriorCoder
-from oscar.errors import first_line
+from oscar.bottlenecks.hyperprior import HyperpriorBottleneck
+from oscar.bottlenecks.vq import VQBottleneck
+from oscar.inference.loading import WeightsError, drop, fill, read_tensors, tensor_names
+from oscar.inference.optimise import merge_lora
 from oscar.models.backbone import Backbone, BackboneError, Half
 from oscar.models.denoiser import Denoiser, lora_targets
-from oscar.models.hyper_encoder import VQBottleneck
-from oscar.models.hyperprior import HyperpriorBottleneck
-from oscar.models.inference import merge_lora
-from oscar.models.loading import WeightsError, drop, fill, read_tensors, tensor_names
-from oscar.provenance import MODEL, SHIPPED
 from oscar.rates import rate_by_id
 from oscar.timesteps import mapping_from_config
+from oscar.utils.errors import first_line
+from oscar.utils.provenance import MODEL, SHIPPED
 
 if TYPE_CHECKING:
     from oscar.codec import OscarCodec

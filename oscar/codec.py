@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from oscar import checkpoint, images
+from oscar import checkpoint
 from oscar.bitstream import (
     MAX_SIDE,
     Coding,
@@ -35,11 +35,12 @@ from oscar.bitstream import (
 from oscar.bitstream.context import ContextModel, decode_grid, decode_prefix, encode_grid
 from oscar.bitstream.entropy import uniform_frequencies
 from oscar.bitstream.norms import dequantise_rms, quantise_rms
-from oscar.effort import cheaper_indices, check_effort
-from oscar.models.backbone import VAE_DECODER, Backbone, Half, decode
-from oscar.models.denoiser import Denoiser
-from oscar.models.hyper_encoder import VQBottleneck
-from oscar.models.inference import (
+from oscar.bottlenecks.rdo import cheaper_indices, check_effort
+from oscar.bottlenecks.vq import VQBottleneck
+from oscar.data import images
+from oscar.inference.cpu.reuse import give_back_memory
+from oscar.inference.loading import drop
+from oscar.inference.optimise import (
     auto_dtype,
     cache_prompt,
     compile_networks,
@@ -49,13 +50,13 @@ from oscar.models.inference import (
     make_lean,
     use_fewer_multiplications,
 )
-from oscar.models.loading import drop
+from oscar.inference.tiling import MemoryBudget
+from oscar.metrics.protocol import PAPER_MULTIPLE, Protocol, check_protocol, image_noise
+from oscar.models.backbone import VAE_DECODER, Backbone, Half, decode
+from oscar.models.denoiser import Denoiser
 from oscar.models.padding import pad_to_multiple
-from oscar.models.reuse import give_back_memory
-from oscar.models.tiling import MemoryBudget
-from oscar.protocol import PAPER_MULTIPLE, Protocol, check_protocol, image_noise
+from oscar.rate_control import compress_within
 from oscar.rates import PIXELS_PER_LATENT, RatePoint, find_rate
-from oscar.targets import compress_within
 from oscar.timesteps import TimestepMapping, timestep_code, timestep_of_code
 
 DEFAULT_RATE = 0.0625
@@ -117,7 +118,7 @@ class OscarCodec(nn.Module):
         contexts: context model by rate id, for rates whose indices it predicts.
 
     Attributes:
-        provenance: how it was trained (`oscar.provenance`), as its checkpoint says; None if it does not.
+        provenance: how it was trained (`oscar.utils.provenance`), as its checkpoint says; None if it does not.
         point_name: what `points` are, "rate" or "quality".
     """
 
@@ -195,7 +196,7 @@ class OscarCodec(nn.Module):
 
     @torch.no_grad()
     def prepare(self, compile: bool | Literal["graphs"] = False) -> None:
-        """Make the networks fast for inference; see `oscar.models.inference`."""
+        """Make the networks fast for inference; see `oscar.inference.optimise`."""
         make_lean(self)
         if self.denoiser is not None and self.denoiser.prompt is not None:
             cache_prompt(self.denoiser.unet, self.denoiser.prompt)
@@ -272,7 +273,7 @@ class OscarCodec(nn.Module):
         self.forget_fingerprint()
 
     def set_memory(self, memory: int | str | MemoryBudget | None) -> None:
-        """Bound the memory of large pictures (see `oscar.models.tiling`): files and pictures do not depend on it.
+        """Bound the memory of large pictures (see `oscar.inference.tiling`): files and pictures do not depend on it.
 
         Args:
             memory: bytes beyond the weights, a size such as "4GB", "auto" (by what is free), or None, no bound.
@@ -298,7 +299,7 @@ class OscarCodec(nn.Module):
             image: PIL image, uint8 array (H, W), (H, W, 3) or (H, W, 4), or tensor (3, H, W), uint8 or in [-1, 1].
             rate: nominal bits per pixel of one of `rates`, or a rate point; 0.0625 unless it or `max_bytes` is set.
             effort: 0 (the nearest codes) to 9: the higher, the more of them give way to others that cost fewer bits
-                (see `oscar.effort`).
+                (see `oscar.bottlenecks.rdo`).
             max_bytes: length of the file at most, in place of rate and effort: the highest rate that fits is taken, and
                 the lowest effort.
             quality: in place of a rate, 0 to 1, for models with a hyperprior (`oscar.continuous`).
@@ -466,7 +467,7 @@ class OscarCodec(nn.Module):
             batch: images (B, 3, H, W) in [-1, 1], of any size.
             rate: nominal bits per pixel, or a rate point.
             protocol: "bitstream" gives the decoder what a file holds; "paper" does what the published implementation
-                does, without any file: the latent is a sample (`oscar.protocol.image_noise`), the decoder gets the
+                does, without any file: the latent is a sample (`oscar.metrics.protocol.image_noise`), the decoder gets the
                 original latent's norms, unquantised, and nothing is padded.
 
         Raises:
@@ -490,7 +491,7 @@ class OscarCodec(nn.Module):
     def analyse(self, batch: Tensor, rate: RatePoint, is_sampled: bool = False) -> Analysis:
         """Encoder half: images (B, 3, H, W), padded here to whole indices by replicating the edge.
 
-        The latent is the posterior's mode, or as protocol `paper` has it a sample (`oscar.protocol.image_noise`).
+        The latent is the posterior's mode, or as protocol `paper` has it a sample (`oscar.metrics.protocol.image_noise`).
         """
         self._need("encoder", "compress")
         padded = pad_to_multiple(batch.to(self.device, self.dtype), rate.pixels_per_index)
@@ -503,7 +504,7 @@ class OscarCodec(nn.Module):
         return Analysis(latent, indices, channel_rms(latent), timesteps)
 
     def economise(self, analysis: Analysis, rate: RatePoint, effort: int) -> Analysis:
-        """Encoder half: the analysis with indices that cost fewer bits (see `oscar.effort`)."""
+        """Encoder half: the analysis with indices that cost fewer bits (see `oscar.bottlenecks.rdo`)."""
         if effort == 0:
             return analysis
         table, model = self.frequencies[rate.id], self.contexts.get(rate.id)

@@ -60,7 +60,7 @@ class BackboneConfig:
 
 @dataclass
 class HyperpriorConfig:
-    """Sizes of a hyperprior bottleneck (`oscar.models.hyperprior`)."""
+    """Sizes of a hyperprior bottleneck (`oscar.bottlenecks.hyperprior`)."""
 
     groups: Optional[list[int]] = None
     """latent channels that are coded together; each group is predicted from all before it"""
@@ -233,7 +233,7 @@ class DataConfig:
 
     train: list[str] = field(default_factory=list)
     """folders (searched recursively), text lists of pictures, WebDataset shards (.tar), patterns of these such as
-    shards/{000..099}.tar, and hf:DATASET[#SPLIT] for a Hugging Face data set (`oscar.training.sources`)"""
+    shards/{000..099}.tar, and hf:DATASET[#SPLIT] for a Hugging Face data set (`oscar.data.sources`)"""
     latents: Optional[str] = None
     """hyper, context: latents folder that scripts/cache_latents.py made of such pictures; `train` is not read then"""
     crop: int = 256
@@ -249,7 +249,7 @@ class DataConfig:
     """keep decoded pictures in memory"""
 
     def check(self) -> None:
-        from oscar.training.sources import HUB, expand
+        from oscar.data.sources import HUB, expand
 
         if self.latents is not None:
             if not Path(self.latents).is_dir():
@@ -510,7 +510,7 @@ class LoggerConfig:
 
 @dataclass
 class MetricsConfig:
-    """Which metrics are scored (`oscar.evaluation.metrics.METRICS`), and where their weights come from."""
+    """Which metrics are scored (`oscar.metrics.image.METRICS`), and where their weights come from."""
 
     names: list[str] = field(default_factory=lambda: ["psnr", "ms_ssim"])
     files: dict[str, str] = field(default_factory=dict)
@@ -714,7 +714,7 @@ class BenchmarkPicturesConfig(PicturesConfig):
 
 @dataclass
 class TimingConfig:
-    """The timing part of a benchmark (`oscar.evaluation.timing`), on the first picture."""
+    """The timing part of a benchmark (`oscar.benchmark.speed.timing`), on the first picture."""
 
     points: dict[str, list[float]] = field(default_factory=dict)
     """operating points by codec name; a codec that is not named is timed at the middle one of its own"""
@@ -733,7 +733,7 @@ class TimingConfig:
 
 @dataclass
 class TrainingSpeedConfig:
-    """The training part of a benchmark (`oscar.evaluation.training_speed`). It needs minutes."""
+    """The training part of a benchmark (`oscar.benchmark.speed.training`). It needs minutes."""
 
     measure: list[str] = field(default_factory=lambda: ["schedules", "loader", "joint"])
     """schedules: hyper-encoder steps per second; loader: how long steps wait for batches; joint: its steps"""
@@ -776,7 +776,7 @@ class TrainingSpeedConfig:
 
 @dataclass
 class InferenceSpeedConfig:
-    """The inference part of a benchmark (`oscar.evaluation.inference_speed`). At full size it needs minutes."""
+    """The inference part of a benchmark (`oscar.benchmark.speed.inference`). At full size it needs minutes."""
 
     measure: list[str] = field(default_factory=lambda: ["latency", "memory"])
     """latency: encode and decode beside the plain way; memory: loading and running each half in a process of its own;
@@ -954,7 +954,7 @@ class AblateTimestepsConfig:
 
 @dataclass
 class CacheLatentsConfig:
-    """One latent cache (`oscar.training.latents`)."""
+    """One latent cache (`oscar.data.latents`)."""
 
     output: str = "runs/latents"
     """folder of the latents; a run that was interrupted goes on in it"""

@@ -19,10 +19,10 @@ from torch import Tensor
 from oscar.bitstream import MAX_QUALITY, Coding, Container, WrongModelError
 from oscar.bitstream.rans import MEAN_STATE_BITS
 from oscar.codec import OscarCodec, as_batch
+from oscar.metrics.protocol import check_protocol
 from oscar.models.padding import pad_to_multiple
-from oscar.protocol import check_protocol
+from oscar.rate_control import quality_within
 from oscar.rates import RatePoint
-from oscar.targets import quality_within
 
 DEFAULT_QUALITY = 0.5
 POINTS = 25  # qualities that stand for all
@@ -67,7 +67,7 @@ class ContinuousReconstruction(NamedTuple):
 
 
 class ContinuousCodec(OscarCodec):
-    """One model for every rate: its bottleneck is a hyperprior (`oscar.models.hyperprior`).
+    """One model for every rate: its bottleneck is a hyperprior (`oscar.bottlenecks.hyperprior`).
 
     Where `OscarCodec`'s methods take a rate, these take a quality, 0 to 1 or a `Quality`.
     """

@@ -10,7 +10,7 @@ import hydra
 from omegaconf import DictConfig
 
 from oscar.config import BenchmarkConfig, parse_job, register
-from oscar.errors import one_line, run_script
+from oscar.utils.errors import one_line, run_script
 
 register()
 
@@ -19,7 +19,7 @@ register()
 @one_line("benchmark")
 def main(config: DictConfig) -> None:
     typed, _ = parse_job(config, BenchmarkConfig)
-    from oscar.evaluation.benchmark import run_benchmark
+    from oscar.benchmark.runs import run_benchmark
 
     run_benchmark(typed)
 

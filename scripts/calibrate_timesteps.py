@@ -10,7 +10,7 @@ import hydra
 from omegaconf import DictConfig
 
 from oscar.config import CalibrateTimestepsConfig, parse_job, register
-from oscar.errors import one_line, run_script
+from oscar.utils.errors import one_line, run_script
 
 register()
 

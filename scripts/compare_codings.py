@@ -12,9 +12,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from oscar.effort import MAX_EFFORT
-from oscar.errors import exit_code
-from oscar.jobs import write_whole
+from oscar.bottlenecks.rdo import MAX_EFFORT
+from oscar.utils.errors import exit_code
+from oscar.utils.files import write_whole
 
 
 def main(args: list[str] | None = None) -> int:
@@ -37,10 +37,10 @@ def compare_all(options: argparse.Namespace) -> str:
     from tqdm import tqdm
 
     from oscar import OscarCodec
+    from oscar.data.folders import find_pictures
+    from oscar.data.images import read_image
     from oscar.evaluation.codings import METRICS, codings_table, compare, efforts_table
-    from oscar.evaluation.metrics import MetricSet
-    from oscar.evaluation.pictures import find_pictures
-    from oscar.images import read_image
+    from oscar.metrics.image import MetricSet
 
     paths = find_pictures(options.images)[: options.limit]
     codec = OscarCodec.from_pretrained(options.model, options.device)

@@ -2,7 +2,7 @@
 
     python scripts/constrain_codes.py photos --model runs/joint/final --strength 0.0625=0.2 0.0781=0.15 --out runs/codes
 
-Codes are fitted anew to the pictures, and the encoder prefers those that are used often (`oscar.models.residual_vq`).
+Codes are fitted anew to the pictures, and the encoder prefers those that are used often (`oscar.bottlenecks.residual_vq`).
 The rates lose their context models: train these next, with `stage=context init_from=runs/codes`.
 """
 
@@ -13,7 +13,7 @@ import random
 import sys
 from pathlib import Path
 
-from oscar.errors import exit_code
+from oscar.utils.errors import exit_code
 
 
 def main(args: list[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def constrain(options: argparse.Namespace) -> None:
         raise ValueError(f"--out is {options.out}, which exists; allowed: a folder that does not")
 
     from oscar import checkpoint
-    from oscar.evaluation.pictures import find_pictures
+    from oscar.data.folders import find_pictures
     from oscar.training.constraint import constrain_codes
 
     paths = find_pictures(options.images)

@@ -20,9 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from oscar.evaluation.metrics import MS_SSIM_UNAVAILABLE, ms_ssim, psnr
-from oscar.evaluation.pictures import find_pictures
-from oscar.evaluation.sheet import (
+from oscar.benchmark.report.sheet import (
     Result,
     format_ms_ssim,
     format_psnr,
@@ -31,7 +29,9 @@ from oscar.evaluation.sheet import (
     write_csv,
     write_html,
 )
-from oscar.images import ImageError, read_image
+from oscar.data.folders import find_pictures
+from oscar.data.images import ImageError, read_image
+from oscar.metrics.image import MS_SSIM_UNAVAILABLE, ms_ssim, psnr
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from oscar.errors import exit_code
+from oscar.utils.errors import exit_code
 
 
 def main(args: list[str] | None = None) -> int:
@@ -31,9 +31,9 @@ def evaluate(options: argparse.Namespace) -> str:
     from tqdm import tqdm
 
     from oscar import OscarCodec
-    from oscar.evaluation.pictures import find_pictures
-    from oscar.evaluation.targets import draw_pairs, meet, targets_table
-    from oscar.jobs import write_whole
+    from oscar.data.folders import find_pictures
+    from oscar.evaluation.rate_control import draw_pairs, meet, targets_table
+    from oscar.utils.files import write_whole
 
     if options.pairs < 1:
         raise ValueError(f"--pairs is {options.pairs}; allowed: at least 1")

@@ -16,9 +16,9 @@ import torch
 from omegaconf import OmegaConf
 
 from oscar import checkpoint
-from oscar.convert import export_codec
-from oscar.errors import exit_code
+from oscar.convert.published import export_codec
 from oscar.models.backbone import Backbone
+from oscar.utils.errors import exit_code
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

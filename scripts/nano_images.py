@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import oscar
-from oscar.errors import exit_code
-from oscar.jobs import write_whole
+from oscar.utils.errors import exit_code
+from oscar.utils.files import write_whole
 
 MANIFEST = Path(oscar.__file__).parent / "assets" / "images.csv"
 REPEATS = {"Flickr": 1, "CID22 training set": 2, "wallpapers": 6}  # by source; their sides are 299, 512 and 1280 pixels

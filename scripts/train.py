@@ -9,7 +9,7 @@ import hydra
 from omegaconf import DictConfig
 
 from oscar.config import parse_job, register
-from oscar.errors import one_line, run_script
+from oscar.utils.errors import one_line, run_script
 
 register()
 
@@ -19,8 +19,8 @@ register()
 def main(config: DictConfig) -> None:
     typed, overrides = parse_job(config)
     from oscar.training.build import build_stage
-    from oscar.training.loop import Trainer, make_accelerator
     from oscar.training.resolve import resolve
+    from oscar.training.trainer import Trainer, make_accelerator
 
     typed = resolve(typed)
     accelerator = make_accelerator(typed)  # before the stage, whose quantisers ask whether there are other processes

@@ -51,7 +51,7 @@ def one_thread():
 @pytest.fixture(scope="session")
 def photographs() -> dict[str, Image.Image]:
     """The five colour photographs that scikit-image has in its package, 451x300 to 741x500, by name."""
-    from oscar.evaluation.pictures import find_pictures
+    from oscar.data.folders import find_pictures
 
     return {path.stem: Image.open(path).convert("RGB") for path in find_pictures()}
 
@@ -94,7 +94,7 @@ def golden_pkl(golden, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def golden_codec(golden, golden_pkl):
     """The codec with the weights of the golden outputs. Not to be changed by tests."""
-    from oscar.convert import from_published
+    from oscar.convert.published import from_published
 
     return from_published([golden_pkl], golden / "sd_tiny").codec.requires_grad_(False)
 
@@ -211,7 +211,8 @@ def compose() -> Callable:
 @pytest.fixture
 def quick_tables(monkeypatch):
     """Frequency tables from one batch, in place of many."""
-    from oscar.training import hyper, joint
+    from oscar.training.stages import bottleneck as hyper
+    from oscar.training.stages import joint
     from oscar.training.tables import estimate_frequencies
 
     def one_batch(codec, batches, limit, latents=False) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from oscar import OscarCodec, checkpoint
 from oscar.bitstream.entropy import normalise_counts
 from oscar.checkpoint import CONFIG, WEIGHTS, CheckpointError
-from oscar.images import to_tensor
+from oscar.data.images import to_tensor
 from oscar.rates import PAPER_RATES
 
 TOP = PAPER_RATES[7]

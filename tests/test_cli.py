@@ -17,11 +17,12 @@ import pytest
 from PIL import Image
 
 import oscar
-from oscar import cli, jobs
 from oscar.bitstream import Coding, Container, WrongModelError
-from oscar.images import image_suffixes
+from oscar.cli.main import main as cli
+from oscar.data.images import image_suffixes
+from oscar.rate_control import TargetError
 from oscar.rates import PAPER_RATES, find_rate
-from oscar.targets import TargetError
+from oscar.utils import files as jobs
 
 ROOT = Path(__file__).parents[1]
 TAG = 0x0ABC
@@ -733,7 +734,7 @@ def test_rate_that_the_model_lacks(tmp_path, photo, monkeypatch, capsys):
 
 
 def test_merge(tmp_path, monkeypatch, capsys):
-    from oscar import merge
+    from oscar.convert.published import merge
 
     calls = []
     monkeypatch.setattr(merge, "merge_rates", lambda *args: calls.append(args) or FakeCodec())
@@ -757,7 +758,7 @@ def start(*args: object) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("args", [["--help"], ["convert", "--help"], ["info", "{}"], ["info", "{}", "--json"]])
 def test_light_commands_start_at_once_without_torch(oscar_file, args):
     args = [arg.format(oscar_file) for arg in args]
-    program = "import sys; from oscar.cli import main; code = main(sys.argv[1:]); print('torch' in sys.modules, code)"
+    program = "import sys; from oscar.cli.main import main; code = main(sys.argv[1:]); print('torch' in sys.modules, code)"
     assert start("-c", program, *args).stdout.splitlines()[-1] == "False 0"
     seconds = []
     for _ in range(3):

@@ -16,8 +16,8 @@ from oscar import checkpoint
 from oscar.bitstream import BitstreamError, Coding, Container, HeaderError, UnknownRateError, WrongModelError
 from oscar.bitstream.norms import quantise_rms
 from oscar.codec import OscarCodec, channel_cosine, channel_rms, rescale
-from oscar.images import ImageError, to_pil, to_tensor
-from oscar.protocol import image_noise
+from oscar.data.images import ImageError, to_pil, to_tensor
+from oscar.metrics.protocol import image_noise
 from oscar.rates import PAPER_RATES, RATES
 from oscar.timesteps import ConstantMapping, LearnedMapping, PerImageMapping, TableMapping, timestep_of_code
 

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from oscar import cli, images
-from oscar.images import read_image, to_rgb, to_tensor
-from oscar.training.sources import find_pictures, read_picture
+from oscar.cli.main import main as cli
+from oscar.data import images
+from oscar.data.images import read_image, to_rgb, to_tensor
+from oscar.data.sources import find_pictures, read_picture
 
 D50, D65 = np.array([0.9642, 1, 0.8249]), np.array([0.95047, 1, 1.08883])
 BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])

@@ -12,16 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from oscar import OscarCodec, checkpoint, effort
+from oscar import OscarCodec, checkpoint
 from oscar.bitstream import BitstreamError, Coding, Container, PayloadError, WrongModelError
+from oscar.bottlenecks import rdo as effort
+from oscar.bottlenecks.rdo import MAX_EFFORT
 from oscar.checkpoint import CONFIG, WEIGHTS, CheckpointError
 from oscar.config import ContextConfig
-from oscar.effort import MAX_EFFORT
-from oscar.images import to_tensor
+from oscar.data.images import to_tensor
+from oscar.rate_control import TargetError
 from oscar.rates import PAPER_RATES
-from oscar.targets import TargetError
 from oscar.timesteps import PerImageMapping
-from oscar.training.context import build_network
+from oscar.training.stages.context import build_network
 
 TOP, SMALL = PAPER_RATES[7], PAPER_RATES[4]
 

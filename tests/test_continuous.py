@@ -15,17 +15,17 @@ import torch
 from omegaconf import OmegaConf
 
 from oscar import OscarCodec, checkpoint
+from oscar.benchmark.speed.timing import WHOLE, stage_costs
 from oscar.bitstream import BitstreamError, Coding, Container, PayloadError, WrongModelError
 from oscar.bitstream.container import MAX_QUALITY
 from oscar.checkpoint import CheckpointError
 from oscar.continuous import ContinuousCodec, Quality
-from oscar.convert import export
+from oscar.convert.merge import merge_rates
+from oscar.convert.published import export
+from oscar.data.images import ImageError, to_pil, to_tensor
 from oscar.evaluation.calibration import calibrate
 from oscar.evaluation.codecs import OscarImageCodec
-from oscar.evaluation.timing import WHOLE, stage_costs
-from oscar.images import ImageError, to_pil, to_tensor
-from oscar.merge import merge_rates
-from oscar.targets import TargetError
+from oscar.rate_control import TargetError
 
 ROOT = Path(__file__).parents[1]
 SIZES = [(1, 1), (7, 5), (133, 217), (64, 1024)]

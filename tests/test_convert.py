@@ -17,8 +17,9 @@ from omegaconf import OmegaConf
 
 from oscar import OscarCodec, checkpoint
 from oscar.bitstream.entropy import uniform_frequencies
-from oscar.cli import main
-from oscar.convert import (
+from oscar.bottlenecks.vq import HyperEncoder
+from oscar.cli.main import main
+from oscar.convert.published import (
     KEYS,
     LAYER_LISTS,
     TOP,
@@ -31,9 +32,8 @@ from oscar.convert import (
     published_tensors,
     to_published,
 )
-from oscar.images import to_tensor
+from oscar.data.images import to_tensor
 from oscar.models.backbone import Backbone, BackboneError
-from oscar.models.hyper_encoder import HyperEncoder
 from oscar.rates import PAPER_RATES, RATES
 from oscar.timesteps import ConstantMapping, PerImageMapping
 

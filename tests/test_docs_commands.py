@@ -22,7 +22,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from oscar import config as schemas
-from oscar.errors import first_line
+from oscar.utils.errors import first_line
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -259,7 +259,7 @@ def check_oscar(words: list[str] | tuple[str, ...], mention: bool) -> None:
     """That the command exists and takes these arguments; where it is only mentioned, that it has these options."""
     import typer
 
-    from oscar.cli import app
+    from oscar.cli.main import app
 
     command = typer.main.get_command(app).commands[words[0]]
     if mention:
@@ -354,7 +354,7 @@ def expand_braces(word: str) -> list[str]:
 
 
 def run_oscar(words: list[str], folder: Path) -> None:
-    from oscar.cli import main
+    from oscar.cli.main import main
 
     if "part.oscar" in words:  # the first bytes of a file
         (folder / "part.oscar").write_bytes((folder / "photo.oscar").read_bytes()[:-10])

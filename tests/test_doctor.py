@@ -10,11 +10,11 @@ import pytest
 from huggingface_hub import constants
 from omegaconf import OmegaConf
 
-from oscar import __version__, doctor
+from oscar import __version__
 from oscar.baselines.registry import BASELINES
-from oscar.cli import main
-from oscar.doctor import Finding, examine
-from oscar.weights import CACHE
+from oscar.cli.doctor import Finding, examine
+from oscar.cli.main import doctor, main
+from oscar.metrics.weights import CACHE
 
 ROOT = Path(__file__).parents[1]
 

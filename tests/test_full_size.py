@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from oscar.bitstream import Container
-from oscar.cli import main
+from oscar.cli.main import main
 from oscar.models.backbone import Backbone
 from oscar.rates import PAPER_RATES
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oscar.images import ImageError, image_suffixes, list_images, read_image, to_pil, to_rgb, to_tensor
+from oscar.data.images import ImageError, image_suffixes, list_images, read_image, to_pil, to_rgb, to_tensor
 
 RAMP = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
 
@@ -409,5 +409,5 @@ def test_suffixes_are_those_of_images():
 
 
 def test_import_brings_no_torch():
-    command = "import sys, oscar.images; sys.exit('torch' in sys.modules)"
+    command = "import sys, oscar.data.images; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], timeout=60).returncode == 0

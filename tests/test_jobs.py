@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from oscar.jobs import list_folder, name_results, write_whole
+from oscar.utils.files import list_folder, name_results, write_whole
 
 
 def names(*sources: str) -> dict[str, str]:

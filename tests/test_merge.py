@@ -11,7 +11,7 @@ import torch
 
 from oscar import OscarCodec, checkpoint
 from oscar.checkpoint import CheckpointError
-from oscar.merge import merge_rates
+from oscar.convert.merge import merge_rates
 from oscar.timesteps import ConstantMapping
 from oscar.training.tables import estimate_frequencies
 

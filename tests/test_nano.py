@@ -10,7 +10,7 @@ from PIL import Image
 from oscar import OscarCodec
 from oscar.baselines import make_baseline
 from oscar.checkpoint import SHIPPED
-from oscar.evaluation.metrics import ms_ssim, psnr
+from oscar.metrics.image import ms_ssim, psnr
 from oscar.rates import PAPER_RATES
 
 MEGABYTE = 10**6

@@ -10,9 +10,9 @@ from oscar import OscarCodec
 from oscar.baselines import make_baseline
 from oscar.checkpoint import SHIPPED
 from oscar.continuous import ContinuousCodec
+from oscar.data.images import to_tensor
 from oscar.evaluation.codecs import OscarImageCodec
-from oscar.evaluation.metrics import ms_ssim, psnr
-from oscar.images import to_tensor
+from oscar.metrics.image import ms_ssim, psnr
 
 MEGABYTE = 10**6
 

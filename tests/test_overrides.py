@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from oscar.evaluation.evaluate import load_results
-from oscar.overrides import quote_overrides
+from oscar.utils.overrides import quote_overrides
 
 ODD = [
     "a b", "photos (1)", "b=c", "d,e", "50%", "照片", "café", "it's", 'q"r', "[x] y", "{z}", "1_000", "1e3", "range(5)",

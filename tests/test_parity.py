@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from oscar.codec import OscarCodec
-from oscar.convert import convert
+from oscar.convert.published import convert
 from oscar.rates import PAPER_RATES
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from oscar.baselines.base import Encoded, ImageCodec
 from oscar.evaluation.evaluate import evaluate, load_results, means_per_point
-from oscar.evaluation.metrics import MetricSet
-from oscar.strict_json import as_read, dumps, write_json
+from oscar.metrics.image import MetricSet
+from oscar.utils.strict_json import as_read, dumps, write_json
 
 ROOT = Path(__file__).parents[1]
 NAN, INF = float("nan"), float("inf")

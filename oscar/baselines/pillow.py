@@ -15,7 +15,7 @@ import PIL
 from PIL import Image, features
 
 from oscar.baselines.base import BaselineUnavailable, CodecError, Encoded, ImageCodec, check_choice, check_whole
-from oscar.errors import first_line
+from oscar.utils.errors import first_line
 
 _SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
 

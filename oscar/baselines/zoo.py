@@ -16,7 +16,7 @@ from PIL import Image
 
 from oscar.baselines.base import BaselineUnavailable, CodecError, Encoded, ImageCodec, RoundTrip, check_choice
 from oscar.baselines.framing import pack_size, split_size
-from oscar.errors import first_line
+from oscar.utils.errors import first_line
 
 if TYPE_CHECKING:
     from torch import nn

@@ -23,19 +23,19 @@ from PIL import Image
 from torch import Tensor
 
 from oscar.baselines.base import Encoded, ImageCodec, RoundTrip
+from oscar.benchmark.tables import Table, metric_title
 from oscar.bitstream import Container
 from oscar.bitstream.norms import quantise_rms
 from oscar.checkpoint import content_hash
 from oscar.codec import OscarCodec
+from oscar.data.folders import find_pictures
+from oscar.data.images import to_pil, to_tensor
 from oscar.evaluation.calibration import by_bpp, calibrate
 from oscar.evaluation.evaluate import EvaluationError, evaluate, load_results
-from oscar.evaluation.metrics import METRICS, MetricSet
-from oscar.evaluation.pictures import find_pictures
-from oscar.evaluation.tables import Table, metric_title
-from oscar.images import to_pil, to_tensor
-from oscar.jobs import write_whole
+from oscar.metrics.image import METRICS, MetricSet
 from oscar.rates import RatePoint
 from oscar.timesteps import TimestepMapping, mapping_from_config, read_calibration
+from oscar.utils.files import write_whole
 
 if TYPE_CHECKING:
     from oscar.config import AblateTimestepsConfig

@@ -29,15 +29,15 @@ from tqdm import tqdm
 
 from oscar import checkpoint
 from oscar.codec import OscarCodec, channel_cosine, rescale
-from oscar.errors import first_line
-from oscar.evaluation.environment import describe_environment
+from oscar.data.folders import find_pictures
+from oscar.data.images import ImageError, read_image, to_tensor
 from oscar.evaluation.evaluate import EvaluationError
-from oscar.evaluation.pictures import find_pictures
-from oscar.images import ImageError, read_image, to_tensor
-from oscar.jobs import write_whole
 from oscar.rates import RatePoint
-from oscar.strict_json import write_json
 from oscar.timesteps import CalibratedMapping, TimestepMapping
+from oscar.utils.environment import describe_environment
+from oscar.utils.errors import first_line
+from oscar.utils.files import write_whole
+from oscar.utils.strict_json import write_json
 
 if TYPE_CHECKING:
     from oscar.config import CalibrateTimestepsConfig

@@ -14,8 +14,8 @@ from oscar import checkpoint
 from oscar.baselines.base import Encoded, ImageCodec, RoundTrip
 from oscar.codec import OscarCodec
 from oscar.continuous import ContinuousCodec
-from oscar.images import to_pil, to_tensor
-from oscar.protocol import Protocol, check_protocol, paper_size
+from oscar.data.images import to_pil, to_tensor
+from oscar.metrics.protocol import Protocol, check_protocol, paper_size
 
 # What results of protocol `paper` say of it; docs/protocols.md has the whole.
 PAPER_RULES = {"resized": "Lanczos, sides down to multiples of 128", "latent": "sample, seeded by the image",

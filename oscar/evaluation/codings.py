@@ -8,11 +8,11 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from oscar.benchmark.tables import Table, metric_title
 from oscar.bitstream.coding import INDEX_CODINGS, Coding
 from oscar.codec import OscarCodec
-from oscar.evaluation.metrics import MetricSet
-from oscar.evaluation.tables import Table, metric_title
-from oscar.images import to_pil, to_tensor
+from oscar.data.images import to_pil, to_tensor
+from oscar.metrics.image import MetricSet
 from oscar.rates import RatePoint
 
 METRICS = ("psnr", "ms_ssim")

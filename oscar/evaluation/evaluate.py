@@ -27,12 +27,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from oscar.errors import first_line
-from oscar.evaluation.environment import describe_environment
-from oscar.evaluation.metrics import METRICS, metrics_of
-from oscar.images import ImageError, list_images, read_image, srgb_mark
-from oscar.jobs import write_whole
-from oscar.strict_json import as_read, dumps, write_json
+from oscar.data.images import ImageError, list_images, read_image, srgb_mark
+from oscar.metrics.image import METRICS, metrics_of
+from oscar.utils.environment import describe_environment
+from oscar.utils.errors import first_line
+from oscar.utils.files import write_whole
+from oscar.utils.strict_json import as_read, dumps, write_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from oscar.baselines.base import ImageCodec
     from oscar.config import EvaluateConfig
-    from oscar.evaluation.metrics import MetricSet
+    from oscar.metrics.image import MetricSet
 
 BEFORE = ("image", "width", "height", "codec", "point", "protocol", "nominal_bpp", "estimated_bpp", "actual_bpp",
           "file_bytes")  # fmt: skip
@@ -63,7 +63,7 @@ def evaluate_config(config: EvaluateConfig) -> pd.DataFrame:
     import torch
 
     from oscar.evaluation.codecs import make_codec
-    from oscar.evaluation.metrics import MetricSet
+    from oscar.metrics.image import MetricSet
 
     folder = Path(config.data.images)
     pictures = list_images(folder)[: config.data.limit]

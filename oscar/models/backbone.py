@@ -15,11 +15,11 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from oscar.diffusion import NoiseSchedule
-from oscar.errors import first_line
-from oscar.models import tiling
+from oscar.inference import tiling
+from oscar.inference.loading import Change, as_is, drop, fill, part_files
+from oscar.inference.tiling import MemoryBudget
 from oscar.models.conv_autoencoder import AutoencoderConv
-from oscar.models.loading import Change, as_is, drop, fill, part_files
-from oscar.models.tiling import MemoryBudget
+from oscar.utils.errors import first_line
 
 PARTS = ("vae", "unet", "scheduler")
 # Autoencoder classes by the `_class_name` of vae/config.json; Stable Diffusion's is the first.

@@ -13,11 +13,11 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from oscar.diffusion import NoiseSchedule
-from oscar.errors import first_line
-from oscar.models import windows
+from oscar.inference import windows
+from oscar.inference.cpu.reuse import nothing_kept
 from oscar.models.backbone import unet_multiple
 from oscar.models.padding import pad_to_multiple
-from oscar.models.reuse import nothing_kept
+from oscar.utils.errors import first_line
 
 # Adapter names of the published checkpoint: down path and conv_in; up path and conv_out; the rest.
 ADAPTERS = ("default_encoder", "default_decoder", "default_others")

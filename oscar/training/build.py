@@ -9,13 +9,13 @@ import torch.utils.checkpoint
 from torch import nn
 
 from oscar import checkpoint
+from oscar.bottlenecks.vq import HyperEncoder
 from oscar.codec import OscarCodec
 from oscar.config import CacheLatentsConfig, ConfigError, TrainConfig
 from oscar.models.backbone import Backbone, read_configs
-from oscar.models.hyper_encoder import HyperEncoder
 from oscar.timesteps import mapping_from_config
 from oscar.training.resolve import check_shape, resolve
-from oscar.training.stage import Stage
+from oscar.training.stages.base import Stage
 
 
 def build_stage(config: TrainConfig) -> Stage:
@@ -43,27 +43,27 @@ def build_stage(config: TrainConfig) -> Stage:
 
 def _build(config: TrainConfig) -> Stage:
     if config.stage.name == "vae":
-        from oscar.training.vae import VAEStage
+        from oscar.training.stages.vae import VAEStage
 
         return VAEStage(build_backbone(config), config)
     if config.stage.name == "prior":
-        from oscar.training.prior import PriorStage
+        from oscar.training.stages.diffusion_pretrain import PriorStage
 
         return PriorStage(build_backbone(config), config)
     codec = build_codec(config)
     if config.bottleneck.continuous:
-        from oscar.training.hyperprior import HyperpriorHyperStage, HyperpriorJointStage
+        from oscar.training.stages.hyperprior import HyperpriorHyperStage, HyperpriorJointStage
 
         return (HyperpriorHyperStage if config.stage.name == "hyper" else HyperpriorJointStage)(codec, config)
     if config.stage.name == "hyper":
-        from oscar.training.hyper import HyperStage
+        from oscar.training.stages.bottleneck import HyperStage
 
         return HyperStage(codec, config)
     if config.stage.name == "context":
-        from oscar.training.context import ContextStage
+        from oscar.training.stages.context import ContextStage
 
         return ContextStage(codec, config)
-    from oscar.training.joint import JointStage
+    from oscar.training.stages.joint import JointStage
 
     return JointStage(codec, config)
 

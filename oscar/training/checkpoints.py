@@ -21,10 +21,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from oscar.errors import first_line
-from oscar.jobs import write_whole
-from oscar.provenance import PROVENANCE
-from oscar.training.learner import Learner
+from oscar.training.train_state import Learner
+from oscar.utils.errors import first_line
+from oscar.utils.files import write_whole
+from oscar.utils.provenance import PROVENANCE
 
 FOLDER, BEST = "checkpoints", "best"
 _STEP = re.compile(r"step-(\d+)\.pt")

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from oscar.bitstream.entropy import normalise_counts
 from oscar.codec import OscarCodec
-from oscar.images import read_image, to_tensor
+from oscar.data.images import read_image, to_tensor
 from oscar.models.padding import pad_to_multiple
 from oscar.rates import RatePoint
 

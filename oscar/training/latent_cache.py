@@ -1,4 +1,4 @@
-"""Making a latent cache (`oscar.training.latents`): resumable, over any number of processes, same bytes with any."""
+"""Making a latent cache (`oscar.data.latents`): resumable, over any number of processes, same bytes with any."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from oscar.config import CacheLatentsConfig, ConfigError
-from oscar.jobs import write_whole
+from oscar.data.crops import PhotoDataset, epoch_order
+from oscar.data.latents import INDEX, PICTURES, LatentIndex, read_index, shard_path, vae_hash
 from oscar.models.backbone import Backbone
-from oscar.strict_json import dumps
 from oscar.training.build import build_backbone
-from oscar.training.data import PhotoDataset, epoch_order
-from oscar.training.latents import INDEX, PICTURES, LatentIndex, read_index, shard_path, vae_hash
+from oscar.utils.files import write_whole
+from oscar.utils.strict_json import dumps
 
 
 class _CropsOfPictures(Dataset):

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oscar.ssim import MS_SSIM_WEIGHTS, MS_SSIM_WINDOW, ssim_parts
-from oscar.training.perceptual import NETWORKS
-from oscar.weights import Weights
+from oscar.metrics.ssim import MS_SSIM_WEIGHTS, MS_SSIM_WINDOW, ssim_parts
+from oscar.metrics.weights import Weights
+from oscar.training.perceptual_losses import NETWORKS
 
 EDGES = "edges_"
 
@@ -120,7 +120,7 @@ class ImageLoss(nn.Module):
 
     Args:
         weights: term to weight; a term of weight zero is not built.
-        paths: weight files by name, see `oscar.weights.Weights`.
+        paths: weight files by name, see `oscar.metrics.weights.Weights`.
         download: whether missing weight files may be fetched.
 
     Raises:

@@ -13,7 +13,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Ini
 from vector_quantize_pytorch import VectorQuantize
 
 from oscar.config import ConfigError, TrainConfig
-from oscar.training.stage import Stage
+from oscar.training.stages.base import Stage
 
 TIMEOUT = timedelta(hours=2)  # while the first process counts entropy tables, the others wait
 

@@ -26,14 +26,14 @@ from omegaconf import OmegaConf
 
 from oscar import checkpoint
 from oscar.config import ConfigError, TrainConfig
-from oscar.errors import first_line
-from oscar.evaluation.environment import describe_environment
-from oscar.jobs import write_whole
-from oscar.provenance import PROVENANCE, read_provenance
-from oscar.strict_json import as_read, dumps, write_json
+from oscar.data.latents import read_index
 from oscar.training.checkpoints import find_checkpoints
-from oscar.training.latents import read_index
-from oscar.training.stage import Stage
+from oscar.training.stages.base import Stage
+from oscar.utils.environment import describe_environment
+from oscar.utils.errors import first_line
+from oscar.utils.files import write_whole
+from oscar.utils.provenance import PROVENANCE, read_provenance
+from oscar.utils.strict_json import as_read, dumps, write_json
 
 FINAL = "final"
 # Keys, or beginnings of keys, that may be others when a run goes on, since the weights do not follow from them but for

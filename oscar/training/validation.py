@@ -32,15 +32,15 @@ from torch import Tensor
 from oscar.codec import OscarCodec
 from oscar.config import ConfigError, TrainConfig
 from oscar.continuous import ContinuousCodec
-from oscar.evaluation.metrics import METRICS, MetricSet
-from oscar.evaluation.pictures import find_pictures
-from oscar.images import read_image, to_pil, to_tensor
-from oscar.jobs import write_whole
+from oscar.data.folders import find_pictures
+from oscar.data.images import read_image, to_pil, to_tensor
+from oscar.metrics.image import METRICS, MetricSet
 from oscar.models.padding import pad_to_multiple
 from oscar.rates import RatePoint
 from oscar.training.losses import cosine_loss_spatial
-from oscar.training.stage import Pass, Stage
+from oscar.training.stages.base import Pass, Stage
 from oscar.training.tables import perplexity, running_frequencies
+from oscar.utils.files import write_whole
 
 PRIOR_DRAWS = 4  # timesteps per picture
 _CELL, _CAPTION, _GAP = 256, 18, 4  # pixels of the grid

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from oscar.baselines import BaselineUnavailable, CodecError, make_baseline
-from oscar.evaluation.metrics import psnr
+from oscar.metrics.image import psnr
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the stand-ins are shell scripts")
 

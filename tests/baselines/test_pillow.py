@@ -8,7 +8,7 @@ from PIL import Image
 
 from oscar.baselines import BaselineUnavailable, CodecError, encode_to_size, make_baseline
 from oscar.baselines import pillow as module
-from oscar.evaluation.metrics import psnr
+from oscar.metrics.image import psnr
 
 NAMES = ("jpeg", "jpeg2000", "webp", "avif", "jxl")
 

@@ -12,13 +12,13 @@ from PIL import Image
 
 from oscar.baselines.pillow import JPEG, WebP
 from oscar.baselines.registry import make_baseline
+from oscar.benchmark import runs as module
+from oscar.benchmark.matched import match_bytes
+from oscar.benchmark.runs import run_benchmark
+from oscar.benchmark.tables import Table
 from oscar.config import BenchmarkConfig, BenchmarkPicturesConfig, ConfigError, MetricsConfig, TimingConfig
-from oscar.evaluation import benchmark as module
-from oscar.evaluation.benchmark import run_benchmark
 from oscar.evaluation.evaluate import EvaluationError, load_results
-from oscar.evaluation.matched import match_bytes
-from oscar.evaluation.metrics import MetricSet, psnr
-from oscar.evaluation.tables import Table
+from oscar.metrics.image import MetricSet, psnr
 
 MISSING = {"name": "bpg", "encoder": "/nowhere/bpgenc", "decoder": "/nowhere/bpgdec"}
 
@@ -340,7 +340,7 @@ def test_other_results_in_the_folder_are_not_mixed(config):
 
 @pytest.mark.slow
 def test_timing_is_kept_until_something_changes(config, monkeypatch):
-    from oscar.evaluation import timing
+    from oscar.benchmark.speed import timing
 
     config.parts = ["timing"]
     config.timing = TimingConfig(points={"jpeg": [50]}, repeats=1, warmup=0, batch_sizes=[1], memory=False)

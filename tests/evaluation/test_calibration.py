@@ -16,10 +16,10 @@ from scipy.stats import kstest, kurtosis, skew
 from oscar import OscarCodec, checkpoint
 from oscar.bitstream import Container
 from oscar.config import AblateTimestepsConfig, CalibrateTimestepsConfig, MetricsConfig, PackagedPicturesConfig
+from oscar.data.images import to_pil, to_tensor
 from oscar.evaluation import ablation, calibration
 from oscar.evaluation.ablation import BEST, OWN, TimestepCodec
 from oscar.evaluation.evaluate import EvaluationError
-from oscar.images import to_pil, to_tensor
 from oscar.rates import PAPER_RATES
 from oscar.timesteps import ConstantMapping, PerImageMapping, TableMapping, mapping_from_config, timestep_of_code
 

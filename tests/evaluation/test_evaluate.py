@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 from oscar.baselines.base import CodecError, Encoded, ImageCodec
+from oscar.data.images import list_images
 from oscar.evaluation.codecs import OscarImageCodec
-from oscar.evaluation.environment import LIBRARIES
 from oscar.evaluation.evaluate import EvaluationError, evaluate, load_results, saved_file, saved_image
-from oscar.evaluation.metrics import psnr
-from oscar.images import list_images
+from oscar.metrics.image import psnr
+from oscar.utils.environment import LIBRARIES
 
 SECONDS = ["encode_seconds", "decode_seconds"]
 

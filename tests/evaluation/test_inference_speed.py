@@ -11,10 +11,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from oscar.benchmark.speed import inference as inference_speed
+from oscar.benchmark.speed.inference import run_inference_speed
+from oscar.benchmark.speed.timing import TimingError
 from oscar.config import BenchmarkConfig, ConfigError, InferenceSpeedConfig, parse, register
-from oscar.evaluation import inference_speed
-from oscar.evaluation.inference_speed import run_inference_speed
-from oscar.evaluation.timing import TimingError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ROUNDS = 2

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from oscar.evaluation.metrics import (
+from oscar.data.images import ImageError
+from oscar.metrics.image import (
     METRICS,
     MS_SSIM_MIN_SIDE,
     MetricSet,
@@ -21,7 +22,6 @@ from oscar.evaluation.metrics import (
     patches,
     psnr,
 )
-from oscar.images import ImageError
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from oscar.evaluation.metrics import MetricSet
-from oscar.evaluation.perceptual_metrics import import_clip
+from oscar.metrics.image import MetricSet
+from oscar.metrics.perceptual import import_clip
 
 pyiqa = pytest.importorskip("pyiqa")
 lpips = pytest.importorskip("lpips")

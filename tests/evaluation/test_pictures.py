@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from oscar.evaluation.pictures import find_pictures
-from oscar.images import ImageError
+from oscar.data.folders import find_pictures
+from oscar.data.images import ImageError
 
 
 def test_packaged_photographs_are_local() -> None:

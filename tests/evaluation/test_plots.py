@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from oscar.benchmark.plots import measured_series, plot_rates, published_series
 from oscar.evaluation.curves import published_curves
-from oscar.evaluation.plots import measured_series, plot_rates, published_series
 
 
 @pytest.fixture

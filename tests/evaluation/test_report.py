@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 
 pd = pytest.importorskip("pandas", reason="the report needs the extra `eval`")
 
-from oscar.evaluation.report import (  # noqa: E402  after the check of what it needs
+from oscar.benchmark.report.page import (  # noqa: E402  after the check of what it needs
     MetricInfo,
     ReportData,
     ReportEntry,

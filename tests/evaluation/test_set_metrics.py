@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from oscar.evaluation.metrics import MetricSet
-from oscar.evaluation.set_metrics import frechet_distance, kernel_distance
+from oscar.metrics.distribution import frechet_distance, kernel_distance
+from oscar.metrics.image import MetricSet
 
 scipy_linalg = pytest.importorskip("scipy.linalg")
 fid_arch = pytest.importorskip("pyiqa.archs.fid_arch")
@@ -64,7 +64,7 @@ def test_kid_equals_its_definition_and_leaves_the_random_state():
 
 
 def test_kid_of_large_sets_is_a_mean_over_the_same_subsets(monkeypatch):
-    monkeypatch.setattr("oscar.evaluation.set_metrics.KID_SUBSET_SIZE", 30)
+    monkeypatch.setattr("oscar.metrics.distribution.KID_SUBSET_SIZE", 30)
     a, b = features(60, 6, 1), features(60, 6, 2)
     value = kernel_distance(a, b)
     np.random.seed(7)
@@ -125,7 +125,7 @@ def test_other_weights_are_unavailable(tmp_path):
 
 
 def test_resize_keeps_more_than_eight_bits():
-    from oscar.evaluation.set_metrics import resize
+    from oscar.metrics.distribution import resize
 
     ramp = np.arange(256, dtype=np.uint8)[None, :, None].repeat(256, 0).repeat(3, 2)
     resized = resize(ramp)

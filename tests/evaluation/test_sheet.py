@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import oscar
-from oscar.evaluation.sheet import Result, means_per_rate, write_contact_sheet, write_csv, write_html
+from oscar.benchmark.report.sheet import Result, means_per_rate, write_contact_sheet, write_csv, write_html
 from oscar.rates import PAPER_RATES
 
 

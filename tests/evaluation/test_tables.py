@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from oscar.evaluation.tables import (
+from oscar.benchmark.tables import (
     Table,
     bd_frame_table,
     escape_latex,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from oscar.evaluation.targets import draw_pairs, meet, targets_table
+from oscar.evaluation.rate_control import draw_pairs, meet, targets_table
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,12 @@ from torch import nn
 
 import oscar.codec as flow
 from oscar.baselines.base import CodecError, Encoded, ImageCodec
+from oscar.benchmark.speed import timing
+from oscar.benchmark.speed.timing import OTHER, WHOLE, TimingError
 from oscar.bitstream import Container
-from oscar.evaluation import timing
 from oscar.evaluation.codecs import make_codec
-from oscar.evaluation.timing import OTHER, WHOLE, TimingError
+from oscar.inference.optimise import SharedUpsample2D, every_multiplication
 from oscar.models.backbone import Backbone
-from oscar.models.inference import SharedUpsample2D, every_multiplication
 
 SIZE = (128, 64)
 RATE = 0.0625
@@ -331,7 +331,7 @@ def test_peak_is_the_process_own_and_can_start_anew() -> None:
     """Not the parent's, which getrusage would hand down over fork and exec."""
     ballast = b"\1" * (1 << 30)
     code = """if True:
-        from oscar.evaluation import timing
+        from oscar.benchmark.speed import timing
         loaded, peak = timing.resident_memory()
         ballast = bytearray(b"\\1" * (64 << 20))
         grown = timing.resident_memory()

@@ -15,11 +15,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from oscar.benchmark.runs import run_benchmark
+from oscar.benchmark.speed import joint_step
+from oscar.benchmark.speed import training as training_speed
+from oscar.benchmark.speed.joint_step import PUBLISHED_PARAMETERS, advance, available_losses, measure_joint
+from oscar.benchmark.speed.training import SCHEDULES, Feed, SpeedBench, make_pictures, run_training_speed
 from oscar.config import BenchmarkConfig, ConfigError, parse, register
-from oscar.evaluation import joint_step, training_speed
-from oscar.evaluation.benchmark import run_benchmark
-from oscar.evaluation.joint_step import PUBLISHED_PARAMETERS, advance, available_losses, measure_joint
-from oscar.evaluation.training_speed import SCHEDULES, Feed, SpeedBench, make_pictures, run_training_speed
 from oscar.rates import PAPER_RATES
 
 ROOT = Path(__file__).parents[2]
@@ -159,7 +160,7 @@ def test_stage_joint_at_full_size_trains_the_published_number_of_parameters(comp
     """On the meta device, without memory for the weights."""
     from oscar.config import TrainConfig
     from oscar.training.build import build_codec
-    from oscar.training.joint import JointStage
+    from oscar.training.stages.joint import JointStage
 
     training = composed("parts=[training]").training
     losses, _ = available_losses(training.joint)
@@ -191,7 +192,7 @@ def test_a_joint_step_is_measured(config, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(joint_step, "run_child", run_here)
     picture = sorted(photos.iterdir())[0]
     frame, parameters = measure_joint(config.training, picture, tmp_path / "joint", torch.device("cpu"))
-    assert asked["module"] == "oscar.evaluation.joint_step"
+    assert asked["module"] == "oscar.benchmark.speed.joint_step"
     assert asked["request"]["config"]["trainer"]["gradient_checkpointing"] is True
     row = frame.iloc[0]
     assert row["first_step_seconds"] > 0 and row["step_seconds"] > 0

@@ -22,7 +22,7 @@ def backbone_config() -> Callable[[str], dict]:
 @pytest.fixture
 def small_limits(monkeypatch) -> None:
     """Small pictures are cut into blocks and strips."""
-    from oscar.models import row_blocks, tiling
+    from oscar.inference import row_blocks, tiling
 
     monkeypatch.setattr(tiling, "WHOLE", 2**10)
     monkeypatch.setattr(tiling, "STRIP", 2**12)

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from oscar.diffusion import PREDICTION_TYPES
-from oscar.models import tiling
+from oscar.inference import tiling
 from oscar.models.backbone import Backbone, BackboneError
 
 ROOT = Path(__file__).parents[2]

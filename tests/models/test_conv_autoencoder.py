@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from oscar.models import tiling
+from oscar.inference import tiling
 from oscar.models.backbone import Backbone
 from oscar.models.conv_autoencoder import AutoencoderConv, lowest_frequencies
 

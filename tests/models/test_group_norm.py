@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from oscar.models.group_norm import ExactGroupNorm, normalisation
+from oscar.inference.cpu.group_norm import ExactGroupNorm, normalisation
 
 
 def example(channels: int = 32, size: tuple[int, ...] = (40, 56)) -> tuple[ExactGroupNorm, Tensor]:

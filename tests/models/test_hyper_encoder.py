@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from oscar.models.hyper_encoder import HyperEncoder, VQBottleneck
-from oscar.models.residual_vq import USAGE_DECAY
+from oscar.bottlenecks.residual_vq import USAGE_DECAY
+from oscar.bottlenecks.vq import HyperEncoder, VQBottleneck
 from oscar.rates import PAPER_RATES, RATES
 
 PARAMETERS = {8: 16_572_068, 16: 14_096_036, 32: 10_753_700, 64: 7_411_364}  # by grid; 81.8 M for the eight
@@ -220,7 +220,7 @@ def test_indices_of_a_cell_are_the_stages_row_by_row(in_stages: HyperEncoder) ->
 
 
 def test_training_in_stages_meets_cells_that_lack_some(in_stages: HyperEncoder, monkeypatch) -> None:
-    monkeypatch.setattr("oscar.models.hyper_encoder.ODD_SHARE", 1.0)
+    monkeypatch.setattr("oscar.bottlenecks.vq.ODD_SHARE", 1.0)
     indices = in_stages.train()(latent()).indices
     assert not indices[:, -1].any() and not indices[:, :, -1].any()
     assert indices[:, :-1, :-1].any()

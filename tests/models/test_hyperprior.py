@@ -9,7 +9,7 @@ from torch import Tensor
 
 from oscar.bitstream import MAX_QUALITY
 from oscar.bitstream.hyperprior import KNOTS
-from oscar.models.hyperprior import Coded, HyperpriorBottleneck, knot_weights, scale_frequencies
+from oscar.bottlenecks.hyperprior import Coded, HyperpriorBottleneck, knot_weights, scale_frequencies
 
 CODES = (0, 1234, MAX_QUALITY)
 

@@ -17,9 +17,11 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from oscar import OscarCodec
-from oscar.models import inference
-from oscar.models.group_norm import exact_norms
-from oscar.models.inference import (
+from oscar.inference import optimise as inference
+from oscar.inference.cpu.group_norm import exact_norms
+from oscar.inference.cpu.winograd import WinogradConv2d
+from oscar.inference.loading import WeightsError
+from oscar.inference.optimise import (
     LeanResnetBlock2D,
     LeanTransformer2DModel,
     PatchConv2d,
@@ -37,9 +39,7 @@ from oscar.models.inference import (
     merge_lora,
     use_fewer_multiplications,
 )
-from oscar.models.loading import WeightsError
-from oscar.models.row_blocks import Stream
-from oscar.models.winograd import WinogradConv2d
+from oscar.inference.row_blocks import Stream
 
 
 @pytest.fixture(autouse=True)

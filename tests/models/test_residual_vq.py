@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oscar.models.residual_vq import ResidualQuantizer
+from oscar.bottlenecks.residual_vq import ResidualQuantizer
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_refinement_lowers_the_distance(monkeypatch) -> None:
     found = []
     for rounds in (0, 8):
         torch.manual_seed(0)
-        monkeypatch.setattr("oscar.models.residual_vq.REFINEMENTS", rounds)
+        monkeypatch.setattr("oscar.bottlenecks.residual_vq.REFINEMENTS", rounds)
         quantizer = ResidualQuantizer(dim=12, codebook_dim=6, codebook_size=8, stages=4, kmeans_init=True)
         features = unit_vectors(2000, 6)
         quantizer.fit(features)

@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from oscar.models.reuse import Pool, give_back_memory
+from oscar.inference.cpu.reuse import Pool, give_back_memory
 
 MIB = 2**20
 SIDE = 512  # a map of 512x512 numbers is of 1 MiB
@@ -88,7 +88,7 @@ GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc
 FREED = """
 import contextlib, sys
 import psutil, torch
-from oscar.models.reuse import nothing_kept
+from oscar.inference.cpu.reuse import nothing_kept
 
 with nothing_kept() if "nothing" in sys.argv else contextlib.nullcontext():
     if "much" in sys.argv:

@@ -9,11 +9,11 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from oscar.models import row_blocks, tiling
-from oscar.models.inference import make_lean, use_fewer_multiplications
-from oscar.models.row_blocks import Stream
-from oscar.models.tiling import MemoryBudget, decode, encode
-from oscar.models.winograd import use_winograd
+from oscar.inference import row_blocks, tiling
+from oscar.inference.cpu.winograd import use_winograd
+from oscar.inference.optimise import make_lean, use_fewer_multiplications
+from oscar.inference.row_blocks import Stream
+from oscar.inference.tiling import MemoryBudget, decode, encode
 
 TIGHT = MemoryBudget(1)  # the least that can be done with
 LITTLE, SOME = MemoryBudget(1_500_000), MemoryBudget(2_000_000)  # enough, in these tests, for some of the maps

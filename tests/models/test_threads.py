@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from oscar.models.threads import each, share
+from oscar.inference.cpu.threads import each, share
 
 
 @pytest.fixture(params=[1, 2, 4])

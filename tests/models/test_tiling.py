@@ -5,9 +5,9 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
-from oscar.models import tiling
+from oscar.inference import tiling
+from oscar.inference.tiling import MemoryBudget, decode, encode
 from oscar.models.backbone import Backbone
-from oscar.models.tiling import MemoryBudget, decode, encode
 
 TIGHT = MemoryBudget(1)  # the least that can be done with
 pytestmark = pytest.mark.filterwarnings("ignore:memory budget")

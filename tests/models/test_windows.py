@@ -6,9 +6,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor
 
-from oscar.models import windows
+from oscar.inference import windows
+from oscar.inference.windows import WindowedProcessor
 from oscar.models.denoiser import predict
-from oscar.models.windows import WindowedProcessor
 
 
 def difference(one: Tensor, other: Tensor) -> float:

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import nn
 
-from oscar.models.group_norm import Moments, normalisation
-from oscar.models.winograd import (
+from oscar.inference.cpu.group_norm import Moments, normalisation
+from oscar.inference.cpu.winograd import (
     WinogradConv2d,
     normalised_conv2d,
     transform_weight,

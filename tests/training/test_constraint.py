@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from oscar import OscarCodec
-from oscar.images import read_image
+from oscar.data.images import read_image
 from oscar.rates import PAPER_RATES
 from oscar.training.constraint import constrain_codes
 from oscar.training.tables import estimate_frequencies

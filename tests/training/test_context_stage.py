@@ -10,12 +10,12 @@ import torch
 
 from oscar import OscarCodec, checkpoint
 from oscar.bitstream.context import estimated_bits
+from oscar.bottlenecks.context import ContextNetwork, similarity_order
 from oscar.config import ConfigError
-from oscar.models.context import ContextNetwork, similarity_order
 from oscar.training.build import build_stage
-from oscar.training.loop import Trainer
-from oscar.training.stage import Pass
+from oscar.training.stages.base import Pass
 from oscar.training.tables import estimate_frequencies
+from oscar.training.trainer import Trainer
 
 SMALL = ("stage.context.neighbours=6", "stage.context.hidden=12", "stage.context.features=8")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from oscar.training.data import PhotoDataset, ResumableSampler, build_loader
+from oscar.data.crops import PhotoDataset, ResumableSampler, build_loader
 
 COUNT = 5
 

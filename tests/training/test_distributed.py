@@ -28,8 +28,8 @@ KILLS = 10
 
 # Processes are forked from a server that has imported everything and has started no thread.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["oscar.training.loop", "oscar.training.build", "oscar.training.joint",
-                                "oscar.training.hyper", "oscar.training.vae", "oscar.training.validation",
+CONTEXT.set_forkserver_preload(["oscar.training.trainer", "oscar.training.build", "oscar.training.stages.joint",
+                                "oscar.training.stages.bottleneck", "oscar.training.stages.vae", "oscar.training.validation",
                                 "torch._dynamo", "torch.utils.tensorboard"])  # fmt: skip
 
 
@@ -58,9 +58,9 @@ def train(config: TrainConfig, rank: int, world: int, port: int, job: Job) -> No
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")  # fmt: skip
     from oscar.models.discriminator import LatentDiscriminator
     from oscar.training.build import build_stage
-    from oscar.training.learner import Learner
-    from oscar.training.loop import NonFiniteLossError, Trainer
     from oscar.training.processes import make_accelerator
+    from oscar.training.train_state import Learner
+    from oscar.training.trainer import NonFiniteLossError, Trainer
 
     torch.set_num_threads(1)
     if job.fsdp:

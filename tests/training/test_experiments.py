@@ -11,11 +11,11 @@ from accelerate.state import AcceleratorState, GradientState
 
 from oscar import checkpoint
 from oscar.config import StageConfig, TrainConfig
-from oscar.merge import merge_rates
+from oscar.convert.merge import merge_rates
+from oscar.metrics.weights import WeightsUnavailable
 from oscar.models.backbone import Backbone
 from oscar.training.build import build_stage
-from oscar.training.loop import Trainer
-from oscar.weights import WeightsUnavailable
+from oscar.training.trainer import Trainer
 
 FOLDER = Path(__file__).parents[2] / "configs/experiment"
 EXPERIMENTS = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))

@@ -12,13 +12,13 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from oscar import OscarCodec, checkpoint
+from oscar.bottlenecks.hyperprior import KNOTS, Coded
 from oscar.config import ConfigError, TrainConfig
-from oscar.models.hyperprior import KNOTS, Coded
 from oscar.timesteps import CurveMapping
 from oscar.training.build import build_stage
-from oscar.training.hyperprior import calibrate, latent_cosine
-from oscar.training.loop import Trainer
-from oscar.training.stage import Pass
+from oscar.training.stages.base import Pass
+from oscar.training.stages.hyperprior import calibrate, latent_cosine
+from oscar.training.trainer import Trainer
 
 QUICK = ("logger.tensorboard=false", "trainer.threads=1", "stage.table_batches=1")
 

@@ -18,11 +18,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from oscar.config import CacheLatentsConfig, ConfigError, parse, register
+from oscar.data.crops import build_loader
+from oscar.data.latents import LatentDataset, check_latents, read_index, vae_hash
 from oscar.training import latent_cache
 from oscar.training.build import build_backbone, build_stage
-from oscar.training.data import build_loader
-from oscar.training.latents import LatentDataset, check_latents, read_index, vae_hash
-from oscar.training.stage import Pass
+from oscar.training.stages.base import Pass
 
 ROOT = Path(__file__).parents[2]
 CROPS, PICTURES = 3, 6

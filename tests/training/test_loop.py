@@ -16,10 +16,10 @@ from oscar.config import CacheLatentsConfig, ConfigError, TrainConfig
 from oscar.models.backbone import Backbone
 from oscar.training.build import build_stage
 from oscar.training.checkpoints import find_checkpoints
-from oscar.training.hyper import HyperStage
 from oscar.training.latent_cache import cache_latents
-from oscar.training.loop import NonFiniteLossError, Trainer
-from oscar.training.prior import PriorStage
+from oscar.training.stages.bottleneck import HyperStage
+from oscar.training.stages.diffusion_pretrain import PriorStage
+from oscar.training.trainer import NonFiniteLossError, Trainer
 from oscar.training.validation import Validator
 
 STAGES = ["vae", "prior", "hyper", "joint"]

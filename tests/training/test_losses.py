@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from oscar.models.features import CAFFE_NAMES, SqueezeNetFeatures
+from oscar.metrics.squeezenet import CAFFE_NAMES, SqueezeNetFeatures
+from oscar.metrics.weights import DOWNLOAD_TIMEOUT, WeightsUnavailable
 from oscar.training import losses
 from oscar.training.losses import ImageLoss
-from oscar.training.perceptual import FeatureDistance
-from oscar.weights import DOWNLOAD_TIMEOUT, WeightsUnavailable
+from oscar.training.perceptual_losses import FeatureDistance
 
 
 def images(side: int = 64, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,11 @@ from omegaconf import OmegaConf
 
 from oscar import checkpoint
 from oscar.config import ConfigError, TrainConfig
-from oscar.provenance import read_model
 from oscar.training.build import build_stage
 from oscar.training.checkpoints import find_checkpoints
-from oscar.training.loop import Trainer
 from oscar.training.record import MAY_CHANGE, flatten, may_change
+from oscar.training.trainer import Trainer
+from oscar.utils.provenance import read_model
 
 
 @pytest.fixture(autouse=True)
@@ -260,7 +260,7 @@ def test_provenance_of_a_run_and_of_its_result(configure) -> None:
 
 
 def test_info_prints_it(configure, capsys) -> None:
-    from oscar.cli import main
+    from oscar.cli.main import main
 
     config = configure("hyper")
     run(config, "experiment=tiny/hyper", "trainer.max_steps=2")

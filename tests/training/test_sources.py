@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from oscar.images import ImageError, read_image
-from oscar.training.data import PhotoDataset, build_loader
-from oscar.training.sources import expand, find_pictures, read_picture
+from oscar.data.crops import PhotoDataset, build_loader
+from oscar.data.images import ImageError, read_image
+from oscar.data.sources import expand, find_pictures, read_picture
 
 
 def write_shard(path: Path, members: dict[str, bytes]) -> None:

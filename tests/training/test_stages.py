@@ -20,11 +20,11 @@ from oscar.config import ConfigError, TrainConfig
 from oscar.models.backbone import Backbone
 from oscar.rates import PAPER_RATES, RATES
 from oscar.timesteps import CalibratedMapping, LearnedMapping, PerImageMapping, RampMapping, TableMapping
-from oscar.training import hyper
 from oscar.training.build import build_stage
-from oscar.training.loop import Trainer
-from oscar.training.rate_order import choose_rates
-from oscar.training.stage import Pass, Stage, draw_rates
+from oscar.training.sampling import choose_rates
+from oscar.training.stages import bottleneck as hyper
+from oscar.training.stages.base import Pass, Stage, draw_rates
+from oscar.training.trainer import Trainer
 
 TRAINED = {  # by stage, the first parts of the names of trained tensors
     "vae": ("backbone.vae.",),

@@ -17,11 +17,11 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 from oscar.config import ConfigError, TrainConfig
-from oscar.evaluation.metrics import psnr
-from oscar.images import to_pil
+from oscar.data.images import to_pil
+from oscar.metrics.image import psnr
 from oscar.training import validation
 from oscar.training.build import build_stage
-from oscar.training.stage import Pass, Stage
+from oscar.training.stages.base import Pass, Stage
 from oscar.training.tables import perplexity, running_frequencies
 from oscar.training.validation import Validator, centre, running_tables, summarise
 

@@ -1,0 +1,446 @@
+"""A benchmark: several codecs on one data set, from pictures to tables, plots and a report page.
+
+    OUTPUT/report.html          the report page
+    OUTPUT/tables/              means, matched bytes, BD-rate and timing, each as CSV, Markdown and LaTeX
+    OUTPUT/plots/               rate-distortion plots as PDF, SVG and PNG
+    OUTPUT/benchmark.json       where it comes from: configuration, codecs, what was left out, commit, hardware
+    OUTPUT/codecs/<codec>/      results of `oscar.evaluation.evaluate`
+    OUTPUT/matched/             baselines at the sizes of OSCAR's files (`oscar.benchmark.matched`), results.csv: all
+    OUTPUT/timing/              the tables of `oscar.benchmark.speed.timing`
+    OUTPUT/training/            figures of `oscar.benchmark.speed.training`
+    OUTPUT/inference/           figures of `oscar.benchmark.speed.inference`
+    OUTPUT/pictures/            decoded pictures of the report page
+
+What is done is kept: the same command goes on where it stopped. Tables, plots and page are made from what there is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from oscar.baselines.base import BaselineUnavailable, ImageCodec
+from oscar.benchmark import tables
+from oscar.benchmark.matched import match_bytes
+from oscar.benchmark.plots import plot_rates
+from oscar.data.folders import find_pictures
+from oscar.data.images import ImageError, read_image
+from oscar.evaluation.codecs import OscarImageCodec, make_codec
+from oscar.evaluation.curves import DATASETS, bd_table, dataset_of, published_curves
+from oscar.evaluation.evaluate import (
+    EvaluationError,
+    check_results,
+    evaluate,
+    load_results,
+    make_accelerator,
+    missing_notes,
+)
+from oscar.metrics.image import METRICS, MetricSet, metrics_of
+from oscar.metrics.protocol import PROTOCOLS
+from oscar.utils.environment import describe_environment, hardware
+from oscar.utils.errors import first_line
+from oscar.utils.files import write_whole
+from oscar.utils.strict_json import as_read, write_json
+
+if TYPE_CHECKING:
+    from oscar.benchmark.speed.timing import TimingResult
+    from oscar.config import BenchmarkConfig
+
+
+@dataclass
+class Benchmark:
+    """What the parts of a benchmark share, and what they have found so far.
+
+    Attributes:
+        config: the whole configuration.
+        pictures: files by name in the rows.
+        root: folder below which they are named.
+        ours: OSCAR models, one per protocol.
+        baselines: the others.
+        metrics: what is scored.
+        unavailable: codecs and metrics that could not be had, with the reason.
+        failed: pictures at which something failed, with the reason, by codec and picture.
+        rows: of all codecs, as `evaluate` gives them, and label.
+        set_scores: codec, point and set metrics.
+        matched: rows of `match_bytes`.
+        timing: result of the timing part.
+    """
+
+    config: BenchmarkConfig
+    pictures: dict[str, Path]
+    root: Path
+    ours: list[OscarImageCodec]
+    baselines: list[ImageCodec]
+    metrics: MetricSet
+    unavailable: dict[str, str]
+    failed: dict[str, str] = field(default_factory=dict)
+    rows: pd.DataFrame = field(default_factory=pd.DataFrame)
+    set_scores: pd.DataFrame = field(default_factory=pd.DataFrame)
+    matched: pd.DataFrame = field(default_factory=pd.DataFrame)
+    timing: TimingResult | None = None
+
+    @property
+    def codecs(self) -> list[ImageCodec]:
+        return [*self.ours, *self.baselines]
+
+    @property
+    def output(self) -> Path:
+        return Path(self.config.output)
+
+    @property
+    def dataset(self) -> str | None:
+        """The data set whose published curves belong beside ours."""
+        return self.config.data.dataset or dataset_of(self.config.data.images)
+
+    # What follows from the rows; for use when all parts are done.
+
+    @cached_property
+    def means(self) -> pd.DataFrame:
+        return tables.means_frame(self.rows, self.set_scores, self.metrics.names)
+
+    @property
+    def protocols(self) -> list[str]:
+        """Those that there are rows of; rows of different ones never stand in one table, plot or BD-rate."""
+        return [protocol for protocol in PROTOCOLS if (self.rows["protocol"] == protocol).any()]
+
+    @cached_property
+    def matched_means(self) -> pd.DataFrame:
+        return tables.matched_frame(self.matched, self.rows, self.metrics.names)
+
+    @cached_property
+    def bd(self) -> pd.DataFrame:
+        """OSCAR's models against all other codecs of their protocol; without a model, all against each other."""
+        codecs = list(dict.fromkeys(self.rows["codec"]))
+        ours = [codec.name for codec in self.ours if codec.name in codecs]
+        directions = {name: METRICS[name].higher_is_better for name in self.metrics.names if name in self.rows}
+        return bd_table(self.rows, directions, ours or codecs, codecs, self.config.bd_method)
+
+    @property
+    def title(self) -> str:
+        """The data set and its size in words."""
+        folder = self.config.data.images
+        known = DATASETS.get(dataset_of(folder) or "")
+        where = known or (Path(folder).absolute().name if folder else "packaged photographs")
+        return f"{where}, {len(self.pictures)} picture{'s' * (len(self.pictures) != 1)}"
+
+
+def run_benchmark(config: BenchmarkConfig) -> Benchmark | None:
+    """Run the parts of a configuration, with progress, and write tables, plots and page.
+
+    A baseline or metric that does not exist or cannot be had costs a line and is listed as unavailable.
+
+    Returns:
+        What was found; None if no part was asked for that looks at codecs and pictures.
+
+    Raises:
+        ValueError: for an unknown model, rate or device, a folder without pictures, or if no codec is left.
+    """
+    _set_up(config)
+    for part, run_speed in SPEED_PARTS.items():
+        if part in config.parts:
+            for table in run_speed(config):
+                table.write(Path(config.output) / "tables")
+                _say(f"{part}: {Path(config.output) / 'tables' / table.name}.md")
+    if config.parts and SPEED_PARTS.keys() >= set(config.parts):
+        return None
+    bench = prepare(config)
+    for part, run in (("quality", run_quality), ("matched", run_matched), ("timing", run_timing_part)):
+        run(bench, part in config.parts)
+    write_results(bench)
+    if "report" in config.parts:
+        from oscar.benchmark.report.page import write_report
+        from oscar.benchmark.results import report_data
+
+        _say("report: decoding its pictures")
+        write_report(bench.output / "report.html", report_data(bench))
+    for what in ("tables", "plots", *(["report.html"] if "report" in config.parts else [])):
+        _say(f"{'report page' if what == 'report.html' else what}: {bench.output / what}")
+    return bench
+
+
+def _set_up(config: BenchmarkConfig) -> None:
+    import torch
+
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise EvaluationError("the benchmark runs in one process; scripts/evaluate.py runs in several")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+
+
+def _training_part(config: BenchmarkConfig) -> list[tables.Table]:
+    from oscar.benchmark.speed.training import run_training_speed
+
+    return run_training_speed(config.training, Path(config.output), config.device)
+
+
+def _inference_part(config: BenchmarkConfig) -> list[tables.Table]:
+    from oscar.benchmark.speed.inference import run_inference_speed
+
+    return run_inference_speed(config.inference, Path(config.output), config.device)
+
+
+# Parts that look at neither codecs nor pictures; each gives its tables.
+SPEED_PARTS = {"training": _training_part, "inference": _inference_part}
+
+
+def prepare(config: BenchmarkConfig) -> Benchmark:
+    """Find the pictures and build codecs and metrics."""
+    accelerator = make_accelerator(config.device)
+    device = config.device or accelerator.device
+    pictures, root = _pictures(config)
+    unavailable: dict[str, str] = {}
+    ours, baselines = _make_codecs(config, device, unavailable)
+    for name in config.metrics.names:
+        if name not in METRICS:
+            unavailable[name] = f"there is no metric of this name; allowed: {', '.join(METRICS)}"
+    names = [name for name in config.metrics.names if name in METRICS]
+    names = [name for protocol in _protocols([*ours, *baselines]) for name in metrics_of(protocol, names)]
+    if not names:
+        raise EvaluationError(f"none of the metrics {', '.join(config.metrics.names)} exists; allowed: "
+                              f"{', '.join(METRICS)}")  # fmt: skip
+    metrics = MetricSet(names, device, files=config.metrics.files, download=config.metrics.download)
+    unavailable |= metrics.unavailable
+    for name, reason in unavailable.items():
+        print(f"{name} is unavailable: {reason}", file=sys.stderr)
+    bench = Benchmark(config, pictures, root, ours, baselines, metrics, unavailable)
+    _check_timing(bench)
+    _say(f"{bench.title}: {', '.join(codec.label for codec in bench.codecs)}")
+    return bench
+
+
+def _pictures(config: BenchmarkConfig) -> tuple[dict[str, Path], Path]:
+    """Picture files by their path below their folder, and the folder."""
+    folder = Path(config.data.images).expanduser() if config.data.images else None
+    paths = find_pictures(folder)
+    root = folder or paths[0].parent
+    return {path.relative_to(root).as_posix(): path for path in paths[: config.data.limit]}, root
+
+
+def _make_codecs(
+    config: BenchmarkConfig, device: object, unavailable: dict[str, str]
+) -> tuple[list[OscarImageCodec], list[ImageCodec]]:
+    ours, baselines = [], []
+    for name, model in config.models.items():
+        for protocol in config.protocols:
+            codec = make_codec("oscar", model=model, device=device, dtype=config.dtype, protocol=protocol)
+            # Checkpoint folders of several runs may share their last name; the configuration's is unique.
+            codec.name = codec.name.replace(f"oscar-{codec.model}", f"oscar-{name}", 1)
+            codec.label = codec.label.replace(f"OSCAR {codec.model}", f"OSCAR {name}", 1)
+            if config.rates is not None and not codec.continuous:
+                codec.points = tuple(sorted({codec.check_point(rate) for rate in config.rates}))
+            ours.append(codec)
+    for key, options in config.baselines.items():
+        try:
+            baselines.append(make_codec(**options))
+        except (BaselineUnavailable, ValueError, TypeError, OSError) as error:
+            unavailable[key] = first_line(error)
+    names = [codec.name for codec in (*ours, *baselines)]
+    for name in names:
+        if names.count(name) > 1:
+            raise EvaluationError(f"{names.count(name)} codecs are called {name}; allowed: one each, by alias=NAME")
+    if not names:
+        raise EvaluationError(f"no codec is left: {'; '.join(f'{k}: {v}' for k, v in unavailable.items())}")
+    return ours, baselines
+
+
+def _check_timing(bench: Benchmark) -> None:
+    """Refuse points that no codec has before anything runs."""
+    codecs = {codec.name: codec for codec in bench.codecs}
+    for name, points in bench.config.timing.points.items():
+        if name not in codecs and name not in bench.unavailable:
+            raise EvaluationError(f"timing.points.{name}: no such codec here; allowed: {', '.join(codecs)}")
+        for point in points if name in codecs else ():
+            codecs[name].check_point(point)
+
+
+def _protocol(codec: ImageCodec) -> str:
+    return getattr(codec, "protocol", "bitstream")
+
+
+def _protocols(codecs: Sequence[ImageCodec]) -> list[str]:
+    return [protocol for protocol in PROTOCOLS if protocol in map(_protocol, codecs)]
+
+
+# Parts. Each fills in its share of the benchmark: by running, or from what an earlier run left.
+
+
+def run_quality(bench: Benchmark, is_asked: bool) -> None:
+    """Every codec at its points on all pictures: `rows` and `set_scores`."""
+    frames, sets = [], []
+    for number, codec in enumerate(bench.codecs, 1):
+        folder = bench.output / "codecs" / codec.name
+        try:
+            metrics = bench.metrics.only(metrics_of(_protocol(codec), bench.config.metrics.names))
+            if is_asked:
+                _say(f"quality {number}/{len(bench.codecs)}: {codec.label}")
+                config = asdict(bench.config)
+                evaluate(codec, list(bench.pictures.values()), metrics, folder, root=bench.root, config=config)
+            elif not (folder / "results.json").exists():
+                continue
+            else:  # they may be of another model, or other pictures
+                check_results(codec, list(bench.pictures.values()), metrics, folder, bench.root)
+            frame, record = load_results(folder)
+        except EvaluationError as error:
+            bench.unavailable[codec.name] = str(error)
+            print(f"{codec.label} is left out: {error}", file=sys.stderr)
+            continue
+        frames.append(frame[frame["point"].isin(codec.points)].assign(label=codec.label))
+        sets += [{"codec": codec.name, **scores} for scores in record["set_metrics"]]
+        bench.failed |= {f"{codec.name}: {row['image']}": row["error"] for row in record["failed"]}
+    if frames:
+        bench.rows = pd.concat(frames, ignore_index=True)
+    elif is_asked:
+        raise EvaluationError(f"no codec could be scored: {bench.unavailable[bench.codecs[0].name]}")
+    if sets:
+        bench.set_scores = pd.DataFrame(sets).drop(columns="pictures")
+
+
+def run_matched(bench: Benchmark, is_asked: bool) -> None:
+    """Every baseline at the sizes of OSCAR's files: `matched`."""
+    results = bench.output / "matched/results.csv"
+    if not is_asked and not results.exists():
+        return
+    targets = bench.rows
+    if len(targets):
+        targets = targets[targets["codec"].isin(codec.name for codec in bench.ours) & targets["file_bytes"].notna()]
+    if not len(targets) or not bench.baselines:
+        if is_asked:
+            _say("matched: nothing to do without files of OSCAR and without baselines")
+        return
+    frames = []
+    for number, codec in enumerate(bench.baselines, 1):
+        if is_asked:
+            _say(f"matched {number}/{len(bench.baselines)}: {codec.label} at the sizes of OSCAR's files")
+        frame, failed = match_bytes(codec, targets, bench.pictures, bench.metrics, bench.output / "matched",
+                                    progress=is_asked, make=is_asked)  # fmt: skip
+        bench.failed |= {f"{codec.name} at matched bytes: {name}": reason for name, reason in failed.items()}
+        frames.append(frame)
+    bench.matched = pd.concat(frames, ignore_index=True)
+    if len(bench.matched) and is_asked:
+        write_whole(results, bench.matched.to_csv(index=False).encode())
+
+
+def run_timing_part(bench: Benchmark, is_asked: bool) -> None:
+    """Speed, memory and size of the codecs on one picture: `timing`. Not measured twice on one machine."""
+    from oscar.benchmark.speed.timing import TimingResult, run_timing
+
+    folder = bench.output / "timing"
+    tabular = [item.name for item in fields(TimingResult) if item.name != "hardware"]
+    record = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else None
+    settings = bench.config.timing
+    codecs = [codec for codec in bench.codecs if _protocol(codec) == "bitstream"]
+    points = {codec.name: settings.points.get(codec.name, [_middle(codec.points)]) for codec in codecs}
+    if record is not None and not is_asked and not _is_timing_of(record, codecs, bench.pictures):
+        print("timing is left out: it is of other codecs or pictures; allowed: timing in parts", file=sys.stderr)
+        record = None
+    if is_asked and codecs:
+        name = bench.rows["image"].iloc[0] if len(bench.rows) else next(iter(bench.pictures))  # one that can be read
+        identity = {
+            "codecs": [codec.describe() for codec in codecs],
+            "points": points,
+            "picture": [name, hashlib.sha256(bench.pictures[name].read_bytes()).hexdigest()],
+            "settings": asdict(settings),
+            "hardware": hardware(),
+        }
+        identity = as_read(identity)
+        if record != identity:
+            _say(f"timing on {name}, {settings.repeats} rounds")
+            try:
+                result = run_timing(codecs, read_image(bench.pictures[name]), points, settings.repeats,
+                                    settings.warmup, settings.batch_sizes, settings.memory)  # fmt: skip
+            except (RuntimeError, OSError, ImageError) as error:
+                bench.failed["timing"] = first_line(error)
+                print(f"timing is left out: {bench.failed['timing']}", file=sys.stderr)
+                return
+            folder.mkdir(parents=True, exist_ok=True)
+            for table in tabular:
+                write_whole(folder / f"{table}.csv", getattr(result, table).to_csv(index=False).encode())
+            write_json(folder / "run.json", identity)
+            record = identity
+    if record is not None:
+        read = {table: pd.read_csv(folder / f"{table}.csv") for table in tabular}
+        bench.timing = TimingResult(**read, hardware=record["hardware"])
+
+
+def _is_timing_of(record: dict, codecs: Sequence[ImageCodec], pictures: Mapping[str, Path]) -> bool:
+    """Whether a record of timings is of these codecs, or some of them, and of one of these pictures."""
+    known = {codec.name: as_read(codec.describe()) for codec in codecs}
+    name, digest = record["picture"]
+    return all(known.get(codec["name"]) == codec for codec in record["codecs"]) and (
+        name in pictures and hashlib.sha256(pictures[name].read_bytes()).hexdigest() == digest
+    )
+
+
+def _middle(points: Sequence[float]) -> float:
+    return points[len(points) // 2]
+
+
+# Results.
+
+
+def write_results(bench: Benchmark) -> None:
+    """Write tables, plots and benchmark.json from what the parts have found."""
+    folder = bench.output / "tables"
+    for table in make_tables(bench):
+        table.write(folder)
+    if len(bench.rows):
+        for protocol in bench.protocols:
+            rows = bench.rows[bench.rows["protocol"] == protocol].dropna(axis="columns", how="all")
+            write_whole(folder / f"{tables.named('rows', protocol)}.csv", rows.to_csv(index=False).encode())
+        paper_hint = {} if "paper" in bench.protocols else dict.fromkeys(METRICS, "protocols=[bitstream,paper] does")
+        for protocol in PROTOCOLS:  # the paper's own curves are drawn in any case
+            plot_rates(bench.output / "plots", bench.means[bench.means["protocol"] == protocol],
+                       published_curves(bench.dataset, protocol), f"Means over {bench.title}",
+                       bench.unavailable | (paper_hint if protocol == "paper" else {}), protocol)  # fmt: skip
+    record = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "config": asdict(bench.config),
+        "pictures": list(bench.pictures),
+        "dataset": bench.dataset,
+        "codecs": {codec.name: codec.describe() for codec in bench.codecs},
+        "unavailable": bench.unavailable,
+        "failed": bench.failed,
+        **describe_environment(),
+    }
+    bench.output.mkdir(parents=True, exist_ok=True)
+    write_json(bench.output / "benchmark.json", record)
+
+
+def make_tables(bench: Benchmark) -> list[tables.Table]:
+    """All tables for which there are results."""
+    made, names = [], bench.metrics.names
+    if len(bench.rows):
+        for protocol in bench.protocols:
+            asked = metrics_of(protocol, bench.config.metrics.names)
+            rows = bench.rows[bench.rows["protocol"] == protocol]
+            notes = [note for codec, group in rows.groupby("label", sort=False)
+                     for note in missing_notes(group, asked, f"{codec}, ")]  # fmt: skip
+            made.append(tables.means_table(bench.means, names, bench.unavailable, protocol, notes))
+            made.append(tables.bd_frame_table(bench.bd, bench.config.bd_method, protocol))
+    if len(bench.matched) and len(bench.rows):
+        made += tables.matched_tables(bench.matched_means, bench.rows, names)
+    if bench.timing is not None:
+        made.append(timing_table_of(bench))
+        made.append(tables.parameter_table(bench.timing.parameters))
+    return made
+
+
+def timing_table_of(bench: Benchmark) -> tables.Table:
+    result = bench.timing
+    frame = tables.timing_frame(result.latency, result.stages, result.throughput, result.memory, result.macs)
+    first = result.latency.iloc[0]
+    return tables.timing_table(frame, f"{first['width']}x{first['height']} pixels", int(first["repeats"]))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,260 @@
+"""How fast and how large inference is, beside the plain way: `python -m oscar.benchmark.speed.inference`.
+
+The plain way is the published implementation's: float32, adapters beside the weights, the prompt's keys and values
+computed on each call, networks as diffusers has them. Both ways run in one process, in turns, on the same pictures, and
+decode the same file. Loading and peak memory are measured in processes of their own, each of which loads one half of
+the model, or the whole of it.
+
+What was measured on this machine with these settings is kept in OUTPUT/inference and not measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from oscar import OscarCodec, checkpoint
+from oscar.benchmark.speed.timing import (
+    forget_peak,
+    interleaved,
+    paired_ratio,
+    resident_memory,
+    run_child,
+    synchroniser,
+)
+from oscar.config import InferenceSpeedConfig
+from oscar.inference.cpu.group_norm import exact_norms
+from oscar.utils.strict_json import dumps
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from oscar.benchmark.tables import Table
+
+PLAIN = "plain"
+COMPILE = {"off": False, "on": True, "graphs": "graphs"}
+TIMEOUT = 7200.0  # seconds for loading and one large picture
+_MIB = 2**20
+_SIDES = {"encoder": ("encode",), "decoder": ("decode",)}
+
+
+def run_inference_speed(config: InferenceSpeedConfig, output: Path, device: str | None = None) -> list[Table]:
+    """Make the measurements of a configuration that are not there yet.
+
+    Args:
+        config: what is measured.
+        output: folder of the benchmark; figures go to its subfolder inference, and the model of random weights.
+        device: of the networks; None takes a GPU if there is one.
+
+    Returns:
+        Tables to read of all that is there: inference_latency, inference_memory, inference_large.
+
+    Raises:
+        TimingError: if a process that is measured fails.
+        ValueError: for a model or device that cannot be used.
+    """
+    import pandas as pd
+
+    from oscar.benchmark.speed.inference_tables import make_tables
+    from oscar.evaluation.evaluate import make_accelerator
+    from oscar.utils.environment import open_record
+    from oscar.utils.files import write_whole
+
+    place = make_accelerator(device).device
+    folder = output / "inference"
+    settings = {name: value for name, value in asdict(config).items() if name != "measure"}
+    identity = open_record(folder, settings, place)
+    measures = {"latency": measure_latency, "memory": measure_memory, "large": measure_large}
+    for name in config.measure:
+        path = folder / f"{name}.csv"
+        if not path.exists():
+            print(f"inference: {name}", flush=True)
+            frame = measures[name](config, model_folder(config, folder), place)
+            write_whole(path, frame.to_csv(index=False).encode())
+    paths = [folder / f"{name}.csv" for name in measures]
+    return make_tables({path.stem: pd.read_csv(path) for path in paths if path.exists()}, identity)
+
+
+def model_folder(config: InferenceSpeedConfig, folder: Path) -> str:
+    """The checkpoint to measure: the configuration's, or one of random weights, made on the first call.
+
+    Its backbone lies beside it, as that of a converted checkpoint does.
+    """
+    if config.model is not None:
+        return config.model
+    model = folder / "model"
+    if not model.exists():
+        from oscar.models.backbone import Backbone
+
+        torch.manual_seed(0)
+        shapes, rates = config.backbone, [rate.id for rate in config.bottleneck.rate_points()]
+        Backbone.from_configs(shapes.vae, shapes.unet, shapes.scheduler).save_pretrained(folder / "backbone")
+        codec = checkpoint.build(
+            {
+                "bottleneck": {"rates": rates, **config.bottleneck.options()},
+                "denoiser": {"tuning": "lora"},
+                "timesteps": {"kind": "table"},
+            },
+            Backbone.from_pretrained(folder / "backbone"),
+        )
+        with torch.no_grad():
+            for name, value in codec.denoiser.unet.named_parameters():
+                if ".lora_B." in name:  # zero at first, so that the adapters would do nothing
+                    value.normal_(std=0.01)
+        codec.save_pretrained(model)
+    return str(model)
+
+
+def measure_latency(config: InferenceSpeedConfig, model: str, device: torch.device) -> pd.DataFrame:
+    """Encode and decode of every way at every size, with speeds as ratios to the plain way in the same rounds.
+
+    Differences are those of the decoded pictures, in [-1, 1], of the plain way's file: from the plain way, and from the
+    plain way with exact normalisations, which torch's are not on a CPU (see `oscar.inference.cpu.group_norm`).
+    """
+    import pandas as pd
+
+    ways: dict[str, OscarCodec] = {PLAIN: checkpoint.load(model).eval().requires_grad_(False).to(device)}
+    for dtype in config.dtypes:
+        for compiled in config.compile:
+            precision = "auto" if dtype == "auto" else getattr(torch, dtype)
+            codec = OscarCodec.from_pretrained(model, device, precision, compile=COMPILE[compiled])
+            name = str(codec.dtype).removeprefix("torch.") + (f", compile {compiled}" if compiled != "off" else "")
+            ways.setdefault(name, codec)  # auto may be one of the others
+    default = list(ways)[1] if config.dtypes[0] == "auto" else None
+    wait = synchroniser([device])
+    rows = []
+    for size in config.sizes:
+        image = picture(size)
+        data = ways[PLAIN].compress(image, config.rate)
+        calls: dict[tuple[str, str], Callable[[], object]] = {}
+        for name, codec in ways.items():
+            calls[name, "encode"] = partial(codec.compress, image, config.rate)
+            calls[name, "decode"] = partial(codec.decompress, data)
+        seconds = interleaved(calls, config.repeats, config.warmup, wait)
+        expected = ways[PLAIN].decompress_tensor([data])[0].float()
+        with exact_norms(ways[PLAIN]):
+            exact = ways[PLAIN].decompress_tensor([data])[0].float()
+        indices = ways[PLAIN].read(data)[1]
+        for name, codec in ways.items():
+            decoded = codec.decompress_tensor([data])[0].float()
+            difference = decoded - expected
+            encode, decode = seconds[name, "encode"], seconds[name, "decode"]
+            plain = seconds[PLAIN, "encode"], seconds[PLAIN, "decode"]
+            error = difference.square().mean().item()
+            own = codec.read(codec.compress(image, config.rate))[1]
+            rows.append({
+                "size": size,
+                "way": name,
+                "default": name == default,
+                "encode_s": float(np.median(encode)),
+                "decode_s": float(np.median(decode)),
+                "both_s": float(np.median(encode + decode)),
+                "encode_speedup": paired_ratio(plain[0], encode),
+                "decode_speedup": paired_ratio(plain[1], decode),
+                "both_speedup": paired_ratio(plain[0] + plain[1], encode + decode),
+                "max_difference": difference.abs().max().item(),
+                "exact_difference": (decoded - exact).abs().max().item(),
+                "psnr_db": 10 * float(np.log10(4 / error)) if error else None,
+                "other_indices_percent": 100 * float((own != indices).mean()),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def measure_memory(config: InferenceSpeedConfig, model: str, device: torch.device) -> pd.DataFrame:
+    """Loading and calling the plain way, the whole model and each half, in the default setting."""
+    import pandas as pd
+
+    rows = []
+    for way, half, dtype in ((PLAIN, "both", "float32"), ("ours", "both", "auto"), ("ours", "encoder", "auto"),
+                             ("ours", "decoder", "auto")):  # fmt: skip
+        request = _request(config, model, device, config.sizes[0], dtype)
+        rows.append({"way": way, "half": half} | _measure({**request, "way": way, "half": half}))
+    return pd.DataFrame(rows)
+
+
+def measure_large(config: InferenceSpeedConfig, model: str, device: torch.device) -> pd.DataFrame:
+    """Peak memory of each half on one large picture, and beyond what was resident before."""
+    import pandas as pd
+
+    rows = []
+    for half in _SIDES:
+        request = _request(config, model, device, config.large_size, config.large_dtype)
+        request |= {"way": "ours", "half": half, "memory": config.large_memory}
+        row = {"half": half, "size": config.large_size} | _measure(request)
+        rows.append(row | {"beyond_mib": row["peak_mib"] - row["loaded_mib"]})
+    return pd.DataFrame(rows)
+
+
+def picture(size: str) -> Image.Image:
+    """A photograph of WIDTHxHEIGHT: scikit-image's astronaut, enlarged."""
+    from skimage.data import astronaut
+
+    width, height = map(int, size.split("x"))
+    return Image.fromarray(astronaut()).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _request(config: InferenceSpeedConfig, model: str, device: torch.device, size: str, dtype: str) -> dict:
+    return {"model": model, "device": str(device), "size": size, "dtype": dtype, "rate": config.rate,
+            "threads": torch.get_num_threads(), "memory": "auto"}  # fmt: skip
+
+
+def _measure(request: dict) -> dict:
+    what = f"{request['way']}, half {request['half']}, {request['size']}"
+    print(f"  {what}", flush=True)
+    return run_child(__name__, request, what, TIMEOUT)
+
+
+def _child(request: dict) -> dict:
+    """What the process does: load, forget the peak of loading, encode or decode or both, report.
+
+    A decoder gets the symbols of a flat picture: which ones does not matter to time and memory.
+    """
+    torch.set_num_threads(request["threads"])
+    device, half = request["device"], request["half"]
+    before = resident_memory()[0]
+    begin = time.perf_counter()
+    if request["way"] == PLAIN:
+        codec = checkpoint.load(request["model"]).eval().requires_grad_(False).to(device)
+    else:
+        dtype = "auto" if request["dtype"] == "auto" else getattr(torch, request["dtype"])
+        codec = OscarCodec.from_pretrained(request["model"], device, dtype, half, memory=request["memory"])
+    row = {"dtype": str(codec.dtype).removeprefix("torch."), "load_s": time.perf_counter() - begin}
+    row["libraries_mib"], row["load_peak_mib"] = before, resident_memory()[1]
+    row["weights_mib"] = sum(value.nbytes for value in (*codec.parameters(), *codec.buffers())) / _MIB
+    width, height = map(int, request["size"].split("x"))
+    rate = codec.find_rate(request["rate"])
+    rms = torch.ones(1, codec.backbone.latent_channels, device=codec.device, dtype=codec.dtype)
+    indices = torch.zeros(1, *rate.grid_shape(height, width), dtype=torch.int64, device=codec.device)
+    calls = {
+        "encode": lambda: codec.compress(picture(request["size"]), rate),
+        "decode": lambda: codec.synthesise(indices, rms, rate),
+    }
+    forget_peak()
+    row["loaded_mib"] = resident_memory()[0]  # only now: what is freed in between must not count
+    if codec.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(codec.device)
+    with torch.inference_mode():
+        for name in _SIDES.get(half, tuple(calls)):
+            begin = time.perf_counter()
+            calls[name]()
+            if codec.device.type == "cuda":
+                torch.cuda.synchronize(codec.device)
+            row[f"{name}_s"] = time.perf_counter() - begin
+    row["peak_mib"] = resident_memory()[1]
+    if codec.device.type == "cuda":
+        row["cuda_peak_mib"] = torch.cuda.max_memory_allocated(codec.device) / _MIB
+    return row
+
+
+if __name__ == "__main__":
+    print(dumps(_child(json.loads(sys.argv[1]))))

@@ -1,0 +1,375 @@
+"""Tables of a benchmark, each as CSV (all digits), Markdown and LaTeX (booktabs), and the frames they are made of."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd
+
+from oscar.evaluation.curves import DECIBEL
+from oscar.metrics.image import METRICS, Metric
+from oscar.utils.files import write_whole
+
+NONE = "–"
+RATES = {"nominal_bpp": "nominal bpp", "estimated_bpp": "estimated bpp", "actual_bpp": "actual bpp"}
+SECONDS = {"encode_seconds": "encode s", "decode_seconds": "decode s"}
+PROTOCOL_NOTES = {
+    "bitstream": "",
+    "paper": " Protocol paper, as published: images resized to multiples of 128 pixels, original norms, nominal rate.",
+}  # docs/protocols.md
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as people read it.
+
+    Attributes:
+        name: of its files, without suffix.
+        caption: what it shows, in a sentence or two; a unit or a rule belongs here.
+        frame: all columns, with all digits: the CSV.
+        shown: title by column, for those that stand in Markdown and LaTeX.
+        formats: of numbers by column, for those that the default (four significant digits) does not suit.
+        notes: lines under the table.
+    """
+
+    name: str
+    caption: str
+    frame: pd.DataFrame
+    shown: Mapping[str, str]
+    formats: Mapping[str, Callable[[float], str]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def write(self, folder: Path) -> None:
+        """Write NAME.csv, NAME.md and NAME.tex into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix, text in (
+            (".csv", self.frame.to_csv(index=False)),
+            (".md", self.to_markdown()),
+            (".tex", self.to_latex()),
+        ):
+            write_whole(folder / f"{self.name}{suffix}", text.encode())
+
+    def cells(self) -> list[list[str]]:
+        """The shown columns as text, row by row."""
+        columns = [[_shown(value, self.formats.get(name)) for value in self.frame[name]] for name in self.shown]
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    def to_markdown(self) -> str:
+        rows = [list(self.shown.values()), [":--" if left else "--:" for left in self._left()], *self.cells()]
+        lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+        notes = [f"- {note}" for note in self.notes]
+        return "\n".join([self.caption, "", *lines, *(["", *notes] if notes else [])]) + "\n"
+
+    def to_latex(self) -> str:
+        """A `table` environment; its packages are booktabs and, for wide tables, graphicx (the table is shrunk)."""
+        body = [" & ".join(map(escape_latex, row)) + r" \\" for row in self.cells()]
+        lines = [
+            r"% needs \usepackage{booktabs,graphicx}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escape_latex(self.caption)}}}",
+            rf"\label{{tab:{self.name.replace('_', '-')}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{{''.join('l' if left else 'r' for left in self._left())}}}",
+            r"\toprule",
+            " & ".join(map(escape_latex, self.shown.values())) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            *(rf"\par\footnotesize {escape_latex(note)}" for note in self.notes),
+            r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _left(self) -> list[bool]:
+        """Whether each shown column holds words, which are aligned left."""
+        return [not pd.api.types.is_numeric_dtype(self.frame[name]) and not _is_figures(self.frame[name])
+                for name in self.shown]  # fmt: skip
+
+
+def escape_latex(text: str) -> str:
+    """Text as LaTeX prints it, with pdfTeX too."""
+    special = {
+        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+        ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--", "−": "$-$", "×": r"$\times$", "…": r"\dots{}",
+    }  # fmt: skip
+    return re.sub(r"[\\~^<>|–−×…]|[&%$#_{}]", lambda match: special.get(match[0], f"\\{match[0]}"), text)
+
+
+def metric_of(name: str) -> Metric:
+    """A metric by column, MS-SSIM on BD-rate's scale among them."""
+    return replace(METRICS[name.removesuffix(DECIBEL)], unit="dB") if name.endswith(DECIBEL) else METRICS[name]
+
+
+def metric_title(name: str) -> str:
+    """Label and unit."""
+    metric = metric_of(name)
+    return f"{metric.label} {metric.unit}".rstrip()
+
+
+# The tables.
+
+
+def means_frame(rows: pd.DataFrame, set_scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Means over pictures by codec and point.
+
+    Args:
+        rows: of all codecs, as `evaluate` gives them, and label.
+        set_scores: columns codec, point and set metrics.
+        metrics: all that were asked for; those without a value are left out.
+
+    Returns:
+        Columns codec, label, protocol, point, pictures, nominal_bpp, estimated_bpp, actual_bpp, metrics, encode_seconds
+        and decode_seconds; codecs in the order of `rows`, points in the order of rate.
+    """
+    single = [name for name in metrics if name in rows]
+    values = [*RATES, *single, *SECONDS]
+    groups = rows.groupby(["codec", "label", "protocol", "point"], sort=False)
+    means = pd.concat([groups.size().rename("pictures"), groups[values].mean()], axis=1).reset_index()
+    if len(set_scores):
+        means = means.merge(set_scores, on=["codec", "point"], how="left")
+    order = {codec: index for index, codec in enumerate(dict.fromkeys(rows["codec"]))}
+    rate = means["actual_bpp"].fillna(means["nominal_bpp"])
+    means = means.assign(order=means["codec"].map(order), rate=rate).sort_values(["order", "rate"], ignore_index=True)
+    found = [name for name in metrics if name in means and means[name].notna().any()]
+    return means[["codec", "label", "protocol", "point", "pictures", *RATES, *found, *SECONDS]]
+
+
+def means_table(
+    means: pd.DataFrame,
+    metrics: Sequence[str],
+    unavailable: Mapping[str, str],
+    protocol: str = "bitstream",
+    left_out: Sequence[str] = (),
+) -> Table:
+    """The table of means of one protocol; what is unavailable stands in it with the reason, and as notes `left_out`."""
+    means = means[means["protocol"] == protocol]
+    missing = {name: f"unavailable: {reason}" for name, reason in unavailable.items()}
+    codecs = pd.DataFrame([{"codec": n, "label": n, "note": text} for n, text in missing.items() if n not in METRICS])
+    frame = pd.concat([means, codecs], ignore_index=True) if len(codecs) else means
+    shown = [name for name in metrics if name in frame]
+    titles = {"label": "codec", "point": "setting", "pictures": "pictures", **RATES,
+              **{name: metric_title(name) for name in shown}, **SECONDS, "note": "note"}  # fmt: skip
+    notes = [f"{METRICS[name].label}: {text}" for name, text in missing.items() if name in METRICS]
+    return Table(
+        named("means", protocol),
+        "Means over pictures. "
+        + ("Rate is measured on whole files; nominal bpp is the codec's own name for the rate."
+           if protocol == "bitstream" else PROTOCOL_NOTES[protocol].strip()),
+        frame,
+        {name: title for name, title in titles.items() if name in frame and frame[name].notna().any()},
+        {"point": "{:g}".format, **dict.fromkeys(RATES, "{:.4f}".format), **dict.fromkeys(SECONDS, "{:.3f}".format),
+         **dict.fromkeys(shown, _metric_format)},
+        [*notes, *left_out],
+    )  # fmt: skip
+
+
+def named(name: str, protocol: str) -> str:
+    """The name of a table or plot of one protocol: plain, or with `_paper`."""
+    return name if protocol == "bitstream" else f"{name}_{protocol}"
+
+
+def matched_frame(matched: pd.DataFrame, rows: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Means at matched bytes: each baseline beside the OSCAR files that it was matched to, on the same pictures.
+
+    Args:
+        matched: rows of `oscar.benchmark.matched.match_bytes`.
+        rows: of the targets, as `evaluate` gives them, and label.
+        metrics: those to average.
+
+    Returns:
+        One row per target, its point and baseline, with means over the pictures where the baseline has a file that is
+        not larger (`fits`, of `pictures`): target_bytes and bytes, actual_bpp, and for each metric its value, that of
+        the target (target_<metric>) and the difference (delta_<metric>, baseline minus target). smallest_ratio is the
+        mean over the other pictures of the baseline's smallest file's size divided by the target's.
+    """
+    metrics = [name for name in metrics if name in matched and name in rows]
+    ours = rows.rename(columns={"codec": "target", "label": "target_label", "point": "target_point"})
+    ours = ours[["image", "target", "target_label", "target_point", *metrics]]
+    both = matched.merge(ours, on=["image", "target", "target_point"], suffixes=("", "_of_target"))
+    result = []
+    keys = ["target", "target_label", "target_point", "codec", "label"]
+    for key, group in both.groupby(keys, sort=False):
+        fits, others = group[group["fits"]], group[~group["fits"]]
+        row = dict(zip(keys, key, strict=True)) | {"fits": len(fits), "pictures": len(group)}
+        row |= {"target_bytes": fits["target_bytes"].mean(), "bytes": fits["file_bytes"].mean()}
+        row |= {"actual_bpp": fits["actual_bpp"].mean()}
+        row["smallest_ratio"] = (others["file_bytes"] / others["target_bytes"]).mean()
+        for name in metrics:
+            value, target = fits[name].mean(), fits[f"{name}_of_target"].mean()
+            row |= {name: value, f"target_{name}": target, f"delta_{name}": value - target}
+        result.append(row)
+    return pd.DataFrame(result).sort_values(["target", "target_point"], kind="stable", ignore_index=True)
+
+
+def matched_tables(means: pd.DataFrame, rows: pd.DataFrame, metrics: Sequence[str]) -> list[Table]:
+    """For each target and metric a table to read: rates down, baselines across; and one of all figures, `matched`.
+
+    Args:
+        means: a `matched_frame`.
+        rows: of the targets, as for it.
+        metrics: those to show.
+    """
+    whole = Table(
+        "matched",
+        "Means at matched bytes: each baseline's largest file that is not larger than OSCAR's, over the pictures where "
+        "there is one.",
+        means,
+        {"target_label": "target", "target_point": "rate", "label": "baseline", "fits": "pictures", "target_bytes":
+         "target bytes", "bytes": "bytes", "smallest_ratio": "smallest file, × target",
+         **{f"{part}{name}": f"{title}{metric_title(name)}" for name in metrics if name in means
+            for part, title in (("target_", "target "), ("", ""))}},
+        {"target_point": "{:.4f}".format, "smallest_ratio": "{:.1f}".format,
+         **dict.fromkeys(("target_bytes", "bytes"), "{:,.0f}".format),
+         **{part + name: _metric_format for name in metrics for part in ("", "target_")}},
+    )  # fmt: skip
+    targets = list(dict.fromkeys(means["target"]))
+    return [whole, *(_matched_table(means[means["target"] == target], rows[rows["codec"] == target], metric,
+                                    f"matched_{metric}" if len(targets) == 1 else f"matched_{metric}_{target}")
+                     for target in targets for metric in metrics if metric in means)]  # fmt: skip
+
+
+def _matched_table(means: pd.DataFrame, rows: pd.DataFrame, metric: str, name: str) -> Table:
+    label = means["target_label"].iloc[0]
+    lines = []
+    for point, group in means.groupby("target_point", sort=False):
+        own = rows[rows["point"] == point]
+        line = {"metric": metric_title(metric), "rate": f"{point:.4f}", "bytes": f"{own['file_bytes'].mean():,.0f}"}
+        line[label] = _metric_format(own[metric].mean())
+        lines.append(line | {row["label"]: _matched_cell(row, metric) for row in group.to_dict("records")})
+    frame = pd.DataFrame(lines)
+    best = "higher" if METRICS[metric].higher_is_better else "lower"
+    return Table(
+        name,
+        f"{metric_title(metric)} ({best} is better) at matched bytes, mean over {means['pictures'].max()} pictures. "
+        f"Each baseline at its largest file that is not larger than that of {label}, picture by picture. In brackets "
+        f"the difference to {label} and, where not all pictures have such a file, the number that have: value and "
+        "difference are means over these. Where none has, the size of the smallest file as a multiple of ours.",
+        frame,
+        {column: column for column in frame if column != "metric"},
+    )
+
+
+def _matched_cell(row: Mapping, metric: str) -> str:
+    fits, pictures = row["fits"], row["pictures"]
+    if not fits:
+        return f"smallest {row['smallest_ratio']:.1f}×"
+    some = "" if fits == pictures else f"; {fits}/{pictures}"
+    value, delta = row[metric], row[f"delta_{metric}"]
+    return f"{_metric_format(value)} ({_signed(delta, value)}{some})" if pd.notna(value) else NONE
+
+
+def bd_frame_table(bd: pd.DataFrame, method: str, protocol: str = "bitstream") -> Table:
+    """The table of BD-rates between codecs under one protocol."""
+    bd = bd[bd["protocol"] == protocol] if len(bd) else bd
+    titles = {"label": "codec", "anchor_label": "anchor", "metric_label": "metric", "bd_rate_percent": "BD-rate %",
+              "bd_metric": "BD-metric", "overlap_low": "overlap from", "overlap_high": "to",
+              "overlap_percent": "overlap %", "mean_of_pictures_percent": "mean of pictures %", "bd_pictures": "on",
+              "note": "note"}  # fmt: skip
+    frame = bd.assign(metric_label=[metric_title(name) for name in bd["metric"]]) if len(bd) else bd
+    return Table(
+        named("bd_rate", protocol),
+        f"Bjontegaard deltas of the mean curves (bjontegaard package, {method}): difference in rate at equal quality, "
+        "negative where the codec needs fewer bits than the anchor, and in quality at equal rate. BD-rate holds over "
+        "the overlap, the range of quality that both curves reach, given also as a share of what they span together. "
+        f"MS-SSIM is on the scale -10 log10(1 - x) dB.{PROTOCOL_NOTES[protocol]}",
+        frame,
+        {name: title for name, title in titles.items() if name in frame},
+        {**dict.fromkeys(("bd_rate_percent", "mean_of_pictures_percent"), lambda value: _plain(f"{value:+.1f}")),
+         "overlap_percent": "{:.0f}".format, "bd_metric": lambda value: _plain(f"{value:+.3g}")},
+    )  # fmt: skip
+
+
+def timing_frame(latency: pd.DataFrame, stages: pd.DataFrame, throughput: pd.DataFrame, memory: pd.DataFrame,
+                 macs: pd.DataFrame) -> pd.DataFrame:  # fmt: skip
+    """What the tables of `oscar.benchmark.speed.timing` say of a call and its stages, in one: a row each."""
+    rows = []
+    for row in latency.to_dict("records"):
+        for direction in ("encode", "decode"):
+            call = {key: row[key] for key in ("codec", "label", "point")}
+            call |= {"direction": direction, "stage": "whole call", "note": row.get("note")}
+            rows.append(call | {f"p{p}_ms": row[f"{direction}_p{p}_ms"] for p in (50, 90, 99)})
+    labels = dict(zip(latency["codec"], latency["label"], strict=True))
+    parts = stages[~stages["stage"].isin(["whole call"])]
+    names = ["codec", "point", "direction", "stage"]
+    parts = parts[[*names, "p50_ms", "p90_ms", "p99_ms", "share_percent"]].assign(label=parts["codec"].map(labels))
+    frame = pd.DataFrame(rows)
+    frame = pd.concat([frame, parts], ignore_index=True) if len(parts) else frame
+    call = ["codec", "point", "direction"]
+    if len(memory):
+        peaks = memory.reindex(columns=[*call, "call_peak_mib", "cuda_call_peak_mib", "note"])
+        peaks = peaks.rename(columns={"note": "memory_note"}).assign(stage="whole call")
+        frame = frame.merge(peaks, on=names, how="left")
+        frame["note"] = frame["note"].fillna(frame.pop("memory_note"))
+    if len(throughput):
+        best = throughput.groupby(call, as_index=False)[["pictures_per_s", "megapixels_per_s"]].max()
+        frame = frame.merge(best.assign(stage="whole call"), on=names, how="left")
+    if len(macs):
+        frame = frame.merge(macs[[*names, "gmacs"]], on=names, how="left")
+    order = {codec: index for index, codec in enumerate(dict.fromkeys(frame["codec"]))}
+    key = pd.DataFrame({"codec": frame["codec"].map(order), "point": frame["point"],
+                        "direction": frame["direction"] != "encode"})  # fmt: skip
+    return frame.loc[key.sort_values(list(key), kind="stable").index].reset_index(drop=True)
+
+
+def timing_table(frame: pd.DataFrame, picture: str, repeats: int) -> Table:
+    """The table of a `timing_frame`."""
+    titles = {"label": "codec", "point": "setting", "direction": "direction", "stage": "stage", "p50_ms": "p50 ms",
+              "p90_ms": "p90 ms", "p99_ms": "p99 ms", "share_percent": "share %", "call_peak_mib": "peak MiB",
+              "cuda_call_peak_mib": "peak MiB on the GPU", "pictures_per_s": "pictures/s",
+              "megapixels_per_s": "megapixels/s", "gmacs": "GMACs", "note": "note"}  # fmt: skip
+    return Table(
+        "timing",
+        f"Time of one call on {picture}, percentiles of {repeats} measurements taken in turns; picture in memory to "
+        "bytes in memory, and back. Throughput is the best batch size's; peak memory that of a process of its own.",
+        frame,
+        {name: title for name, title in titles.items() if name in frame and frame[name].notna().any()},
+        {"point": "{:g}".format, "share_percent": "{:.1f}".format, "call_peak_mib": "{:,.0f}".format,
+         "cuda_call_peak_mib": "{:,.0f}".format, "gmacs": "{:.3f}".format},
+    )  # fmt: skip
+
+
+def parameter_table(parameters: pd.DataFrame) -> Table:
+    """The table of parameters by part (`oscar.benchmark.speed.timing`)."""
+    return Table(
+        "parameters",
+        "Parameters by part; the bottleneck's by rate.",
+        parameters,
+        {name: name for name in ("codec", "part", "rate", "parameters", "note")},
+        {"rate": "{:.4f}".format, "parameters": "{:,.0f}".format},
+    )
+
+
+# Cells.
+
+
+def _shown(value: object, show: Callable[[float], str] | None) -> str:
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return NONE
+    if isinstance(value, str):
+        return value or NONE
+    return show(value) if show else f"{value:,}" if isinstance(value, int) else _plain(f"{value:.4g}")
+
+
+def _is_figures(column: pd.Series) -> bool:
+    """Whether all cells are numbers with something around them, such as `21.93 (+0.52)`."""
+    return all(pd.isna(value) or re.match(r"[-+−]?\d|smallest|–", str(value)) for value in column)
+
+
+def _metric_format(value: float) -> str:
+    """Four digits for values below 10, two decimals from there on."""
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
+
+
+def _signed(delta: float, value: float) -> str:
+    """A difference, to the decimals of the value beside it."""
+    return _plain(f"{delta:+.2f}" if abs(value) >= 10 else f"{delta:+.4f}")
+
+
+def _plain(number: str) -> str:
+    return number.replace("-", "−").replace("e−", "e-")

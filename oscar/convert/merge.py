@@ -1,0 +1,118 @@
+"""Rates that were trained in separate runs, put together into one checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oscar import checkpoint
+from oscar.bitstream.context import ContextModel
+from oscar.bottlenecks.vq import HyperEncoder, VQBottleneck
+from oscar.checkpoint import CheckpointError
+from oscar.codec import OscarCodec
+from oscar.rates import RatePoint
+
+
+def merge_rates(sources: Sequence[str | Path], out: str | Path) -> OscarCodec:
+    """Write a checkpoint with the hyper-encoders, frequency tables and context models of all sources.
+
+    It decodes as the sources do, since they have the same backbone, timesteps and denoiser. Where stage `hyper` made
+    them the denoiser is untrained; then its adapters do nothing yet, and the prompt is the first source's.
+
+    Args:
+        sources: two or more checkpoints (names, folders or hub ids) on the same backbone; no rate in two of them. All
+            are read whole, two at a time.
+        out: folder of the result; it appears whole or not at all, and replaces an earlier checkpoint of that name.
+
+    Returns:
+        What was written, ready for training.
+
+    Raises:
+        CheckpointError: if a source cannot be read, or does not go with the first; nothing is written then.
+    """
+    if len(sources) < 2:
+        raise CheckpointError(f"merge needs two or more checkpoints; got {len(sources)}")
+    first = _load(sources[0])
+    origin = {rate: sources[0] for rate in first.rates}
+    encoders, frequencies, contexts = _rates(first)
+    for source in sources[1:]:
+        codec = _load(source)
+        _check_same(first, codec, sources[0], source)
+        for rate in codec.rates:
+            if rate in origin:
+                raise CheckpointError(f"rate {rate.bpp:.4f} is in both {origin[rate]} and {source}; "
+                                      "allowed: each rate in one checkpoint")  # fmt: skip
+            origin[rate] = source
+        own, tables, models = _rates(codec)
+        encoders, frequencies, contexts = encoders | own, frequencies | tables, contexts | models
+        del codec  # and its backbone, before the next is read
+    rates = sorted(encoders, key=lambda rate: rate.id)
+    bottleneck = VQBottleneck(rates, **first.bottleneck.options)
+    bottleneck.hyper_encoders.update({str(rate.id): encoders[rate] for rate in rates})
+    try:
+        merged = OscarCodec(first.backbone, bottleneck, first.denoiser, first.mapping, frequencies, contexts)
+    except ValueError as error:
+        raise CheckpointError(f"merge: {error}") from None
+    merged.save_pretrained(out)
+    return merged
+
+
+def _load(source: str | Path) -> OscarCodec:
+    codec = checkpoint.load(source)
+    try:
+        codec.need_rates("merging")
+    except ValueError as error:
+        raise CheckpointError(f"model {str(source)!r}: {error}") from None
+    return codec
+
+
+def _rates(
+    codec: OscarCodec,
+) -> tuple[dict[RatePoint, HyperEncoder], dict[int, np.ndarray], dict[int, ContextModel]]:
+    """The hyper-encoder of each rate, and by rate id the frequency tables and context models."""
+    return {rate: codec.bottleneck.at(rate) for rate in codec.rates}, codec.frequencies, codec.contexts
+
+
+def _check_same(one: OscarCodec, other: OscarCodec, name: str | Path, other_name: str | Path) -> None:
+    """Refuse checkpoints that differ in more than their rates."""
+    differences = {
+        "backbones": not _equal(_backbone(one), _backbone(other))
+        or one.backbone.schedule.config != other.backbone.schedule.config
+        or one.backbone.vae.config.scaling_factor != other.backbone.vae.config.scaling_factor,
+        "hyper-encoders (width, features or codebook_dim)": _shape(one) != _shape(other),
+        "timesteps": one.mapping != other.mapping,
+        "denoisers": one.denoiser.options != other.denoiser.options
+        or (_is_trained(one) or _is_trained(other)) and not _equal(_denoiser(one), _denoiser(other)),
+    }
+    for what, differ in differences.items():
+        if differ:
+            raise CheckpointError(f"{name} and {other_name} have different {what}; allowed: the same")
+
+
+def _backbone(codec: OscarCodec) -> dict[str, Tensor]:
+    """VAE and UNet without adapters; names are those of the plain UNet."""
+    unet = {name.replace(".base_layer", ""): value for name, value in codec.backbone.unet.state_dict().items()
+            if "lora_" not in name}  # fmt: skip
+    return {f"vae.{name}": value for name, value in codec.backbone.vae.state_dict().items()} | unet
+
+
+def _denoiser(codec: OscarCodec) -> dict[str, Tensor]:
+    return {name: value for name, value in checkpoint.tensors(codec).items() if name.startswith("denoiser.")}
+
+
+def _is_trained(codec: OscarCodec) -> bool:
+    """Whether an adapter does anything; tuned in full, the UNet is part of what `_backbone` compares."""
+    return any(value.any() for name, value in _denoiser(codec).items() if "lora_B" in name)
+
+
+def _shape(codec: OscarCodec) -> dict:
+    names = ("latent_channels", "width", "features", "codebook_dim")
+    return {name: codec.bottleneck.options.get(name) for name in names}
+
+
+def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())

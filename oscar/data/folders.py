@@ -1,0 +1,30 @@
+"""Which pictures an evaluation looks at: a folder's, or the photographs that scikit-image brings along."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from oscar.data.images import ImageError, list_images
+
+# Colour photographs inside scikit-image's wheel; its other pictures are downloaded on first use.
+PACKAGED = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+
+
+def find_pictures(folder: str | Path | None = None) -> list[Path]:
+    """The pictures of a folder, searched recursively, or scikit-image's packaged photographs.
+
+    Raises:
+        ImageError: if there are none.
+    """
+    if folder is not None:
+        pictures = list_images(folder)
+        if not pictures:
+            raise ImageError(f"{folder}: no pictures in this folder")
+        return pictures
+    spec = importlib.util.find_spec("skimage")
+    data = Path(spec.origin).parent / "data" if spec else Path()
+    pictures = [data / name for name in PACKAGED if spec and (data / name).is_file()]
+    if not pictures:
+        raise ImageError("scikit-image's photographs are not installed; allowed: a folder with your own")
+    return pictures

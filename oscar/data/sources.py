@@ -1,0 +1,213 @@
+"""Where training pictures come from: folders, text lists, WebDataset shards and Hugging Face data sets.
+
+Every kind gives random access, so that an epoch is a permutation of all pictures, whatever they lie in. They are
+numbered root by root, in this order:
+
+    folder                  by path, searched recursively
+    text list (.txt, .lst)  by line
+    WebDataset shard        as they lie in the tar; the shards of a pattern in the order of its braces, then by path
+    Hugging Face data set   by row
+
+This module does without torch: the configuration is checked with it.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import logging
+import re
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from oscar.data.images import ImageError, image_suffixes, list_images, read_image
+from oscar.utils.errors import first_line
+
+if TYPE_CHECKING:
+    import datasets
+    from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+LIST_SUFFIXES = (".txt", ".lst")
+HUB = "hf:"
+ALLOWED = f"folders or text lists (.txt, .lst), pictures, .tar shards, patterns of these, {HUB}DATASET[#SPLIT]"
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+@dataclass(frozen=True)
+class ShardPicture:
+    """A picture within an uncompressed tar; `str` names shard and member."""
+
+    shard: Path
+    name: str
+    offset: int
+    size: int
+
+    def open(self) -> BinaryIO:
+        with self.shard.open("rb") as file:
+            file.seek(self.offset)
+            return io.BytesIO(file.read(self.size))
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.name}"
+
+
+@dataclass(frozen=True)
+class RowPicture:
+    """A picture in a row of a Hugging Face data set; `str` names data set, row and, where there is one, the file."""
+
+    root: str
+    table: datasets.Dataset
+    row: int
+    path: str | None
+    """of the file, or its name within the data set"""
+
+    def open(self) -> BinaryIO:
+        (cell,) = self.table[self.row].values()
+        if cell is None:
+            raise ImageError("empty row")
+        return io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else Path(cell["path"]).open("rb")
+
+    def __str__(self) -> str:
+        return f"{self.root} row {self.row}" + (f" ({self.path})" if self.path else "")
+
+
+Picture = Path | ShardPicture | RowPicture
+
+
+def read_picture(picture: Picture) -> Image.Image:
+    """The picture as 8-bit RGB, upright.
+
+    Raises:
+        ImageError: in one line that names it, if it is not a whole and readable picture or has transparent pixels.
+    """
+    if isinstance(picture, Path):
+        return read_image(picture)
+    try:
+        stream = picture.open()
+    except Exception as error:  # of the shard, of the table, or of a file that a row names
+        raise ImageError(f"{picture}: cannot be read as a picture: {first_line(error)}") from error
+    with stream:
+        return read_image(stream, name=str(picture))
+
+
+def find_pictures(root: str | Path) -> list[Picture]:
+    """The pictures of one root; of which kind it is follows from its name.
+
+    Raises:
+        ValueError: if the root, or something that it names, does not exist, or there is no picture.
+    """
+    if str(root).startswith(HUB):
+        found = _read_hub(str(root))
+    else:
+        paths = expand(root)
+        shards = [path for path in paths if path.suffix.lower() == ".tar"]
+        with ThreadPoolExecutor(8) as pool:  # many small reads: on a network drive they are waited for
+            of_shard = dict(zip(shards, pool.map(_read_shard, shards), strict=True))
+        found = list(itertools.chain.from_iterable(
+            of_shard[path] if path in of_shard else _read_path(path) for path in paths
+        ))  # fmt: skip
+    if not found:
+        raise ValueError(f"{root} holds no picture")
+    return found
+
+
+def expand(root: str | Path) -> list[Path]:
+    """The existing paths that a root names: itself, or those of a pattern with {000..099}, {a,b}, *, ? and [...].
+
+    Raises:
+        ValueError: if one of them does not exist, or the pattern matches nothing.
+    """
+    if Path(root).exists():
+        return [Path(root)]
+    found = []
+    for name in _expand_braces(str(root)):
+        matches = [name] if Path(name).exists() else sorted(glob(name, recursive=True))
+        if not matches:
+            raise ValueError(f"{name} does not exist; allowed: {ALLOWED}")
+        found += map(Path, matches)
+    return found
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    braces = _BRACES.search(pattern)
+    if braces is None:
+        return [pattern]
+    numbers = _RANGE.fullmatch(braces[1])
+    if numbers:
+        first, last = int(numbers[1]), int(numbers[2])
+        width = len(numbers[1])
+        parts = [f"{number:0{width}d}" for number in range(first, last + 1)]
+    else:
+        parts = braces[1].split(",")
+    head, tail = pattern[: braces.start()], _expand_braces(pattern[braces.end() :])
+    return [head + part + rest for part in parts for rest in tail]
+
+
+def _read_path(path: Path) -> list[Path]:
+    if path.is_dir():
+        return list_images(path)
+    if path.suffix.lower() in LIST_SUFFIXES:
+        return _read_list(path)
+    return [path]
+
+
+def _read_list(path: Path) -> list[Path]:
+    pictures = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        name = line.strip()
+        if name and not name.startswith("#"):
+            pictures.append(path.parent / name)
+            if not pictures[-1].is_file():
+                raise ValueError(f"{path} line {number}: no picture {name}")
+    return pictures
+
+
+def _read_shard(path: Path) -> list[ShardPicture]:
+    """The members with a picture's extension; what follows a damaged place is logged and left out."""
+    pictures, suffixes = [], image_suffixes()
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                name = Path(member.name)
+                if member.isreg() and name.suffix.lower() in suffixes and not name.name.startswith("."):
+                    pictures.append(ShardPicture(path, member.name, member.offset_data, member.size))
+    except (tarfile.TarError, OSError) as error:
+        after = f"the rest of it, after {len(pictures)} pictures," if pictures else "shard"
+        logger.warning("%s left out: %s: not a whole uncompressed tar: %s", after, path, first_line(error))
+    return pictures
+
+
+def _read_hub(root: str) -> list[RowPicture]:
+    """The rows of hf:DATASET[#SPLIT], a hub id or a folder of pictures or Parquet files; without a split, of train."""
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"{root} needs the package datasets: pip install datasets") from None
+    source, _, split = root.removeprefix(HUB).partition("#")
+    try:
+        table = datasets.load_dataset(source, split=split or "train")
+        column = _image_column(table)
+        table = table.select_columns(column).cast_column(column, datasets.Image(decode=False))
+        # of the table itself, so that no picture is read for the names
+        paths = [path for chunk in table.data.column(column).chunks for path in chunk.field("path").to_pylist()]
+    except Exception as error:  # the library and its builders raise many kinds
+        raise ValueError(f"{root} cannot be read as a Hugging Face data set: {first_line(error)}") from None
+    return [RowPicture(root, table, row, path) for row, path in enumerate(paths)]
+
+
+def _image_column(table: datasets.Dataset) -> str:
+    import datasets
+
+    for name, feature in table.features.items():
+        if isinstance(feature, datasets.Image):
+            return name
+    if "image" in table.features:  # Parquet files from elsewhere, with bytes or paths
+        return "image"
+    raise ValueError(f"no column of pictures among {', '.join(table.column_names)}")

@@ -1,0 +1,144 @@
+"""Reading networks tensor by tensor: only the parts that are asked for, each converted as it comes.
+
+A network is built without memory (its parameters on torch's meta device), loses the parts that are not wanted, and is
+filled from safetensors files, so that reading takes little more than the network itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from oscar.utils.errors import first_line
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+# Layers of the attention in autoencoders, as diffusers named them before 0.17; Stable Diffusion's files have these.
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_NAME = re.compile(rf"(?<=attentions\.\d\.)({'|'.join(_OLD_ATTENTION)})(?=\.)")
+_GROUP = 2**27  # bytes that are read from a file before it is opened anew, or given to a network at once
+
+Change = Callable[[str, Tensor], Tensor]
+Places = Mapping[str, tuple[Path, str]]  # of tensors by their name in a network: the file and the name there
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be read, lack a tensor of a network, or have it in another shape."""
+
+
+def as_is(name: str, value: Tensor) -> Tensor:
+    """The change that changes nothing."""
+    return value
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[safe_open]:
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: {first_line(error)}") from None
+
+
+def tensor_names(path: str | Path) -> list[str]:
+    """Names of the tensors of a safetensors file."""
+    with _opened(path) as file:
+        return list(file.keys())
+
+
+def read_tensors(path: str | Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of some tensors of a safetensors file.
+
+    The library maps the file, and what was read of it stays in memory until it is closed; hence now and then.
+    """
+    waiting = list(names)[::-1]
+    while waiting:
+        size = 0
+        with _opened(path) as file:
+            while waiting and size < _GROUP:
+                name = waiting.pop()
+                value = file.get_tensor(name).clone()
+                size += value.nbytes
+                yield name, value
+
+
+def part_files(source: str, part: str) -> Places:
+    """Where the tensors of a part of a diffusers folder or hub id are; empty if they are not in safetensors files."""
+    index = _part_file(source, f"{part}/{WEIGHTS_NAME}.index.json")
+    if index is None:
+        path = _part_file(source, f"{part}/{WEIGHTS_NAME}")
+        places = {} if path is None else {name: (path, name) for name in tensor_names(path)}
+    else:
+        names = json.loads(index.read_text())["weight_map"]
+        paths = {file: _part_file(source, f"{part}/{file}") for file in set(names.values())}
+        places = {name: (paths[file], name) for name, file in names.items() if paths[file]}
+    return {_OLD_NAME.sub(lambda match: _OLD_ATTENTION[match[0]], name): place for name, place in places.items()}
+
+
+def _part_file(source: str, name: str) -> Path | None:
+    if Path(source).is_dir():
+        path = Path(source) / name
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(source, name))
+    except EntryNotFoundError:
+        return None
+
+
+def fill(
+    network: nn.Module,
+    places: Places,
+    what: str,
+    dtype: torch.dtype,
+    change: Change = as_is,
+    names: Iterable[str] | None = None,
+) -> None:
+    """Give a network on the meta device its weights; what `places` has beyond them is not read.
+
+    Args:
+        network: the network, changed in place.
+        places: where its tensors are.
+        what: the network in messages.
+        dtype: of the floating-point tensors.
+        change: what becomes of each tensor, by its name in the network, in float32.
+        names: the tensors to fill, by default all of the network's state.
+
+    Raises:
+        WeightsError: if a tensor is missing or has another shape.
+    """
+    state = network.state_dict()
+    names = list(state if names is None else names)
+    missing = sorted(set(names) - places.keys())
+    if missing:
+        raise WeightsError(f"the weights of {what} lack {missing[0]} ({len(missing)} tensors in all)")
+    by_file: dict[Path, dict[str, str]] = {}
+    for name in names:
+        path, stored = places[name]
+        by_file.setdefault(path, {})[stored] = name
+    pending: dict[str, Tensor] = {}
+    for path, wanted in by_file.items():
+        for stored, value in read_tensors(path, wanted):
+            name = wanted[stored]
+            if value.shape != state[name].shape:
+                allowed = tuple(state[name].shape)
+                raise WeightsError(f"{what}: {stored} has shape {tuple(value.shape)}; allowed: {allowed}")
+            pending[name] = change(name, value.float()).to(dtype) if value.is_floating_point() else value
+            if sum(tensor.nbytes for tensor in pending.values()) > _GROUP:
+                network.load_state_dict(pending, strict=False, assign=True)
+                pending = {}
+    network.load_state_dict(pending, strict=False, assign=True)
+
+
+def drop(network: nn.Module, parts: Iterable[str]) -> None:
+    """Remove child modules that will not be used, where the network has them."""
+    for name, _ in list(network.named_children()):
+        if name in parts:
+            delattr(network, name)

@@ -1,0 +1,378 @@
+"""Metrics between pictures, on 8-bit RGB, as the field reports them.
+
+PSNR and MS-SSIM need no weights and equal pyiqa's to 1e-4: `psnr` its `PSNR()`, `ms_ssim` its
+`MS_SSIM(test_y_channel=False)`, `ms_ssim_y` its default `MS_SSIM()`, which the published evaluation reports. The rest
+are networks of pyiqa and lpips, whose weights the user has or names (`oscar.metrics.weights`); a metric whose weights cannot be
+had is listed as unavailable, with the reason, and the others go on. Any metric with the suffix `_p256` is taken on
+patches of 256x256 pixels: those of the grid that starts at (0, 0) and those of the grid shifted by half a patch to
+(128, 128), whole ones only (HiFiC, Mentzer et al. 2020, for FID and KID). Metrics of single pictures are averaged over
+a picture's patches; FID and KID take all patches of all pictures as their set.
+
+torch is imported lazily.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from oscar.data.images import to_pil, to_rgb, to_tensor
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    Picture = Image.Image | np.ndarray | torch.Tensor
+else:
+    Picture = Any
+
+# Four halvings must leave more than the 11-pixel window's reach: (11 - 1) * 2**4 + 1.
+MS_SSIM_MIN_SIDE = 161
+MS_SSIM_UNAVAILABLE = f"unavailable: picture smaller than {MS_SSIM_MIN_SIDE} pixels on a side"
+PATCH = 256  # pixels, with half a patch of shift
+ON_PATCHES = f"_p{PATCH}"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a metric is called and how to read it.
+
+    Attributes:
+        label: its name in tables and plots.
+        unit: of its values, empty for a plain number.
+        higher_is_better: the direction of quality.
+        kind: `full_reference` compares a decoded picture with its original, `no_reference` looks at the decoded picture
+            alone, `set` compares all decoded pictures with all originals.
+        needs: what images must have, where not all have a value.
+    """
+
+    label: str
+    unit: str
+    higher_is_better: bool
+    kind: Literal["full_reference", "no_reference", "set"]
+    needs: str = ""
+
+
+METRICS = {
+    "psnr": Metric("PSNR", "dB", True, "full_reference"),
+    "ms_ssim": Metric("MS-SSIM", "", True, "full_reference", f"{MS_SSIM_MIN_SIDE} pixels a side"),
+    "ms_ssim_y": Metric("MS-SSIM (luma)", "", True, "full_reference", f"{MS_SSIM_MIN_SIDE} pixels a side"),
+    "lpips_alex": Metric("LPIPS (AlexNet)", "", False, "full_reference", "31 pixels a side"),
+    "lpips_vgg": Metric("LPIPS (VGG)", "", False, "full_reference", "16 pixels a side"),
+    "dists": Metric("DISTS", "", False, "full_reference"),
+    "musiq": Metric("MUSIQ", "", True, "no_reference", "sides that differ less than 448 times"),
+    "clipiqa+": Metric("CLIP-IQA+", "", True, "no_reference", "32 pixels a side"),
+    "niqe": Metric("NIQE", "", False, "no_reference", "two blocks of 96x96 pixels with contrast"),
+    "fid": Metric("FID", "", False, "set", "to be two or more"),
+    "kid": Metric("KID", "", False, "set", "to be two or more"),
+}
+METRICS |= {
+    name + ON_PATCHES: replace(metric, label=f"{metric.label}, {PATCH}-pixel patches",
+                               needs=f"a patch of {PATCH}x{PATCH} pixels")
+    for name, metric in METRICS.items()
+}  # fmt: skip
+_PAPERS = {"ms_ssim": "ms_ssim_y"}  # conventions of protocol paper, under names of their own
+
+
+def metrics_of(protocol: str, names: Iterable[str]) -> list[str]:
+    """The metrics that a protocol reports for some names: under `paper` MS-SSIM is `ms_ssim_y`, the luma's."""
+    if protocol != "paper":
+        return list(names)
+    plain = {name: name.removesuffix(ON_PATCHES) for name in names}
+    return [_PAPERS.get(short, short) + name[len(short) :] for name, short in plain.items()]
+
+
+def psnr(a: Picture, b: Picture) -> float:
+    """Peak signal-to-noise ratio in dB over the pixels of all three channels, peak 255.
+
+    As in pyiqa, 1e-8 of the squared peak is added to the mean squared error: 4e-4 dB less at 40 dB, and 80 dB for
+    equal pictures, so that every pair has a finite value and means leave none out.
+
+    Args:
+        a: PIL image, uint8 array (H, W, 3), or tensor (3, H, W) or (1, 3, H, W), uint8 or floats in [-1, 1], which are
+            rounded to 8 bits first.
+        b: the other picture, of the same size.
+
+    Returns:
+        dB, 80 at most.
+
+    Raises:
+        ValueError: if the sizes differ.
+        ImageError: if one of them is not such a picture.
+    """
+    a, b = _pixels(a, b)
+    difference = a.astype(np.int64) - b
+    error = int((difference * difference).sum())  # in integers: exact
+    return -10 * math.log10(error / (255**2 * a.size) + 1e-8)
+
+
+def ms_ssim(a: Picture, b: Picture) -> float | None:
+    """Multi-scale structural similarity (Wang et al. 2003) over the RGB channels, 1 for equal pictures.
+
+    Five scales, Gaussian window of 11x11 pixels, 2x2 averages between scales. Conventions are pyiqa's: at each scale
+    negative contrast terms count as 0 pixel by pixel, and the mean is over pixels and channels together, before the
+    product over scales. `pytorch_msssim`, which CompressAI uses, cuts off below 0 after the mean over pixels, and
+    averages the channels' products: up to 1e-3 away. `ms_ssim_y` is some 0.05 higher on JPEG at quality 5. The window
+    is applied by rows and columns in float32, within 3e-5 of float64; pyiqa's own two-dimensional one takes a hundred
+    times as long in float64, and in float32 is up to 4e-4 off on flat pictures.
+
+    Args:
+        a: as for `psnr`.
+        b: the other picture, of the same size.
+
+    Returns:
+        The similarity, or None where a side is under 161 pixels: the metric's five scales do not exist there
+        (`MS_SSIM_UNAVAILABLE` says so in words).
+
+    Raises:
+        ValueError: if the sizes differ.
+        ImageError: if one of them is not such a picture.
+    """
+    return _ms_ssim(a, b, lambda pixels: pixels)
+
+
+def ms_ssim_y(a: Picture, b: Picture) -> float | None:
+    """Multi-scale structural similarity of the luma alone, as pyiqa's default has it and the published code reports it.
+
+    Luma is Y of YIQ, rounded to 8 bits; the rest is as in `ms_ssim`, in float64: within 1e-6 of pyiqa's own call, in a
+    tenth of its time.
+
+    Args, Returns, Raises: as for `ms_ssim`.
+    """
+    return _ms_ssim(a, b, _luma)
+
+
+def _luma(pixels: torch.Tensor) -> torch.Tensor:
+    """RGB (1, 3, H, W) in [0, 1] -> Y (1, 1, H, W), likewise, in float64."""
+    weights = pixels.new_tensor([[0.299], [0.587], [0.114]])
+    return ((pixels.movedim(1, -1) @ weights).movedim(-1, 1) * 255).round().double() / 255
+
+
+def _ms_ssim(a: Picture, b: Picture, channels: Callable[[torch.Tensor], torch.Tensor]) -> float | None:
+    a, b = _pixels(a, b)
+    if min(a.shape[:2]) < MS_SSIM_MIN_SIDE:
+        return None
+    import torch
+    import torch.nn.functional as F
+
+    from oscar.metrics.ssim import MS_SSIM_WEIGHTS, ssim_parts
+
+    product = 1.0
+    with torch.inference_mode():
+        x, y = channels(_tensor(a)), channels(_tensor(b))
+        for scale, weight in enumerate(MS_SSIM_WEIGHTS):
+            if scale:
+                padding = [side % 2 for side in x.shape[-2:]]
+                x, y = F.avg_pool2d(x, 2, padding=padding), F.avg_pool2d(y, 2, padding=padding)
+            luminance, contrast = ssim_parts(x, y)
+            similarity = contrast.relu()
+            if scale == len(MS_SSIM_WEIGHTS) - 1:
+                similarity *= luminance
+            product *= similarity.mean(dtype=torch.float64).item() ** weight
+    return product
+
+
+class MetricSet:
+    """Metrics by name, with their networks built once.
+
+    Args:
+        names: of `METRICS`.
+        device: of the networks; PSNR and MS-SSIM are computed on the CPU.
+        files: weight files by name, see `oscar.metrics.weights.CACHE`; others are looked up in torch's hub cache.
+        download: whether missing weight files may be fetched.
+
+    Attributes:
+        names: all names asked for, in order, each once.
+        unavailable: those of them that cannot be had, with the reason in one line.
+        files: SHA-256 of the weight files that were given, by name.
+
+    Raises:
+        ValueError: for an unknown metric or weight file.
+    """
+
+    def __init__(
+        self,
+        names: Iterable[str],
+        device: str | torch.device = "cpu",
+        files: Mapping[str, str] | None = None,
+        download: bool = False,
+    ) -> None:
+        from oscar.metrics.weights import Weights, WeightsUnavailable
+
+        self.names = tuple(dict.fromkeys(names))
+        for name in self.names:
+            if name not in METRICS:
+                allowed = ", ".join(name for name in METRICS if not name.endswith(ON_PATCHES))
+                raise ValueError(f"metric {name!r} does not exist; allowed: {allowed}, each also with {ON_PATCHES}")
+        self.unavailable: dict[str, str] = {}
+        self._device = device
+        self._networks: dict[str, Any] = {}
+        weights = Weights(files, download, key="metrics.files")
+        self.files = {name: hashlib.sha256(path.read_bytes()).hexdigest()
+                      for name, path in weights.paths.items() if path.is_file()}  # fmt: skip
+        reasons: dict[str, str] = {}
+        for name in self.names:
+            network = _network_name(name)
+            if network not in self._networks and network not in reasons:
+                try:
+                    self._networks[network] = _build(network, weights, device)
+                except WeightsUnavailable as error:
+                    reasons[network] = str(error)
+            if network in reasons:
+                self.unavailable[name] = reasons[network]
+
+    def only(self, names: Iterable[str]) -> MetricSet:
+        """A part of the set, with the same networks."""
+        part = copy.copy(self)
+        part.names = tuple(name for name in self.names if name in set(names))
+        part.unavailable = {name: reason for name, reason in self.unavailable.items() if name in part.names}
+        return part
+
+    @property
+    def has_set_metrics(self) -> bool:
+        """Whether an available metric compares sets of pictures."""
+        return bool(self._available("set"))
+
+    def score(self, reference: Picture, decoded: Picture) -> dict[str, float | None]:
+        """All available metrics of one picture.
+
+        Args:
+            reference: the original, as for `psnr`.
+            decoded: the decoded picture, of the same size.
+
+        Returns:
+            Values by name; None where the metric does not exist for this picture: too small, or NIQE of a flat one.
+            Patches for which it does not exist do not count.
+
+        Raises:
+            ValueError: if the sizes differ.
+            ImageError: if one of them is not such a picture.
+        """
+        a, b = _pixels(reference, decoded)
+        scores: dict[str, float | None] = {}
+        for name in self._available("full_reference", "no_reference"):
+            pairs = zip(patches(a), patches(b), strict=True) if name.endswith(ON_PATCHES) else [(a, b)]
+            values = [self._score_one(name.removesuffix(ON_PATCHES), *pair) for pair in pairs]
+            values = [value for value in values if value is not None and not math.isnan(value)]
+            scores[name] = fmean(values) if values else None
+        return scores
+
+    def features(self, image: Picture) -> dict[str, np.ndarray]:
+        """What the available set metrics need of one picture.
+
+        Returns:
+            By network and, for `_p256`, patches: float32 arrays (N, features), N = 1 for the whole picture.
+        """
+        (pixels,) = _pixels(image)
+        features = {}
+        for name in self._available("set"):
+            network = _network_name(name)
+            key = _features_key(name)
+            if key not in features:
+                with _exact_inference():
+                    features[key] = self._networks[network](patches(pixels) if key != network else [pixels])
+        return features
+
+    def set_scores(
+        self, reference: Sequence[Mapping[str, np.ndarray]], decoded: Sequence[Mapping[str, np.ndarray]]
+    ) -> dict[str, float | None]:
+        """The available set metrics, from the `features` of all originals and of all decoded pictures.
+
+        Returns:
+            Values by name; None where a set has fewer than two pictures or patches.
+        """
+        from oscar.metrics.distribution import DISTANCES
+
+        scores: dict[str, float | None] = {}
+        for name in self._available("set"):
+            key = _features_key(name)
+            sets = [[row for picture in pictures for row in picture[key]] for pictures in (reference, decoded)]
+            distance = DISTANCES[name.removesuffix(ON_PATCHES)]
+            scores[name] = distance(*map(np.array, sets)) if min(map(len, sets)) >= 2 else None
+        return scores
+
+    def _available(self, *kinds: str) -> list[str]:
+        return [name for name in self.names if name not in self.unavailable and METRICS[name].kind in kinds]
+
+    def _score_one(self, name: str, reference: np.ndarray, decoded: np.ndarray) -> float | None:
+        """A value of a picture or patch; None or NaN where there is none."""
+        network = self._networks[name]
+        if name in _FUNCTIONS:
+            return network(reference, decoded)
+        inputs = [decoded] if METRICS[name].kind == "no_reference" else [decoded, reference]
+        with _exact_inference():
+            return network(*(_tensor(pixels).to(self._device) for pixels in inputs))
+
+
+_FUNCTIONS = {"psnr": psnr, "ms_ssim": ms_ssim, "ms_ssim_y": ms_ssim_y}
+
+
+def _network_name(metric: str) -> str:
+    """Metrics of the same network share one."""
+    return "inception" if METRICS[metric].kind == "set" else metric.removesuffix(ON_PATCHES)
+
+
+def _features_key(metric: str) -> str:
+    return _network_name(metric) + (ON_PATCHES if metric.endswith(ON_PATCHES) else "")
+
+
+def _build(network: str, weights: Any, device: str | torch.device) -> Any:
+    if network in _FUNCTIONS:
+        return _FUNCTIONS[network]
+    if network == "inception":
+        from oscar.metrics.distribution import Inception
+
+        return Inception(weights).eval().to(device)
+    from oscar.metrics.perceptual import NETWORKS
+
+    return NETWORKS[network](weights).eval().to(device)
+
+
+@contextmanager
+def _exact_inference() -> Iterator[None]:
+    """No gradients, and on a GPU the same value for the same picture, in full float32 precision."""
+    import torch
+
+    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with torch.inference_mode(), flags:
+        yield
+
+
+def patches(pixels: np.ndarray) -> list[np.ndarray]:
+    """The 256x256 patches of a picture (H, W, 3), of the grid at (0, 0) and then of that at (128, 128)."""
+    height, width = pixels.shape[:2]
+    return [
+        pixels[y : y + PATCH, x : x + PATCH]
+        for start in (0, PATCH // 2)
+        for y in range(start, height - PATCH + 1, PATCH)
+        for x in range(start, width - PATCH + 1, PATCH)
+    ]
+
+
+def _pixels(*pictures: Picture) -> list[np.ndarray]:
+    """The pictures as uint8 (H, W, 3), all of one size."""
+    arrays = [_to_array(picture) for picture in pictures]
+    if len({array.shape for array in arrays}) > 1:
+        sizes = " and ".join(f"{array.shape[1]}x{array.shape[0]}" for array in arrays)
+        raise ValueError(f"pictures of {sizes} pixels cannot be compared; allowed: equal sizes")
+    return arrays
+
+
+def _to_array(picture: Picture) -> np.ndarray:
+    rgb = to_rgb(picture) if hasattr(picture, "getexif") else to_pil(to_tensor(picture))  # PIL needs no torch
+    return np.array(rgb)
+
+
+def _tensor(pixels: np.ndarray) -> torch.Tensor:
+    """A uint8 array (H, W, 3) as float32 (1, 3, H, W) in [0, 1]."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255

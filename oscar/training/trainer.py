@@ -1,0 +1,386 @@
+"""The training loop: optimiser steps, average, logs, validation, checkpoints and resume, the same for every stage.
+
+A run is a function of its configuration: every random draw follows from seed, pass and process (`stage.Pass`), the
+rates of a pass from seed and pass alone, and the data from the numbers of the crops (`data.ResumableSampler`). So a
+checkpoint holds no state of a random generator, processes need not tell each other which rate comes next, and a resumed
+run repeats an uninterrupted one to the bit on the same machine and number of processes. On another number of processes
+it goes on with the same crops in the same steps, if there are as many per step; draws that belong to a process (noise
+for the critic and of stage prior, new codes for dead ones) then differ.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from tqdm.auto import tqdm
+
+from oscar.config import ConfigError, TrainConfig
+from oscar.data.crops import build_loader
+from oscar.training.checkpoints import BEST, Checkpoints, CsvLog, reset
+from oscar.training.losses import critic_loss
+from oscar.training.processes import check_processes, critic_accelerator, make_accelerator, start_trackers
+from oscar.training.record import FINAL, RunRecord
+from oscar.training.resolve import resolve
+from oscar.training.stages.base import Pass, Stage
+from oscar.training.train_state import Learner, gathered, spread
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss that is not a number; says the step and the pictures of the batch."""
+
+
+class Trainer:
+    """Runs one stage from its newest checkpoint to its last step, on every process alike.
+
+    Args:
+        stage: what is trained.
+        config: the run.
+        accelerator: made from the config if None, for a single process; several are joined before the stage is built.
+        overrides: of the command, for the record of the run.
+
+    Raises:
+        ConfigError: for settings that do not go with the way the processes share their work, or if the folder holds
+            another run.
+        ValueError: for a checkpoint that cannot be read or is of another configuration.
+    """
+
+    def __init__(self, stage: Stage, config: TrainConfig, accelerator: Accelerator | None = None,
+                 overrides: Sequence[str] = ()):  # fmt: skip
+        config = resolve(config)
+        trainer = config.trainer
+        self.config = config
+        self.output = Path(config.output)
+        self.accelerator = accelerator or make_accelerator(config)
+        check_processes(config, stage, self.accelerator)
+        self.record = RunRecord(config, stage, self.accelerator, overrides)
+        if self.accelerator.is_main_process:
+            self.output.mkdir(parents=True, exist_ok=True)
+            if not trainer.resume:
+                reset(self.output)
+        self.layout = torch.channels_last if trainer.channels_last else torch.contiguous_format
+        self.stage = stage.to(self.accelerator.device, memory_format=self.layout)
+        self.stage.train()
+        self.learner = Learner(self.stage, config.optimiser, trainer.max_steps, self.accelerator)
+        self.critic = None
+        if stage.critic is not None:
+            stage.critic.to(self.accelerator.device, memory_format=self.layout).train()
+            accelerator = critic_accelerator(self.accelerator)
+            self.critic = Learner(stage.critic, config.stage.critic.optimiser, trainer.max_steps, accelerator)
+        self.learners = [self.learner] if self.critic is None else [self.learner, self.critic]
+        self.ema = None
+        if trainer.ema_decay is not None:
+            self.ema = EMAModel(self.learner.parameters, decay=trainer.ema_decay)
+            self.ema.to(self.accelerator.device)
+        self.validator = None
+        if config.validation.enabled:
+            from oscar.training.validation import Validator
+
+            self.validator = Validator(config, self.accelerator)
+        self.batch = config.data.batch_size * self.accelerator.num_processes * trainer.accumulation
+        self.step = 0
+        self.validated = 0  # the last step after which there was a validation
+        self.best: float | None = None  # what it gave
+        self.skipped = self.skipped_in_a_row = 0
+        self.checkpoints = Checkpoints(self.output, self.accelerator, trainer.keep_last)
+        newest = self.checkpoints.newest() if trainer.resume else None
+        if newest is not None:
+            self._restore(newest)
+            if self.step > trainer.max_steps:
+                raise ConfigError(f"trainer.max_steps is {trainer.max_steps}, but the run in {self.output} is at step "
+                                  f"{self.step}; allowed: at least that")  # fmt: skip
+            if self.accelerator.is_main_process:
+                log.info("resumed from %s", newest)
+        start_trackers(config, self.accelerator, self.step)
+        self._signalled = self._stopping = False  # a signal to this process; one to any, as all have agreed
+
+    def run(self) -> bool:
+        """Train to the last step and save the result in `output/final`.
+
+        Returns:
+            False if a signal stopped it early; then a checkpoint of the last step is there to resume from.
+
+        Raises:
+            NonFiniteLossError: see `trainer.non_finite`.
+        """
+        trainer, main = self.config.trainer, self.accelerator.is_main_process
+        if self.step == trainer.max_steps and self.record.is_finished(self.step):
+            if main:
+                log.info("finished already: %s, %d steps; nothing to do", self.output / FINAL, self.step)
+            self.accelerator.end_training()
+            return True
+        self.record.start(self.step)
+        self._open_tables()
+        batches = self._batches(self.step * trainer.accumulation)
+        progress = tqdm(total=trainer.max_steps, initial=self.step, disable=not main, desc=self.config.stage.name)
+        with self._catch_signals():
+            self._validate_if_due()  # if that of the checkpoint's step was not finished
+            while self.step < trainer.max_steps and not self._stopping:
+                metrics = self._optimise(batches)
+                self.step += 1
+                progress.update()
+                last = self.step == trainer.max_steps
+                if self.step % trainer.log_every == 0 or last:
+                    progress.set_postfix(loss=f"{self._log(metrics):.4f}")
+                if self.step % trainer.checkpoint_every == 0 or last or self._stopping:
+                    self._save(f"step-{self.step:07d}")
+                if not self._stopping:
+                    self._validate_if_due()
+        progress.close()
+        if self.step < trainer.max_steps:
+            if main:
+                log.info("stopped at step %d; run the same command again to go on", self.step)
+            self.accelerator.end_training()
+            return False
+        self._finish()
+        return True
+
+    # One step.
+
+    def _optimise(self, batches: Iterator[dict]) -> dict[str, Tensor]:
+        """One optimiser step over `accumulation` passes; returns the last pass's metrics."""
+        accelerator, skips = self.accelerator, self.config.trainer.non_finite == "skip"
+        codebooks = [(buffer, buffer.clone()) for buffer in self.stage.buffers()] if skips else []
+        metrics: dict[str, Tensor] = {}
+        bad = None
+        for micro in range(self.config.trainer.accumulation):
+            batch = next(batches)
+            number = self.step * self.config.trainer.accumulation + micro
+            turn = Pass(number, self.config.seed, accelerator.process_index)
+            with accelerator.accumulate(*(learner.module for learner in self.learners)):
+                if bad is None:
+                    metrics, bad = self._learn(batch, turn)
+        if bad is not None:
+            self._skip(bad, codebooks)
+        else:
+            self.skipped_in_a_row = 0
+            if self.ema is not None:
+                self.ema.step(self.learner.parameters)
+        return {name: value.detach() for name, value in metrics.items()}
+
+    def _learn(self, batch: dict, turn: Pass) -> tuple[dict[str, Tensor], str | None]:
+        """One pass, and the update if it is a step's last; or what is wrong with its loss."""
+        accelerator = self.accelerator
+        if self.critic is not None:
+            self.stage.critic.requires_grad_(False)  # its weights get no gradient from the codec's loss
+        metrics = self.learner.module(self._images(batch), turn)
+        bad = self._find_non_finite(metrics["loss"], batch)
+        if bad is None:
+            accelerator.backward(metrics["loss"])
+            if accelerator.sync_gradients:
+                self.learner.update()
+        if self.critic is not None:
+            for parameter in self.critic.parameters:
+                parameter.requires_grad_(True)
+            if bad is None:
+                metrics["critic"], bad = self._train_critic(turn, batch)
+        return metrics, bad
+
+    def _images(self, batch: dict) -> Tensor:
+        images = batch["latent" if self.stage.takes_latents else "image"]
+        return images.to(self.accelerator.device, memory_format=self.layout, non_blocking=True)
+
+    def _train_critic(self, turn: Pass, batch: dict) -> tuple[Tensor, str | None]:
+        real, fake, prompt = self.stage.critic_inputs()
+        if isinstance(prompt, DTensor):
+            prompt = prompt.full_tensor()
+        latents = torch.cat([real, fake])
+        logits = self.critic.module(latents, prompt, turn.noise(latents.device, stream=4))
+        loss = critic_loss(*logits.chunk(2))
+        bad = self._find_non_finite(loss, batch)
+        if bad is None:
+            self.critic.accelerator.backward(self.config.stage.critic.weight * loss)
+            if self.accelerator.sync_gradients:
+                self.critic.update()
+        return loss, bad
+
+    def _find_non_finite(self, loss: Tensor, batch: dict) -> str | None:
+        """What is wrong if the loss of any process is no number; the processes also tell each other of signals."""
+        signalled = torch.tensor(float(self._signalled), device=loss.device)
+        flags = torch.stack([(~torch.isfinite(loss.detach())).float().reshape(()), signalled])
+        bad, stop = self.accelerator.reduce(flags, "sum").tolist()
+        self._stopping = self._stopping or stop > 0
+        if not bad:
+            return None
+        own = [] if torch.isfinite(loss) else [(loss.item(), [str(self.paths[i]) for i in batch["index"].tolist()])]
+        found = gather_object(own)
+        names = ", ".join(name for _, paths in found for name in paths)
+        message = f"loss is {found[0][0]} at step {self.step + 1}; pictures of the batch: {names}"
+        if self.config.trainer.non_finite == "stop":
+            raise NonFiniteLossError(message)
+        return message
+
+    def _skip(self, message: str, codebooks: list[tuple[Tensor, Tensor]]) -> None:
+        """Leave a step out on every process: weights, averages and codebooks stay as they were."""
+        with torch.no_grad():
+            for buffer, before in codebooks:
+                buffer.copy_(before)
+        for learner in self.learners:
+            learner.skip()
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= self.config.trainer.max_skipped:
+            raise NonFiniteLossError(f"{self.skipped_in_a_row} steps in a row were skipped; {message}")
+        if self.accelerator.is_main_process:
+            log.warning("step skipped: %s", message)
+
+    def _batches(self, first: int) -> Iterator[dict]:
+        data = self.config.data
+        loader = build_loader(
+            data.train, crop_size=data.crop, batch_size=data.batch_size, seed=self.config.seed, augment=data.augment,
+            cache=data.cache, scale=tuple(data.scale) if list(data.scale) != [1.0, 1.0] else None,
+            latents=data.latents, workers=data.workers, start_step=first, rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )  # fmt: skip
+        self.paths = loader.dataset.paths
+        return iter(loader)
+
+    # Logs and validation.
+
+    def _open_tables(self) -> None:
+        self._tables: dict[str, CsvLog] = {}
+        self._started = time.perf_counter()
+        if self.accelerator.is_main_process:
+            skipped = ["skipped"] if self.config.trainer.non_finite == "skip" else []
+            columns = ["step", "seconds", "lr", *skipped, *self.stage.metrics]
+            self._tables["log"] = CsvLog(self.output / "log.csv", self.step, columns)
+            if self.validator is not None:
+                self._tables["validation"] = CsvLog(self.output / "validation.csv", self.validated)
+
+    def _log(self, metrics: dict[str, Tensor]) -> float:
+        """Write the metrics, means over the processes, and return the loss."""
+        means = self.accelerator.reduce(torch.stack([value.float().reshape(()) for value in metrics.values()]), "mean")
+        values = dict(zip(metrics, means.tolist(), strict=True))
+        lr = self.learner.schedule.get_last_lr()[0]
+        self.accelerator.log({**values, "lr": lr}, step=self.step)
+        if "log" in self._tables:
+            seconds = round(time.perf_counter() - self._started, 3)
+            row = {"step": self.step, "seconds": seconds, "lr": lr, "skipped": self.skipped, **values}
+            self._tables["log"].write(row)
+        return values["loss"]
+
+    def _validate_if_due(self) -> None:
+        last = self.step == self.config.trainer.max_steps
+        due = self.step > 0 and (self.step % self.config.validation.every == 0 or last)
+        if self.validator is None or not due or self.validated == self.step:
+            return
+        with self._averaged_stage() as stage:
+            scalars = self.validator.run(stage, self.step)
+        self.validated = self.step
+        self.accelerator.log({f"validation/{name}": value for name, value in scalars.items()}, step=self.step)
+        if "validation" in self._tables:
+            self._tables["validation"].write({"step": self.step, **scalars})
+        value = scalars[self.validator.best]
+        higher = self.validator.higher_is_better
+        if not math.isnan(value) and (self.best is None or (value > self.best if higher else value < self.best)):
+            self.best = value
+            self._save(BEST)
+        if last:
+            self._save(f"step-{self.step:07d}")  # again, now that it is validated
+
+    @contextmanager
+    def _averaged_stage(self) -> Iterator[Stage]:
+        """The stage with its averaged weights, if there are any, whole on every process; collective."""
+        parameters = self.learner.parameters
+        kept = []
+        if self.ema is not None:
+            kept = [parameter.detach().clone() for parameter in parameters]
+            self.ema.copy_to(parameters)
+        try:
+            yield self._whole_stage() if self.accelerator.distributed_type == DistributedType.FSDP else self.stage
+        finally:
+            for parameter, value in zip(parameters if kept else [], kept, strict=True):
+                parameter.data.copy_(value)
+
+    def _whole_stage(self) -> Stage:
+        """A copy of a stage that FSDP has spread over the processes."""
+        from oscar.training.build import build_stage
+
+        state = {name: gathered(value) for name, value in self.stage.state_dict().items()}
+        stage = build_stage(self.config)
+        stage.load_state_dict(state)
+        return stage.to(self.accelerator.device, memory_format=self.layout)
+
+    def _finish(self) -> None:
+        last = self.step
+        if self.config.trainer.final == BEST and self.best is not None:
+            self._restore(self.checkpoints.best)
+        with self._averaged_stage() as stage:
+            if self.accelerator.is_main_process:
+                stage.eval()
+                stage.finish(self._images(batch) for batch in self._batches(0))
+                stage.save(self.output / FINAL, self.record.of_result(self.step))
+                self.record.finish(last)
+                log.info("saved %s", self.output / FINAL)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+    # Checkpoints.
+
+    def _save(self, name: str) -> None:
+        if self.accelerator.is_main_process:
+            self.record.check_ours()
+        state = {
+            "step": self.step,
+            "batch": self.batch,
+            "validated": self.validated,
+            "best": self.best,
+            "skipped": [self.skipped, self.skipped_in_a_row],
+            "learner": self.learner.state(),
+            "critic": self.critic.state() if self.critic else None,
+            "ema": gathered(self.ema.state_dict()) if self.ema else None,
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+        }
+        self.checkpoints.save(state, name, self.learners)
+
+    def _restore(self, path: Path) -> None:
+        state = self.checkpoints.load(path)
+        if state["batch"] != self.batch:
+            processes, trainer = self.accelerator.num_processes, self.config.trainer
+            raise ValueError(
+                f"checkpoint {path}: made with {state['batch']} crops per step, but this run has {self.batch} "
+                f"(processes {processes} x data.batch_size {self.config.data.batch_size} x trainer.accumulation "
+                f"{trainer.accumulation}); allowed: a product of {state['batch']}, which keeps the order of the data"
+            )
+        for name, target in (("critic", self.critic), ("ema", self.ema), ("scaler", self.accelerator.scaler)):
+            if (state[name] is None) != (target is None):
+                raise ValueError(f"checkpoint {path}: {name} does not fit this configuration")
+        self.learner.restore(state["learner"])
+        if self.critic is not None:
+            self.critic.restore(state["critic"])
+        self.checkpoints.load_engines(path, self.learners)
+        if self.ema is not None:
+            averages = zip(state["ema"]["shadow_params"], self.learner.parameters, strict=True)
+            self.ema.load_state_dict({**state["ema"], "shadow_params": [spread(*pair) for pair in averages]})
+            self.ema.to(self.accelerator.device)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step, self.validated, self.best = state["step"], state["validated"], state["best"]
+        self.skipped, self.skipped_in_a_row = state["skipped"]
+
+    @contextmanager
+    def _catch_signals(self):
+        """On SIGINT or SIGTERM to any process, all finish the step, write a checkpoint and leave."""
+
+        def stop(number, frame):
+            self._signalled = True
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

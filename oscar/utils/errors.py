@@ -1,0 +1,68 @@
+"""Errors of libraries as the one line that a user sees."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from oscar.utils.overrides import explain, explain_commas, quote_overrides
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that is not blank, or the error's type if it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def one_line(name: str) -> Iterator[None]:
+    """Have expected errors end the process with one line on stderr and exit code 2, an interrupt with 130.
+
+    A decorator too, for the function within `hydra.main`, which would add a line of its own; in a sweep that leaves the
+    error to Hydra, which runs the other jobs first. `OSCAR_TRACEBACK=1` in the environment lets errors through.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException, OverrideParseException
+    from hydra.types import RunMode
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError, HydraException, OmegaConfBaseException) as error:
+        sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+        if sweep or os.environ.get("OSCAR_TRACEBACK"):
+            raise
+        message = first_line(error)
+        if isinstance(error, OverrideParseException):
+            message = explain(error.override, first_line(error.__cause__ or error))
+        elif isinstance(error, HydraException) and message.startswith("Ambiguous value for argument '"):
+            message = explain_commas(message.partition("'")[2].removesuffix("'"))
+        elif isinstance(error, HydraException) and error.__cause__ is not None:
+            message += f": {first_line(error.__cause__)}"
+        print(f"{name}: {message}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def exit_code(name: str, main: Callable[[], None]) -> int:
+    """Run what a script without Hydra does: 0, or 2 and one line on stderr for an expected error."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        print(f"{name}: error: {first_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run_script(main: Callable[[], None], name: str) -> None:
+    """Run a script's Hydra main, paths in its overrides quoted (`oscar.utils.overrides`); errors end as `one_line` says."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach this place
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)  # a library of CompressAI's
+    with one_line(name):
+        sys.argv[1:] = quote_overrides(sys.argv[1:])
+        main()
