@@ -256,11 +256,15 @@ class CurveMapping(TimestepMapping):
         """From the paper's timestep at its lowest rate to little noise; to start with."""
         return cls((float(PAPER_RATES[0].timestep), 20.0))
 
-    def __call__(self, rate: float) -> float:
+    def __call__(self, rate: Point) -> float:
         """The pseudo-timestep of a quality."""
         if isinstance(rate, RatePoint):
             raise ValueError("timesteps: kind curve is for models with a hyperprior, whose qualities go from 0 to 1")
-        place = rate * (len(self.timesteps) - 1)
+        return self.at(rate.value)
+
+    def at(self, quality: float) -> float:
+        """The pseudo-timestep of a quality from 0 to 1."""
+        place = quality * (len(self.timesteps) - 1)
         below = min(int(place), len(self.timesteps) - 2)
         low, high = self.timesteps[below : below + 2]
         return low + (high - low) * (place - below)

@@ -12,6 +12,14 @@ class Coding(IntEnum):
     TABLE = 1  # rANS with the frequency table of the rate
     CONTEXT = 2  # rANS with predictions from neighbours (`oscar.bitstream.context`)
     HYPERPRIOR = 3  # no indices: a latent under a hyperprior (`oscar.bitstream.hyperprior`)
+    EXTERNAL = 7  # a bottleneck of the user's own (`oscar.bottlenecks.base`), as its checkpoint says
+
+    @property
+    def model(self) -> str:
+        """What a model that writes such files has."""
+        return {self.HYPERPRIOR: "a hyperprior", self.EXTERNAL: "a bottleneck of its own"}.get(
+            self, "a vector quantiser"
+        )
 
 
 INDEX_CODINGS = (Coding.PACKED, Coding.TABLE, Coding.CONTEXT)

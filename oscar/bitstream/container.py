@@ -12,8 +12,9 @@ bytes   field
 3       checksum: low 24 bits of the CRC-32 of all other bytes, big-endian
 rest    payload: the coded symbols, up to the end of the file
 
-With coding 3 (hyperprior) there is a quality of 12 bits, whose upper four take the rate id's place, and whose lower
-eight are a byte of their own behind it; and there are neither norms nor a timestep.
+With codings that hold no indices (3, hyperprior, and 7, external) there is an operating point of 12 bits, such as a
+quality, whose upper four take the rate id's place, and whose lower eight are a byte of their own behind it; and there are
+neither norms nor a timestep.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
-from oscar.bitstream.coding import Coding, packed_length
+from oscar.bitstream.coding import INDEX_CODINGS, Coding, packed_length
 from oscar.bitstream.errors import (
     ChecksumError,
     HeaderError,
@@ -49,14 +50,13 @@ class Container:
 
     Attributes:
         coding: how the payload holds the symbols.
-        rate_id: id of the rate point; None with coding HYPERPRIOR.
+        point_code: the operating point: with codings of indices the rate id, else 0 to 4095, such as a quality.
         model_tag: fingerprint of the weights that decoding depends on, 0 to 65535.
-        width: true width of the picture in pixels, 1 to 65536.
+        width: true width of the image in pixels, 1 to 65536.
         height: true height likewise.
-        norms: codes of the latent norms, one byte per channel; none with coding HYPERPRIOR.
+        side: with codings of indices the codes of the latent norms, one byte per channel; else empty.
         payload: the coded symbols.
-        timestep: code of the picture's own timestep, 0 to 255; None where rate or quality determine it.
-        quality: with coding HYPERPRIOR and only there, 0 to 4095.
+        timestep: code of the image's own timestep, 0 to 255; None where the operating point determines it.
         version: version of the format.
 
     Raises:
@@ -67,45 +67,41 @@ class Container:
     """
 
     coding: Coding
-    rate_id: int | None
+    point_code: int
     model_tag: int
     width: int
     height: int
-    norms: bytes
+    side: bytes
     payload: bytes
     timestep: int | None = None
-    quality: int | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
         if self.version != VERSION:
             raise UnsupportedVersionError(f"format version {self.version} is not supported; allowed: {VERSION}")
         if self.coding not in tuple(Coding):
-            raise HeaderError(f"coding {self.coding} does not exist; allowed: 0 to {len(Coding) - 1}")
+            allowed = ", ".join(str(int(coding)) for coding in Coding)
+            raise HeaderError(f"coding {self.coding} does not exist; allowed: {allowed}")
         object.__setattr__(self, "coding", Coding(self.coding))
         _check_range("model tag", self.model_tag, 0, 2**16 - 1)
         _check_range("width", self.width, 1, MAX_SIDE)
         _check_range("height", self.height, 1, MAX_SIDE)
-        if self.coding == Coding.HYPERPRIOR:
-            self._check_quality()
-        else:
+        if self.has_indices:
             self._check_indices()
+        else:
+            self._check_others()
 
-    def _check_quality(self) -> None:
-        for name, value in (("rate id", self.rate_id), ("timestep", self.timestep), ("norms", self.norms or None)):
+    def _check_others(self) -> None:
+        for name, value in (("timestep", self.timestep), ("norms", self.side or None)):
             if value is not None:
-                raise HeaderError(f"{name} is {value!r}; allowed with coding hyperprior: none")
-        if self.quality is None:
-            raise HeaderError("quality is missing, which coding hyperprior needs")
-        _check_range("quality", self.quality, 0, MAX_QUALITY)
+                raise HeaderError(f"{name} is {value!r}; allowed with coding {self.coding.name.lower()}: none")
+        _check_range("quality", self.point_code, 0, MAX_QUALITY)
 
     def _check_indices(self) -> None:
-        if self.rate_id is None or not 0 <= self.rate_id < len(RATES):
-            raise UnknownRateError(f"rate id {self.rate_id} does not exist; allowed: 0 to {len(RATES) - 1}")
-        if self.quality is not None:
-            raise HeaderError(f"quality is {self.quality}; allowed with coding {self.coding.name.lower()}: none")
-        if len(self.norms) != LATENT_CHANNELS:
-            raise HeaderError(f"norms have {len(self.norms)} codes; allowed: {LATENT_CHANNELS}")
+        if not 0 <= self.point_code < len(RATES):
+            raise UnknownRateError(f"rate id {self.point_code} does not exist; allowed: 0 to {len(RATES) - 1}")
+        if len(self.side) != LATENT_CHANNELS:
+            raise HeaderError(f"norms have {len(self.side)} codes; allowed: {LATENT_CHANNELS}")
         if self.timestep is not None:
             _check_range("timestep code", self.timestep, 0, 255)
         longest = packed_length(self.index_count, self.rate.codebook_size)
@@ -118,9 +114,19 @@ class Container:
             )
 
     @property
-    def rate(self) -> RatePoint:
-        """The rate point; a file with coding HYPERPRIOR has none."""
-        return rate_by_id(self.rate_id)
+    def has_indices(self) -> bool:
+        """Whether the payload holds indices of a rate."""
+        return self.coding in INDEX_CODINGS
+
+    @property
+    def rate(self) -> RatePoint | None:
+        """The rate point, where there are indices."""
+        return rate_by_id(self.point_code) if self.has_indices else None
+
+    @property
+    def quality(self) -> float | None:
+        """The quality from 0 to 1, with coding HYPERPRIOR."""
+        return self.point_code / MAX_QUALITY if self.coding == Coding.HYPERPRIOR else None
 
     @property
     def index_count(self) -> int:
@@ -135,17 +141,17 @@ class Container:
 
     def parts(self) -> dict[str, bytes]:
         """The file's parts by name, in the file's order: magic_version, coding_rate, model_tag, size, norms, timestep
-        (if there is one), checksum, payload; with a hyperprior coding_quality in place of coding_rate, and no norms."""
+        (if there is one), checksum, payload; without indices coding_quality in place of coding_rate, and no norms."""
         before = {"magic_version": (MAGIC << 4 | self.version).to_bytes(2, "big")}
-        if self.coding == Coding.HYPERPRIOR:
-            before["coding_quality"] = (self.coding << 12 | self.quality).to_bytes(2, "big")
-        else:
+        if self.has_indices:
             flag = 0 if self.timestep is None else _HAS_TIMESTEP
-            before["coding_rate"] = bytes([flag | self.coding << 4 | self.rate_id])
+            before["coding_rate"] = bytes([flag | self.coding << 4 | self.point_code])
+        else:
+            before["coding_quality"] = (self.coding << 12 | self.point_code).to_bytes(2, "big")
         before["model_tag"] = int(self.model_tag).to_bytes(2, "big")
         before["size"] = _write_varint(self.width - 1) + _write_varint(self.height - 1)
-        if self.coding != Coding.HYPERPRIOR:
-            before["norms"] = bytes(self.norms)
+        if self.has_indices:
+            before["norms"] = bytes(self.side)
         if self.timestep is not None:
             before["timestep"] = bytes([self.timestep])
         checksum = _checksum(b"".join(before.values()), self.payload)
@@ -171,11 +177,11 @@ class Container:
         if len(data) < 6:
             raise TruncatedFileError(f"file ends in its header: it has {len(data)} bytes")
         coding = (data[2] & ~_HAS_TIMESTEP) >> 4
-        continuous = coding == Coding.HYPERPRIOR
-        tag_end = 5 + continuous
+        indices = coding not in (Coding.HYPERPRIOR, Coding.EXTERNAL)
+        tag_end = 5 if indices else 6
         width, position = _read_varint(data, tag_end, "width")
         height, position = _read_varint(data, position, "height")
-        norms_end = position + (0 if continuous else LATENT_CHANNELS)
+        norms_end = position + (LATENT_CHANNELS if indices else 0)
         checksum_start = norms_end + bool(data[2] & _HAS_TIMESTEP)
         header_end = checksum_start + _CHECKSUM_BYTES
         if len(data) < header_end:
@@ -185,12 +191,11 @@ class Container:
             raise ChecksumError("checksum does not match: the file is damaged or cut short")
         return cls(
             coding=coding,  # checked by the constructor, as are the other fields
-            rate_id=None if continuous else data[2] & 0xF,
-            quality=(data[2] & 0xF) << 8 | data[3] if continuous else None,
+            point_code=data[2] & 0xF if indices else (data[2] & 0xF) << 8 | data[3],
             model_tag=int.from_bytes(data[tag_end - 2 : tag_end], "big"),
             width=width + 1,
             height=height + 1,
-            norms=data[position:norms_end],
+            side=data[position:norms_end],
             timestep=data[norms_end] if norms_end < checksum_start else None,
             payload=payload,
         )

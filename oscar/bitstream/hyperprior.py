@@ -244,8 +244,8 @@ class HyperpriorCoder:
         Raises:
             ValueError: if shapes, types or values are not as above.
         """
-        coded, y_hat = self._choose(y, z, code)
-        return self._write(coded, y.shape[1:]), y_hat
+        coded, y_hat = self.choose(y, z, code)
+        return self.write(coded, y.shape[1:]), y_hat
 
     def decode(self, payload: bytes, shape: tuple[int, int], code: int) -> np.ndarray:
         """Recover what `encode` returned with the payload.
@@ -265,7 +265,7 @@ class HyperpriorCoder:
             PayloadError: if the payload does not decode to such a latent.
             ValueError: if the shape or the code is not allowed.
         """
-        return self._read(payload, shape, code)[1]
+        return self.read(payload, shape, code)[1]
 
     def decode_prefix(self, prefix: bytes, shape: tuple[int, int], code: int) -> tuple[np.ndarray, float]:
         """What the first bytes of a payload tell: z, the first groups of channels, and guesses of the others.
@@ -284,15 +284,16 @@ class HyperpriorCoder:
 
     def payload_bits(self, payload: bytes, shape: tuple[int, int], code: int) -> float:
         """Bits that rANS needs for what a payload holds, without its final state of 32 to 64 bits; see `decode`."""
-        return sum(self._bits(self._read(payload, shape, code)[0]))
+        return sum(self.bits(self.read(payload, shape, code)[0]))
 
-    def _read(self, payload: bytes, shape: tuple[int, int], code: int) -> tuple[Coded, np.ndarray]:
+    def read(self, payload: bytes, shape: tuple[int, int], code: int) -> tuple[Coded, np.ndarray]:
+        """The symbols of a payload with their tables, and what `decode` makes of them; see there."""
         self._check_request(shape, code)
         side_rows, side_columns = side_shape(shape)
         count = side_rows * side_columns * self.side_channels + shape[0] * shape[1] * self.channels
         check_payload(payload, _shortest(shape), longest_payload(count) + 1, f"{shape[0]}x{shape[1]} positions")
         coded, y_hat = self._follow(decoder(payload, count), shape, code)
-        if self._write(coded, shape) != payload:
+        if self.write(coded, shape) != payload:
             raise PayloadError(f"payload of {len(payload)} bytes is not a coding of {shape[0]}x{shape[1]} positions")
         return coded, y_hat
 
@@ -310,19 +311,20 @@ class HyperpriorCoder:
 
     def bits_by_part(self, y: np.ndarray, z: np.ndarray, code: int) -> tuple[float, float]:
         """Bits that rANS needs for z and for y, without its final state of 32 to 64 bits; arguments as `encode`."""
-        side, *values = self._bits(self._choose(y, z, code)[0])
+        side, *values = self.bits(self.choose(y, z, code)[0])
         return side, sum(values)
 
     def estimated_bits(self, y: np.ndarray, z: np.ndarray, code: int) -> float:
         """Bits that rANS needs for both, without its final state of 32 to 64 bits; arguments as `encode`."""
         return sum(self.bits_by_part(y, z, code))
 
-    def _bits(self, coded: Coded) -> list[float]:
+    def bits(self, coded: Coded) -> list[float]:
+        """Bits that rANS needs for z, then for each pass, without its final state of 32 to 64 bits."""
         own = self._tables
         return [float(own.bits[tables, symbols + own.centre].sum()) for tables, symbols in coded]
 
-    def _choose(self, y: np.ndarray, z: np.ndarray, code: int) -> tuple[Coded, np.ndarray]:
-        """The symbols nearest to a latent, and what the decoder makes of them."""
+    def choose(self, y: np.ndarray, z: np.ndarray, code: int) -> tuple[Coded, np.ndarray]:
+        """The symbols nearest to a latent with their tables, and what the decoder makes of them; see `encode`."""
         if y.ndim != 3 or len(y) != self.channels or y.dtype.kind != "f" or not np.isfinite(y).all():
             raise ValueError(f"y of type {y.dtype} and shape {y.shape} is not allowed; "
                              f"allowed: finite numbers of shape ({self.channels}, h, w)")  # fmt: skip
@@ -405,7 +407,8 @@ class HyperpriorCoder:
         levels = np.clip((scales + ACTIVATION_STEPS // 2) // ACTIVATION_STEPS, 0, SCALES - 1)
         return means, self.side_channels + levels
 
-    def _write(self, coded: Coded, shape: tuple[int, int]) -> bytes:
+    def write(self, coded: Coded, shape: tuple[int, int]) -> bytes:
+        """The payload of symbols that `choose` or `read` gave for a latent of this shape."""
         own = self._tables
         parts = ((symbols.reshape(-1).tolist(), tables.reshape(-1).tolist()) for tables, symbols in coded)
         return encode_symbols(parts, own.cdfs, own.sizes, own.lowest).ljust(_shortest(shape), b"\0")

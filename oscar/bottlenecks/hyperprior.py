@@ -11,9 +11,10 @@ alone, which `HyperpriorBottleneck.update` makes of the weights.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from torch import Tensor, nn
 
-from oscar.bitstream.container import MAX_QUALITY
+from oscar.bitstream import MAX_QUALITY, Coding
 from oscar.bitstream.hyperprior import (
     ACTIVATION_STEPS,
     KNOTS,
@@ -29,9 +30,27 @@ from oscar.bitstream.hyperprior import (
     LARGEST_SYMBOL,
     SCALES,
     WEIGHT_STEPS,
+    Coded,
     HyperpriorCoder,
 )
-from oscar.bitstream.rans import PRECISION
+from oscar.bitstream.rans import MEAN_STATE_BITS, PRECISION
+from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, check_names, register
+from oscar.diffusion import NoiseSchedule
+from oscar.models.modules import drop
+from oscar.timesteps import CurveMapping, TimestepMapping
+from oscar.utils.errors import first_line
+from oscar.utils.rng import StepRng
+
+if TYPE_CHECKING:
+    from oscar.config import BottleneckConfig, StageConfig
+
+DEFAULT_QUALITY = 0.5
+POINTS = 25  # qualities that stand for all
+# CompressAI's tables, for which checkpoints keep the integers themselves; and its constants, of which float16 would make
+# a least likelihood of 0.
+_NOT_STORED = ("_quantized_cdf", "_cdf_length", "_offset", "scale_table", ".bound", "scale_bound",
+               "side_model.target", "side_model.quantiles")  # fmt: skip
+_TWINS = ("up1", "up2", "predictors", "side_model", "value_model")  # modules that the integers stand for
 
 SCALE_MIN, SCALE_MAX = 0.11, 64.0
 _ACTIVATION_LIMIT, _WEIGHT_LIMIT = 32767 / ACTIVATION_STEPS, 31.0
@@ -44,19 +63,54 @@ _LEVEL_WEIGHT = 8.0  # of the rows that give scale levels, which run to 63, so t
 _FIRST_GAIN, _LAST_GAIN = 0.35, 10.0  # to start with, for latents of unit variance
 
 
-class Coded(NamedTuple):
-    """What a training pass through the bottleneck gives.
+class Quality(NamedTuple):
+    """A quality as a file holds it.
+
+    Attributes:
+        code: 0 to 4095.
+    """
+
+    code: int
+
+    @property
+    def value(self) -> float:
+        """0 to 1."""
+        return self.code / MAX_QUALITY
+
+    @classmethod
+    def of(cls, value: float) -> Quality:
+        """The nearest to a value (ValueError if it is not from 0 to 1)."""
+        if not 0 <= value <= 1:
+            raise ValueError(f"quality is {value}; allowed: 0 to 1")
+        return cls(round(value * MAX_QUALITY))
+
+
+class HyperpriorSymbols(NamedTuple):
+    """What a file of a quality holds.
+
+    Attributes:
+        values: the decoded latent in the coder's integers, int32 (B, C, h, w).
+        coded: of each image, symbols and their tables in the order of coding.
+    """
+
+    values: Tensor
+    coded: tuple[Coded, ...]
+
+
+class Estimate(NamedTuple):
+    """What the float networks say of a latent.
 
     Attributes:
         z_hat: decoded latent, (B, C, h, w).
-        bits: estimated length of each picture's payload in bits, (B,).
+        bits: estimated length of each image's payload in bits, (B,).
     """
 
     z_hat: Tensor
     bits: Tensor
 
 
-class HyperpriorBottleneck(nn.Module):
+@register
+class HyperpriorBottleneck(Bottleneck):
     """Latents to bytes and back at any quality.
 
     Args:
@@ -72,6 +126,8 @@ class HyperpriorBottleneck(nn.Module):
     """
 
     kind = "hyperprior"
+    point_name = "quality"
+    codings = (Coding.HYPERPRIOR,)
 
     def __init__(
         self,
@@ -83,6 +139,7 @@ class HyperpriorBottleneck(nn.Module):
         side_features: int = 48,
     ):
         super().__init__()
+        self.latent_channels = latent_channels
         if sum(groups) != latent_channels or min(groups) < 1:
             raise ValueError(f"bottleneck.groups are {list(groups)}; allowed: numbers above 0 whose sum is the "
                              f"backbone's {latent_channels} latent channels")  # fmt: skip
@@ -110,28 +167,179 @@ class HyperpriorBottleneck(nn.Module):
         self.value_model = GaussianConditional(None, scale_bound=SCALE_MIN)
         self.coder = None
 
-    def describe(self) -> dict:
-        """Kind and options in JSON-able form, as a checkpoint stores them, but for the backbone's latent channels."""
+    # Operating points.
+
+    @property
+    def points(self) -> tuple[Quality, ...]:
+        """So many that they stand for all."""
+        return tuple(Quality.of(step / (POINTS - 1)) for step in range(POINTS))
+
+    @property
+    def all_points(self) -> Sequence[Quality]:
+        return [Quality(code) for code in range(MAX_QUALITY + 1)]
+
+    @property
+    def default_point(self) -> Quality:
+        return Quality.of(DEFAULT_QUALITY)
+
+    def parse(self, value: float | Quality) -> Quality:
+        return value if isinstance(value, Quality) else Quality.of(value)
+
+    def point_of_code(self, code: int) -> Quality:
+        return Quality(code)
+
+    # The two halves.
+
+    @torch.no_grad()
+    def quantise(self, latent: Tensor, point: Quality, effort: int = 0) -> HyperpriorSymbols:
+        if effort:
+            raise ValueError(f"effort is {effort}, but this model has a hyperprior; allowed: 0")
+        quality = torch.full((len(latent),), point.value, device=latent.device)
+        values, side = (part.float().cpu().numpy() for part in self.analyse(latent, quality))
+        sides = np.rint(side).astype(np.int64)
+        found = [self.coder.choose(own, side, point.code) for own, side in zip(values, sides, strict=True)]
+        return self._symbols(found)
+
+    def dequantise(self, symbols: HyperpriorSymbols, point: Quality) -> Tensor:
+        knots = knot_weights(torch.tensor([point.value], device=symbols.values.device))
+        inverse = _at(self.log_inverse.float(), knots).exp()
+        return (symbols.values.float() / ACTIVATION_STEPS * inverse).to(self.log_inverse.dtype)
+
+    def write(self, symbols: HyperpriorSymbols, point: Quality) -> list[Payload]:
+        shape = tuple(symbols.values.shape[-2:])
+        return [Payload(Coding.HYPERPRIOR, b"", self.coder.write(coded, shape)) for coded in symbols.coded]
+
+    def read(self, payload: Payload, point: Quality, shape: tuple[int, int]) -> HyperpriorSymbols:
+        return self._symbols([self.coder.read(payload.data, shape, point.code)])
+
+    def read_prefix(self, payload: Payload, point: Quality, shape: tuple[int, int]) -> tuple[HyperpriorSymbols, float]:
+        values, share = self.coder.decode_prefix(payload.data, shape, point.code)
+        return self._symbols([([], values)]), share
+
+    def estimated_bits(self, symbols: HyperpriorSymbols, point: Quality) -> list[float]:
+        """The ideal code length and the mean of rANS's final state, which weighs several per cent in small files."""
+        return [sum(self.coder.bits(coded)) + MEAN_STATE_BITS for coded in symbols.coded]
+
+    def _symbols(self, found: Sequence[tuple[Coded, np.ndarray]]) -> HyperpriorSymbols:
+        values = torch.from_numpy(np.stack([values for _, values in found])).to(self.log_inverse.device)
+        return HyperpriorSymbols(values, tuple(coded for coded, _ in found))
+
+    # Checkpoints.
+
+    def to_config(self) -> dict:
         return {"kind": self.kind, **self.options}
 
-    def forward(self, latent: Tensor, quality: Tensor) -> Coded:
-        """The training pass, and in evaluation the estimate of what `encode` and `decode` do.
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], latent_channels: int) -> HyperpriorBottleneck:
+        return cls(latent_channels, **{name: value for name, value in config.items() if name != "kind"})
 
-        Args:
-            latent: (B, C, h, w).
-            quality: of each picture, (B,) in [0, 1].
+    def tensors(self) -> dict[str, Tensor]:
+        """The networks, and the integers that files are coded by; those still in training have none."""
+        found = {name: value for name, value in super().tensors().items() if not name.endswith(_NOT_STORED)}
+        if self.coder is not None:
+            found |= {f"coder.{name}": torch.from_numpy(value.copy()) for name, value in self.coder.arrays().items()}
+        return found
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        arrays, weights = {}, {}
+        for name, value in tensors.items():
+            prefix, _, rest = name.partition(".")
+            (arrays if prefix == "coder" else weights)[rest if prefix == "coder" else name] = value
+        check_names(weights, (name for name in self.tensors() if not name.startswith("coder.")))
+        self.load_state_dict(
+            {name.removeprefix("bottleneck."): value for name, value in weights.items()}, strict=False
+        )
+        if arrays:
+            try:
+                coder = HyperpriorCoder.from_arrays({name: value.numpy() for name, value in arrays.items()})
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"coder: {first_line(error)}") from None
+            if coder.channels != self.latent_channels:
+                raise ValueError(f"coder is for {coder.channels} latent channels; allowed: {self.latent_channels}")
+            self.coder = coder
+
+    def decoder_tensors(self) -> set[str]:
+        return {name for name in self.tensors() if name.startswith("coder.") or ".log_inverse" in name}
+
+    def keep(self, components: Components, both_needed: bool = False) -> None:
+        drop(self, _TWINS if components != "decoder" else (*_TWINS, "hyper_encoder"))
+
+    # Training.
+
+    def configure(self, config: BottleneckConfig, stage: StageConfig, factor: int) -> None:
+        self.lambdas, self.pixels_per_latent = tuple(stage.lambdas), factor**2
+
+    def draw(self, rng: StepRng, latent: Tensor, every: bool) -> list[Draw]:
+        """Qualities (B,), drawn evenly for each image."""
+        return [Draw(torch.rand(len(latent), device=latent.device, generator=rng.noise(latent.device)), None)]
+
+    def columns(self) -> tuple[str, ...]:
+        return ("bpp", "distortion")
+
+    def forward(self, latent: Tensor, quality: Tensor) -> Output:
+        """The training pass at qualities (B,).
+
+        An image's loss is R + lambda D, bits per pixel and distortion, where the logarithm of lambda is a straight line
+        over the quality. It is divided by the root of lambda, so that gradients are of one order at all qualities.
         """
+        estimate = self.estimate(latent, quality)
+        low, high = self.lambdas
+        root = (0.5 * (math.log(low) + quality * math.log(high / low))).exp()
+        bpp = estimate.bits / (latent.shape[-2] * latent.shape[-1] * self.pixels_per_latent)
+        distortion = (estimate.z_hat - latent.float()).square().mean(dim=(1, 2, 3))
+        losses = {"rate": (bpp / root).mean(), "distortion": (root * distortion).mean()}
+        statistics = {"bpp": bpp.detach().mean(), "distortion": distortion.detach().mean()}
+        return Output(estimate.z_hat, losses, statistics, weight=root)
+
+    def timesteps(self, mapping: TimestepMapping, quality: Tensor, latent: Tensor) -> Tensor:
+        # never in half precision, which rounds them
+        return torch.tensor([mapping.at(value) for value in quality.tolist()], device=latent.device)
+
+    def default_mapping(self) -> TimestepMapping:
+        return CurveMapping.straight()
+
+    @torch.no_grad()
+    def calibrate(self, latents: Iterable[Tensor], schedule: NoiseSchedule) -> CurveMapping:
+        """The timesteps whose sqrt(alpha_bar) are nearest to the mean cosine similarity of z_hat and latent, by quality.
+
+        Of whole latents, not of channels as for codebooks: most channels hold little and vanish at low rates, so that
+        their mean would ask the denoiser to make anew what the few others say.
+        """
+        self.eval()
+        found = []
+        for latent in latents:
+            qualities = torch.linspace(0, 1, KNOTS, device=latent.device)
+            found.append(torch.stack([
+                latent_cosine(self.estimate(latent, quality.expand(len(latent))).z_hat, latent)
+                for quality in qualities
+            ]))  # fmt: skip
+        cosines = torch.stack(found).mean(dim=0)
+        timesteps = schedule.timestep_of_signal(cosines)
+        return CurveMapping(tuple(map(float, timesteps)), tuple(round(value, 6) for value in cosines.tolist()))
+
+    def finish(self, latents: Iterable[Tensor]) -> None:
+        self.update()
+
+    @contextlib.contextmanager
+    def ready_to_code(self) -> Iterator[None]:
+        self.update()
+        yield
+
+    # The float networks.
+
+    def estimate(self, latent: Tensor, quality: Tensor) -> Estimate:
+        """What a latent (B, C, h, w) at qualities (B,) decodes to and costs: `quantise` and `write` in floats."""
         with torch.autocast(latent.device.type, enabled=False):  # what is rounded must be exact, as the integers are
             return self._estimate(latent.to(self.log_gain.dtype), quality)
 
-    def _estimate(self, latent: Tensor, quality: Tensor) -> Coded:
+    def _estimate(self, latent: Tensor, quality: Tensor) -> Estimate:
         knots = knot_weights(quality)
         values, side = self.analyse(latent, quality)
         side_hat = _straight_through(side, side.round())
         _, likelihood = self.side_model(side)
         bits = _bits(likelihood)
         known, value_bits = self._predict(values, self._features(side_hat, knots, values.shape[-2:]), knots)
-        return Coded(known * _at(self.log_inverse, knots).exp(), bits + value_bits)
+        return Estimate(known * _at(self.log_inverse, knots).exp(), bits + value_bits)
 
     def analyse(self, latent: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
         """Encoder half: latent (B, C, h, w) -> scaled latent (B, C, h, w) and side information (B, Z, hz, wz), both
@@ -139,29 +347,6 @@ class HyperpriorBottleneck(nn.Module):
         knots = knot_weights(quality)
         side = self.hyper_encoder(latent.to(self.log_gain.dtype)) * _at(self.log_side_gain.float(), knots).exp()
         return latent.float() * _at(self.log_gain.float(), knots).exp(), side
-
-    @torch.no_grad()
-    def encode(self, latent: Tensor, code: int) -> list[bytes]:
-        """Encoder half: latent (B, C, h, w) at a quality, 0 to 4095 -> the payload of each picture."""
-        quality = torch.full((len(latent),), code / MAX_QUALITY, device=latent.device)
-        values, side = (part.float().cpu().numpy() for part in self.analyse(latent, quality))
-        sides = np.rint(side).astype(np.int64)
-        return [self.coder.encode(own, side, code)[0] for own, side in zip(values, sides, strict=True)]
-
-    def decode(self, payloads: Sequence[bytes], shape: tuple[int, int], code: int) -> Tensor:
-        """Decoder half: payloads at a quality -> decoded latent (B, C, h, w) of the shape (h, w).
-
-        Raises:
-            PayloadError: for bytes that are no payload.
-        """
-        decoded = np.stack([self.coder.decode(payload, shape, code) for payload in payloads])
-        return self.dequantise(torch.from_numpy(decoded).to(self.log_inverse.device), code)
-
-    def dequantise(self, values: Tensor, code: int) -> Tensor:
-        """The coder's integers (B, C, h, w) at a quality -> decoded latent."""
-        knots = knot_weights(torch.tensor([code / MAX_QUALITY], device=values.device))
-        inverse = _at(self.log_inverse.float(), knots).exp()
-        return (values.float() / ACTIVATION_STEPS * inverse).to(self.log_inverse.dtype)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -286,6 +471,11 @@ class _Predictor(nn.Module):
         factor = self.last.new_ones(2 * self.own)
         factor[self.own :] = _LEVEL_WEIGHT
         return self.last * factor[:, None, None, None], self.last_bias * factor
+
+
+def latent_cosine(z_hat: Tensor, latent: Tensor) -> Tensor:
+    """Cosine similarity of two latents (B, C, h, w), mean over the batch."""
+    return F.cosine_similarity(z_hat.float().flatten(1), latent.float().flatten(1)).mean()
 
 
 def knot_weights(quality: Tensor) -> Tensor:

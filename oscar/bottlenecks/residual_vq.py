@@ -1,4 +1,4 @@
-"""A vector quantiser in stages: a vector is the sum of one code from each of several small codebooks.
+"""Residual codes: a vector is the sum of one code from each of several small codebooks.
 
 The codes of all stages are trained by gradient, and chosen by a beam search over the sum. The residual quantiser of
 vector-quantize-pytorch does not serve here: its beams are ranked by the errors of all stages instead of the last one's,
@@ -10,11 +10,19 @@ of them cheap and has the search prefer these: entropy-constrained vector quanti
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from vector_quantize_pytorch.vector_quantize_pytorch import kmeans
 
+from oscar.bottlenecks.hyper_encoder import HyperEncoder, Quantised
+from oscar.models.padding import pad_to_multiple
+from oscar.rates import MAX_DOWNSAMPLE, RatePoint
+
+DITHER_PERIOD = 64  # latents
+ODD_SHARE = 0.25  # of the training passes, in which a grid of cells ends with half a row; as many with half a column
 BEAM = 16
 USAGE_DECAY = 0.95
 KMEANS_STEPS, REFINEMENTS, CONSTRAINED_REFINEMENTS = 15, 8, 12
@@ -154,3 +162,130 @@ class ResidualQuantizer(nn.Module):
         if distributed.is_initialized():
             distributed.all_reduce(uses)
         self.cluster_size.lerp_(uses, 1 - USAGE_DECAY)
+
+
+class ResidualHyperEncoder(HyperEncoder):
+    """A hyper-encoder beyond the paper: several small codes for one vector, and noise at its input.
+
+    Args:
+        rate: the rate point.
+        num_quantizers: codes that are summed to one vector: 1 (the paper), or a square number n * n; then backbone and
+            projection work on cells of n x n indices, which are those of one vector of the cell, row by row. So
+            small codebooks on a fine grid, which see little each, become a large one on a coarse grid at the same
+            rate. At a border a cell may lack indices, and its vector their codes.
+        dither: noise added to the encoder's input, as a share of each channel's root mean square; 0 in the paper. A
+            network that sees a flat area gives it one code throughout, so that a small codebook shows as steps;
+            noise lets neighbouring codes differ, and the decoder, which averages over them, find the values between.
+        options: as of `HyperEncoder`.
+    """
+
+    def __init__(self, rate: RatePoint, num_quantizers: int = 1, dither: float = 0.0, **options):
+        self.num_quantizers = num_quantizers
+        self.cell = math.isqrt(num_quantizers)
+        self.dither = dither
+        if self.cell**2 != num_quantizers or rate.downsample * self.cell not in (1, 2, 4, MAX_DOWNSAMPLE):
+            allowed = [n * n for n in (1, 2, 4, 8) if rate.downsample * n <= MAX_DOWNSAMPLE]
+            raise ValueError(f"stages of rate {rate.bpp:.4f} are {num_quantizers}; "
+                             f"allowed: {', '.join(map(str, allowed))}")  # fmt: skip
+        super().__init__(rate, **options)
+
+    @property
+    def has_codes_in_cells(self) -> bool:
+        return self.num_quantizers > 1
+
+    def make_quantizer(self, features: int, codebook_dim: int, kmeans_init: bool, *options) -> nn.Module:
+        if not self.has_codes_in_cells:
+            return super().make_quantizer(features, codebook_dim, kmeans_init, *options)
+        return ResidualQuantizer(features, codebook_dim, self.codebook_size, self.num_quantizers, kmeans_init)
+
+    def codebook_features(self, latent: Tensor) -> Tensor:
+        """Of cells, for codes in cells."""
+        return super().codebook_features(self.add_dither(latent))
+
+    def codebooks(self) -> tuple[Tensor, Tensor]:
+        if not self.has_codes_in_cells:
+            return super().codebooks()
+        return self.quantizer.codebook.float(), self.quantizer.penalty.float()
+
+    def add_dither(self, latent: Tensor) -> Tensor:
+        """The latent with the encoder's noise: random in training, else a fixed pattern, so that files repeat."""
+        if not self.dither:
+            return latent
+        if self.training:
+            noise = torch.randn_like(latent)
+        else:
+            height, width = latent.shape[-2:]
+            generator = torch.Generator().manual_seed(0)
+            pattern = torch.randn(latent.shape[1], DITHER_PERIOD, DITHER_PERIOD, generator=generator)
+            noise = pattern.repeat(1, -(-height // DITHER_PERIOD), -(-width // DITHER_PERIOD))[:, :height, :width]
+        rms = latent.square().mean(dim=(2, 3), keepdim=True).sqrt()
+        return latent + self.dither * rms * noise.to(latent)
+
+    def set_training(self, dead_code_threshold: float, decay: float, rotation_trick: bool) -> None:
+        self.dead_code_threshold = dead_code_threshold
+        if not self.has_codes_in_cells:  # else its codes are trained by gradient
+            super().set_training(dead_code_threshold, decay, rotation_trick)
+
+    def keep_codes(self) -> None:
+        if not self.has_codes_in_cells:
+            super().keep_codes()
+
+    def start_from(self, other: HyperEncoder) -> None:
+        """Take over the weights of another one on the same grid of cells, all but its codes.
+
+        Raises:
+            ValueError: if it is on another grid, or of other sizes.
+        """
+        for name in ("backbone", "quantizer.project_in", "quantizer.project_out", "proj"):
+            try:
+                self.get_submodule(name).load_state_dict(other.get_submodule(name).state_dict())
+            except RuntimeError:
+                raise ValueError(f"rate {self.rate.bpp:.4f} in {self.num_quantizers} stages cannot start from rate "
+                                 f"{other.rate.bpp:.4f}, whose {name} has other shapes") from None  # fmt: skip
+
+    def usage(self) -> Tensor:
+        return self.quantizer.cluster_size if self.has_codes_in_cells else super().usage()
+
+    def encode(self, latent: Tensor) -> Tensor:
+        if not self.has_codes_in_cells:
+            return super().encode(latent)
+        rows, columns = (side // self.rate.downsample for side in latent.shape[-2:])
+        features = self.codebook_features(pad_to_multiple(latent, self.rate.downsample * self.cell))
+        present = self._cells(torch.ones(len(latent), rows, columns, dtype=torch.bool, device=latent.device))
+        indices = self.quantizer.search(features.flatten(0, 2), None if present.all() else present.flatten(0, 2))
+        return self._grid(indices.unflatten(0, features.shape[:3]))[:, :rows, :columns]
+
+    def decode(self, indices: Tensor) -> Tensor:
+        if not self.has_codes_in_cells:
+            return super().decode(indices)
+        cells, present = self._cells(indices), self._cells(torch.ones_like(indices, dtype=torch.bool))
+        codes = self.quantizer.look_up(cells.flatten(0, 2), present.flatten(0, 2)).unflatten(0, cells.shape[:3])
+        z_hat = self.proj(self.quantizer.project_out(codes).permute(0, 3, 1, 2))
+        height, width = (side * self.rate.downsample for side in indices.shape[1:])
+        return z_hat[..., :height, :width]
+
+    def forward(self, latent: Tensor) -> Quantised:
+        """As `HyperEncoder`'s; the latent must hold whole cells."""
+        return super().forward(self.add_dither(latent))
+
+    def quantise(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if not self.has_codes_in_cells:
+            return super().quantise(features)
+        batch, rows, columns, _ = features.shape
+        present = None
+        if self.training:
+            lacking = (torch.rand(2) < ODD_SHARE).tolist()
+            grid = (batch, rows * self.cell - lacking[0], columns * self.cell - lacking[1])
+            present = self._cells(torch.ones(grid, dtype=torch.bool, device=features.device)).flatten(0, 2)
+        vectors = F.normalize(self.quantizer.project_in(features), dim=-1)
+        quantised, indices, commitment = self.quantizer(vectors.flatten(0, 2), present)
+        return self.quantizer.project_out(quantised), self._grid(indices.unflatten(0, features.shape[:3])), commitment
+
+    def _cells(self, grid: Tensor) -> Tensor:
+        """Of indices (B, rows, columns) -> of cells (B, rows / n, columns / n, n * n), padded with 0 or False."""
+        padded = F.pad(grid, (0, -grid.shape[2] % self.cell, 0, -grid.shape[1] % self.cell))
+        return F.pixel_unshuffle(padded[:, None], self.cell).permute(0, 2, 3, 1)
+
+    def _grid(self, cells: Tensor) -> Tensor:
+        """The inverse of `_cells`, padding included."""
+        return F.pixel_shuffle(cells.permute(0, 3, 1, 2), self.cell)[:, 0]

@@ -135,10 +135,3 @@ def fill(
                 network.load_state_dict(pending, strict=False, assign=True)
                 pending = {}
     network.load_state_dict(pending, strict=False, assign=True)
-
-
-def drop(network: nn.Module, parts: Iterable[str]) -> None:
-    """Remove child modules that will not be used, where the network has them."""
-    for name, _ in list(network.named_children()):
-        if name in parts:
-            delattr(network, name)

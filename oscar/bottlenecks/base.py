@@ -1,0 +1,286 @@
+"""The bottleneck: a latent into bytes and back at an operating point. This is the one interface to extend.
+
+A bottleneck owns what is between the VAE's latent z0 and the denoiser's input z_hat: its networks, how its symbols are
+coded, and how it is trained. The codec (`oscar.codec`) and the training stages `bottleneck` and `joint` know no kind of
+it. A new one is a subclass of `Bottleneck` and a call of `register`; docs/extend.md shows one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from oscar.bitstream import Coding, PayloadError
+from oscar.timesteps import TimestepMapping
+
+if TYPE_CHECKING:
+    from oscar.config import BottleneckConfig, StageConfig
+
+Components = Literal["both", "encoder", "decoder"]
+
+
+class Point(Protocol):
+    """An operating point: one size of files.
+
+    Attributes:
+        value: what users say, such as nominal bits per pixel or a quality.
+        code: the whole number that files hold.
+    """
+
+    @property
+    def value(self) -> float: ...
+
+    @property
+    def code(self) -> int: ...
+
+
+class Draw(NamedTuple):
+    """What one training pass goes through the bottleneck at.
+
+    Attributes:
+        point: a `Point` for the whole batch, or the bottleneck's own form of one for each image.
+        label: suffix of the pass's columns in logs, None if passes are not told apart.
+    """
+
+    point: Any
+    label: str | None
+
+
+class Output(NamedTuple):
+    """What a training pass through a bottleneck gives.
+
+    Attributes:
+        z_hat: the denoiser's input, (B, C, h, w), with gradients.
+        losses: scalars by name, means over the batch. A stage weighs those that it knows (`cosine_spatial`,
+            `cosine_channel`, `commitment`, `distortion`), and takes others as they are.
+        statistics: further scalars for the logs.
+        weight: of each image's distortion in stage `joint`, (B,); None is 1 for all.
+    """
+
+    z_hat: Tensor
+    losses: dict[str, Tensor]
+    statistics: dict[str, Tensor]
+    weight: Tensor | None = None
+
+
+class Payload(NamedTuple):
+    """One image's symbols, coded.
+
+    Attributes:
+        coding: how.
+        side: side information of fixed length in the header; only codings of indices have any.
+        data: the coded symbols.
+    """
+
+    coding: Coding
+    side: bytes
+    data: bytes
+
+
+class Bottleneck(nn.Module, ABC):
+    """Turns latents (B, C, h, w) into symbols, symbols into bytes, and both back.
+
+    Symbols are a NamedTuple, the bottleneck's own, whose tensors have the batch as their first dimension.
+
+    Attributes:
+        kind: its name in configurations and checkpoints.
+        point_name: what an operating point is called, "rate" or "quality".
+        codings: of the files that it writes.
+        latent_channels: C.
+        max_effort: the highest effort of `quantise`.
+        factor: pixels per latent position that it is made for; None if any will do.
+        measurable: whether the cosine similarity of z_hat and z0 over space says a timestep (mapping `per_image`).
+    """
+
+    kind: ClassVar[str]
+    point_name: ClassVar[str]
+    codings: ClassVar[tuple[Coding, ...]]
+    latent_channels: int
+    max_effort: int = 0
+    factor: int | None = None
+    per_image_timesteps: ClassVar[bool] = False
+
+    # Operating points.
+
+    @property
+    @abstractmethod
+    def points(self) -> tuple[Point, ...]:
+        """Operating points from small to large files: all, or so many that they stand for all."""
+
+    @property
+    @abstractmethod
+    def default_point(self) -> Point:
+        """Where files are written unless something else is asked for."""
+
+    @property
+    def all_points(self) -> Sequence[Point]:
+        """Every operating point that a file can have, from small to large files."""
+        return self.points
+
+    @abstractmethod
+    def parse(self, value: float | Point) -> Point:
+        """The operating point that a user means (ValueError, saying what is allowed)."""
+
+    @abstractmethod
+    def point_of_code(self, code: int) -> Point:
+        """The operating point of a file (UnknownRateError if it is none of this model's)."""
+
+    def multiple(self, point: Point) -> int:
+        """Sides of a latent must be multiples of this."""
+        return 1
+
+    def nominal_bpp(self, point: Point) -> float | None:
+        """The operating point's nominal rate, where it has one."""
+        return None
+
+    # The two halves.
+
+    @abstractmethod
+    def quantise(self, latent: Tensor, point: Point, effort: int = 0) -> Any:
+        """Encoder half: latent (B, C, h, w) -> symbols. A higher effort gives smaller files at a little loss."""
+
+    @abstractmethod
+    def dequantise(self, symbols: Any, point: Point) -> Tensor:
+        """Decoder half: symbols -> z_hat (B, C, h, w), as the denoiser takes it."""
+
+    @abstractmethod
+    def write(self, symbols: Any, point: Point) -> list[Payload]:
+        """Symbols -> the payload of each image."""
+
+    @abstractmethod
+    def read(self, payload: Payload, point: Point, shape: tuple[int, int]) -> Any:
+        """The inverse of `write` for one image whose latent has this shape (h, w): symbols of batch 1.
+
+        Raises:
+            BitstreamError: for bytes that `write` cannot have written, whatever they are.
+        """
+
+    def read_prefix(self, payload: Payload, point: Point, shape: tuple[int, int]) -> tuple[Any, float]:
+        """Symbols of a payload whose end may be missing, and the share of them that was read.
+
+        Raises:
+            PayloadError: if the coding has no preview.
+        """
+        raise PayloadError(f"coding {payload.coding.name.lower()} has no preview; allowed: context, hyperprior")
+
+    def stored(self, symbols: Any, point: Point) -> Any:
+        """The symbols as a file holds them, where `quantise` gives more than that."""
+        return symbols
+
+    def estimated_bits(self, symbols: Any, point: Point) -> list[float]:
+        """Expected length of each image's payload in bits, without header; by default that of `write`."""
+        return [8.0 * len(payload.data) for payload in self.write(symbols, point)]
+
+    # Checkpoints.
+
+    @abstractmethod
+    def to_config(self) -> dict:
+        """Kind and options in JSON-able form."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Mapping[str, Any], latent_channels: int) -> Bottleneck:
+        """The inverse of `to_config`, untrained (ValueError for options that do not fit)."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint keeps, by name: `bottleneck.*` for weights, other prefixes for tables."""
+        return {f"bottleneck.{name}": value for name, value in self.state_dict().items()}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` gave (ValueError for missing, unknown or misshapen ones)."""
+        own = self.tensors()
+        check_names(tensors, own)
+        self.load_state_dict({name.removeprefix("bottleneck."): value for name, value in tensors.items()})
+
+    def decoder_tensors(self) -> set[str]:
+        """Names among `tensors` on which decoding depends, and so the fingerprint; by default all."""
+        return set(self.tensors())
+
+    def digest(self, coding: Coding, point: Point) -> bytes:
+        """What decoding files of this coding depends on beyond the fingerprint; empty for nothing.
+
+        Raises:
+            WrongModelError: if this model cannot have written such a file.
+        """
+        return b""
+
+    def keep(self, components: Components, both_needed: bool = False) -> None:
+        """Remove what neither coding nor these components use; the bottleneck cannot be trained then.
+
+        Args:
+            components: what stays.
+            both_needed: whether the encoder decodes z_hat too.
+        """
+
+    # Training.
+
+    def configure(self, config: BottleneckConfig, stage: StageConfig, factor: int) -> None:
+        """Take over the options of a training run, before its first pass, on a backbone of `factor`."""
+
+    @abstractmethod
+    def forward(self, latent: Tensor, point: Any) -> Output:
+        """The training pass at a `Draw.point`: latent (B, C, h, w) -> z_hat, losses, statistics."""
+
+    @abstractmethod
+    def draw(self, rng: Any, latent: Tensor, every: bool) -> list[Draw]:
+        """What the next pass trains, from a `StepRng` alone, so that it is the same after a resume.
+
+        Args:
+            rng: of this pass.
+            latent: of it, (B, C, h, w).
+            every: whether as many points as the run's options say, or one (stage `joint`).
+        """
+
+    def columns(self) -> tuple[str, ...]:
+        """Names in the logs beyond `loss`."""
+        return ()
+
+    def timesteps(self, mapping: TimestepMapping, point: Any, latent: Tensor) -> float | Tensor:
+        """Pseudo-timesteps of a `Draw.point`, one or (B,)."""
+        return mapping(point)
+
+    def default_mapping(self) -> TimestepMapping:
+        """Pseudo-timesteps to start with."""
+        raise ValueError(f"timesteps is unset; allowed with bottleneck {self.kind}: any mapping")
+
+    def calibrate(self, latents: Iterable[Tensor], schedule: Any) -> TimestepMapping | None:
+        """Pseudo-timesteps measured at the end of stage `bottleneck`; None keeps those that there are."""
+        return None
+
+    @torch.no_grad()
+    def finish(self, latents: Iterable[Tensor]) -> None:
+        """Make what coding needs (tables, integers) at the end of training, from batches of latents."""
+
+    @contextlib.contextmanager
+    def ready_to_code(self) -> Iterator[None]:
+        """Within it files can be written by the weights as they are in mid-training."""
+        yield
+
+
+REGISTRY: dict[str, type[Bottleneck]] = {}
+
+
+def register(bottleneck: type[Bottleneck]) -> type[Bottleneck]:
+    """Make a kind known to configurations and checkpoints; a decorator for the class."""
+    REGISTRY[bottleneck.kind] = bottleneck
+    return bottleneck
+
+
+def check_names(names: Iterable[str], expected: Iterable[str]) -> None:
+    """Refuse tensors that are missing or unknown (ValueError naming the first)."""
+    names, expected = set(names), set(expected)
+    for problem, found in (("lacks", expected - names), ("has unknown", names - expected)):
+        if found:
+            raise ValueError(f"{problem} {min(found)} ({len(found)} tensors in all)")
+
+
+def concatenate(symbols: Sequence[Any]) -> Any:
+    """Symbols of single images -> of a batch."""
+    first = symbols[0]
+    parts = zip(*symbols, strict=True)
+    return type(first)(*(torch.cat(part) if isinstance(part[0], Tensor) else sum(part, ()) for part in parts))
