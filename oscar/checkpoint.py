@@ -184,19 +184,19 @@ def load(source: str | Path) -> tuple[Parts, str]:
         parts = build(config, Backbone.from_pretrained(config["backbone"] or folder))
         state = {name: value.float() if value.is_floating_point() else value
                  for name, value in load_file(folder / WEIGHTS).items()}  # fmt: skip
-        fill(parts, state)
+        fill(parts.bottleneck, parts.denoiser, state)
         if config["backbone"] is None:
             parts.backbone.source = None
         return parts, identity(config)
 
 
-def fill(parts: Parts, state: Mapping[str, Tensor]) -> None:
+def fill(bottleneck: Bottleneck, denoiser: Denoiser | None, state: Mapping[str, Tensor]) -> None:
     """Give bottleneck and denoiser their tensors (CheckpointError for missing, unknown or misshapen ones)."""
     own = {name: value for name, value in state.items() if name.startswith("denoiser.")}
     try:
-        if parts.denoiser is not None:
-            parts.denoiser.load_tensors(own)
-        parts.bottleneck.load_tensors({name: value for name, value in state.items() if name not in own})
+        if denoiser is not None:
+            denoiser.load_tensors(own)
+        bottleneck.load_tensors({name: value for name, value in state.items() if name not in own})
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"{WEIGHTS} {first_line(error)}") from None
 

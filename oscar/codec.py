@@ -15,32 +15,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from oscar import checkpoint
-from oscar.bitstream import MAX_SIDE, Container, HeaderError, WrongModelError
+from oscar import checkpoint, rate_control
+from oscar.bitstream import Container, HeaderError, WrongModelError
 from oscar.bottlenecks import Bottleneck, Components, Payload, Point, concatenate
-from oscar.data.images import ImageError, to_pil, to_tensor
+from oscar.data.images import AnyImage, as_batch, to_pil
 from oscar.models.backbone import Backbone
 from oscar.models.denoiser import Denoiser
 from oscar.models.padding import pad_to_multiple
 from oscar.timesteps import TimestepMapping, timestep_code, timestep_of_code
-
-Picture = Image.Image | np.ndarray | Tensor
+from oscar.utils.groups import group
 
 
 class Encoded(NamedTuple):
-    """What the encoder finds in a batch of images.
-
-    Attributes:
-        latent: z0, scaled posterior mode of the padded images (B, C, h, w).
-        symbols: the bottleneck's.
-        timesteps: the images' own, int64 (B,), as a file can say them; None where the operating point determines them.
-    """
+    """What the encoder finds: z0 (B, C, h, w), symbols, and the images' own timesteps, int64 (B,), if they have any."""
 
     latent: Tensor
     symbols: Any
@@ -48,14 +39,7 @@ class Encoded(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What the decoder gets and makes.
-
-    Attributes:
-        symbols: the bottleneck's.
-        z_hat: the denoiser's input (B, C, h, w).
-        x0: denoised latent (B, C, h, w).
-        image: images (B, 3, H, W), clamped to [-1, 1].
-    """
+    """What the decoder gets and makes: symbols, UNet's input and x0 (B, C, h, w), images (B, 3, H, W) in [-1, 1]."""
 
     symbols: Any
     z_hat: Tensor
@@ -64,7 +48,7 @@ class Decoded(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """A file whose symbols have been read: its header, operating point, and symbols of batch 1."""
+    """A file that has been read: header, operating point, and symbols of batch 1."""
 
     container: Container
     point: Point
@@ -84,8 +68,11 @@ class OscarCodec(nn.Module):
     Args:
         backbone: VAE, UNet and noise schedule.
         bottleneck: latents to bytes and back.
-        denoiser: the backbone's UNet, adapted; None in the encoder's components.
+        denoiser: the backbone's UNet, adapted; None among the encoder's components.
         mapping: pseudo-timestep of each operating point, or of each image.
+
+    Attributes:
+        components: what was loaded: "both", or what the "encoder" or the "decoder" needs.
 
     Raises:
         ValueError: if these do not go together.
@@ -103,94 +90,58 @@ class OscarCodec(nn.Module):
         self.set_mapping(mapping)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **options) -> OscarCodec:
-        """Load a checkpoint: the same as `oscar.load`, whose options these are."""
-        from oscar.inference import load
+    def from_pretrained(cls, source: str | Path) -> OscarCodec:
+        """Read a checkpoint as it is trained: plain modules, float32, on the CPU. `oscar.load` is for everyday use.
 
-        return load(source, **options)
+        Raises:
+            CheckpointError: if it cannot be found or read.
+        """
+        parts, fingerprint = checkpoint.load(source)
+        codec = cls(*parts)
+        codec._fingerprint = fingerprint
+        return codec
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a checkpoint folder (see `oscar.checkpoint`), completely or not at all."""
         checkpoint.save(self, folder, dtype)
 
-    # Operating points and identity.
-
-    @property
-    def points(self) -> tuple[float, ...]:
-        """Numbers by which files are asked for, from small to large."""
-        return tuple(point.value for point in self.bottleneck.points)
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of what decoding depends on, in hexadecimal; see `checkpoint.fingerprint`."""
-        if self._fingerprint is None:
-            self._fingerprint = checkpoint.fingerprint(self)
-        return self._fingerprint
-
-    def forget_fingerprint(self) -> None:
-        """Have the fingerprint computed anew, after weights or tables were changed."""
-        self._fingerprint: str | None = None
-
-    def model_tag(self, payload: Payload, point: Point) -> int:
-        """The 16 bits by which a file names its model: of the fingerprint, and of what its coding needs beyond."""
-        tag, more = bytes.fromhex(self.fingerprint), self.bottleneck.digest(payload.coding, point)
-        return int.from_bytes((hashlib.sha256(tag + more).digest() if more else tag)[:2], "big")
-
-    def set_mapping(self, mapping: TimestepMapping) -> None:
-        """Decode at other timesteps from now on; files written before are another model's then.
-
-        Raises:
-            ValueError: if it lacks an operating point, or points outside the schedule.
-        """
-        mapping.check(self.bottleneck.points, len(self.backbone.schedule))
-        if mapping.per_picture and not self.bottleneck.per_image_timesteps:
-            raise ValueError(f"timesteps: kind {mapping.kind} is not for bottleneck {self.bottleneck.kind}")
-        self.mapping = mapping
-        self.forget_fingerprint()
-
-    def train(self, mode: bool = True) -> OscarCodec:
-        if mode:
-            self.forget_fingerprint()  # the weights are about to change
-        return super().train(mode)
-
     # Images and bytes.
 
-    def compress(self, image: Picture, point: float | Point | None = None, effort: int = 0, **named) -> bytes:
+    def compress(
+        self,
+        image: AnyImage,
+        point: float | Point | None = None,
+        effort: int = 0,
+        max_bytes: int | None = None,
+        **named: float | None,
+    ) -> bytes:
         """Compress one image into the bytes of an `.oscar` file.
 
         Args:
             image: PIL image, uint8 array (H, W), (H, W, 3) or (H, W, 4), or tensor (3, H, W), uint8 or in [-1, 1].
-            point: rate or quality, the bottleneck's default unless set.
+            point: operating point, the bottleneck's default unless it or `max_bytes` is set.
             effort: 0 to 9: the higher, the smaller the file, at a little loss (see `oscar.bottlenecks.rdo`).
-            named: `rate=` or `quality=` in place of `point`; `max_bytes=` for the best file of at most so many bytes.
+            max_bytes: length of the file at most, in place of point and effort (see `oscar.rate_control`).
+            named: `rate=` or `quality=` in place of `point`.
 
         Raises:
             ImageError: for an image that cannot be represented (transparency, more than 65536 pixels a side).
             ValueError: for an operating point, effort or length that this model does not have.
         """
-        if "max_bytes" in named:
-            from oscar.rate_control import compress_within
-
-            return compress_within(self, as_batch(image), **named)
-        return self.compress_batch([image], self.find_point(point, **named), effort)[0]
-
-    def find_point(self, point: float | Point | None = None, **named: float) -> Point:
-        """The operating point that is meant (ValueError if this model has none such)."""
-        for name, value in named.items():
-            if value is not None and name != self.bottleneck.point_name:
-                raise ValueError(f"{name} is {value}, but this model has a {self.bottleneck.point_name}; "
-                                 f"allowed: {self.bottleneck.point_name} or max_bytes")  # fmt: skip
-            point = value if point is None else point
-        return self.bottleneck.default_point if point is None else self.bottleneck.parse(point)
+        if max_bytes is None:
+            return self.compress_batch([image], self.find_point(point, **named), effort)[0]
+        if effort or point is not None or any(value is not None for value in named.values()):
+            raise ValueError("max_bytes is set, which chooses operating point and effort itself; allowed: it alone")
+        return rate_control.compress_within(self, as_batch(image), max_bytes)
 
     def compress_batch(
-        self, pictures: Sequence[Picture], point: float | Point | None = None, effort: int = 0
+        self, images: Sequence[AnyImage], point: float | Point | None = None, effort: int = 0
     ) -> list[bytes]:
         """Compress several images; those of one size go through the networks together. See `compress`."""
-        batches, result = [as_batch(picture) for picture in pictures], {}
+        batches, result = [as_batch(image) for image in images], {}
         for positions in group(tuple(batch.shape) for batch in batches).values():
-            images = torch.cat([batches[position] for position in positions])
-            result |= zip(positions, self.compress_tensor(images, point, effort), strict=True)
+            batch = torch.cat([batches[position] for position in positions])
+            result |= zip(positions, self.compress_tensor(batch, point, effort), strict=True)
         return [result[position] for position in range(len(batches))]
 
     def decompress(self, data: bytes) -> Image.Image:
@@ -225,7 +176,8 @@ class OscarCodec(nn.Module):
     def compress_tensor(self, batch: Tensor, point: float | Point | None = None, effort: int = 0) -> list[bytes]:
         """Images (B, 3, H, W) in [-1, 1] -> the bytes of one file each."""
         point = self.find_point(point)
-        return self.write(self.encode(batch, point, effort), point, *batch.shape[-2:])
+        encoded = self.quantise(self.encode_latent(batch, point), point, effort)
+        return self.write(encoded, point, *batch.shape[-2:])
 
     def encode_latent(self, batch: Tensor, point: Point) -> Tensor:
         """Images (B, 3, H, W), padded by replicating the edge -> latent z0 (B, C, h, w)."""
@@ -233,20 +185,15 @@ class OscarCodec(nn.Module):
         multiple = self.backbone.factor * self.bottleneck.multiple(point)
         return self.backbone.encode(pad_to_multiple(batch.to(self.device, self.dtype), multiple))
 
-    def encode(self, batch: Tensor, point: Point, effort: int = 0) -> Encoded:
-        """Images (B, 3, H, W) in [-1, 1] -> symbols."""
-        latent = self.encode_latent(batch, point)
-        return self.quantise(latent, point, effort)
-
     def quantise(self, latent: Tensor, point: Point, effort: int = 0) -> Encoded:
         """Latent z0 (B, C, h, w) -> symbols."""
         symbols, timesteps = self.bottleneck.quantise(latent, point, effort), None
         if self.mapping.per_picture:
-            timesteps = self.measure_timesteps(self.bottleneck.dequantise(symbols, point), latent)
+            timesteps = self.backbone.schedule.measure(self.bottleneck.dequantise(symbols, point), latent)
         return Encoded(latent, symbols, timesteps)
 
     def write(self, encoded: Encoded, point: Point, height: int, width: int, **options) -> list[bytes]:
-        """Symbols of images of `height` x `width` -> the bytes of one file each."""
+        """Symbols of images of `height` x `width` -> the bytes of one file each; options are of `Bottleneck.write`."""
         payloads = self.bottleneck.write(encoded.symbols, point, **options)
         codes: list[int | None] = [None] * len(payloads)
         if encoded.timesteps is not None:
@@ -295,54 +242,83 @@ class OscarCodec(nn.Module):
     @torch.inference_mode()
     def decode_files(self, parsed: Sequence[Parsed]) -> Tensor:
         """Files of one size and operating point -> images (B, 3, H, W)."""
-        container, point, _ = parsed[0]
-        timesteps = None
+        container, point, timesteps = *parsed[0][:2], None
         if self.mapping.per_picture:
-            steps = len(self.backbone.schedule)
-            codes = [timestep_of_code(file.container.timestep, steps) for file in parsed]
-            timesteps = torch.tensor(codes).to(self.device)
-        decoded = self.decode(concatenate([file.symbols for file in parsed]), point, timesteps)
-        return decoded.image[..., : container.height, : container.width]
+            codes = [file.container.timestep for file in parsed]
+            timesteps = timestep_of_code(torch.tensor(codes), len(self.backbone.schedule)).to(self.device)
+        image = self.decode(concatenate([file.symbols for file in parsed]), point, timesteps).image
+        return image[..., : container.height, : container.width]
 
     def decode(self, symbols: Any, point: Point, timesteps: Tensor | float | None = None) -> Decoded:
         """Symbols -> padded images and what led there, at the point's timestep or at `timesteps` (one, or B)."""
         self.need("decoder")
         z_hat = self.bottleneck.dequantise(symbols, point)
         x0 = self.denoiser(z_hat, self.mapping(point) if timesteps is None else timesteps)
-        return Decoded(symbols, z_hat, x0, self.decode_image(x0))
-
-    def decode_image(self, x0: Tensor) -> Tensor:
-        """Denoised latent (B, C, h, w) -> images in [-1, 1]."""
-        return self.backbone.decode(x0).clamp(-1, 1)
+        return Decoded(symbols, z_hat, x0, self.backbone.decode(x0).clamp(-1, 1))
 
     @torch.inference_mode()
     def reconstruct(
         self, batch: Tensor, point: float | Point | None = None, protocol: Literal["bitstream", "paper"] = "bitstream"
     ) -> Decoded:
-        """Both directions in one call.
+        """Both directions in one call, of images (B, 3, H, W) in [-1, 1] of any size.
 
-        Args:
-            batch: images (B, 3, H, W) in [-1, 1], of any size.
-            point: rate or quality.
-            protocol: "bitstream" gives the decoder what a file holds; "paper" what the encoder finds (of the published
-                quantiser the original latent's norms), as the published implementation does, without any file.
+        Protocol "bitstream" gives the decoder what a file holds; "paper", as the published implementation does, what the
+        encoder finds (the original latent's norms), without any file.
         """
         if protocol not in ("bitstream", "paper"):
             raise ValueError(f"protocol {protocol!r} does not exist; allowed: bitstream, paper")
         point = self.find_point(point)
-        encoded = self.encode(batch, point)
+        encoded = self.quantise(self.encode_latent(batch, point), point)
         symbols = self.bottleneck.stored(encoded.symbols, point) if protocol == "bitstream" else encoded.symbols
         decoded = self.decode(symbols, point, encoded.timesteps)
         return decoded._replace(image=decoded.image[..., : batch.shape[-2], : batch.shape[-1]])
 
-    # Helpers.
+    # Operating points and identity.
 
-    def measure_timesteps(self, z_hat: Tensor, latent: Tensor) -> Tensor:
-        """The timesteps, int64 (B,), whose sqrt(alpha_bar) are nearest to the mean cosine similarity of z_hat and the
-        latent (B, C, h, w), among those that a file can say."""
-        steps = len(self.backbone.schedule)
-        timesteps = self.backbone.schedule.timestep_of_signal(channel_cosine(z_hat, latent).mean(dim=1))
-        return timestep_of_code(timestep_code(timesteps, steps), steps)
+    @property
+    def points(self) -> tuple[float, ...]:
+        """Numbers by which files are asked for, from small to large."""
+        return tuple(point.value for point in self.bottleneck.points)
+
+    def find_point(self, point: float | Point | None = None, **named: float | None) -> Point:
+        """The operating point that is meant (ValueError if this model has none such)."""
+        own = self.bottleneck.point_name
+        for name, value in named.items():
+            if name != own and value is not None:
+                raise ValueError(f"{name} is {value}, but this model has a {own}; allowed: {own} or max_bytes")
+            point = value if point is None else point
+        return self.bottleneck.default_point if point is None else self.bottleneck.parse(point)
+
+    def set_mapping(self, mapping: TimestepMapping) -> None:
+        """Decode at other timesteps from now on; files written before are another model's then.
+
+        Raises:
+            ValueError: if it lacks an operating point, or points outside the schedule.
+        """
+        mapping.check(self.bottleneck.points, len(self.backbone.schedule))
+        self.mapping = mapping
+        self.forget_fingerprint()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decoding depends on, in hexadecimal; see `checkpoint.fingerprint`."""
+        if self._fingerprint is None:
+            self._fingerprint = checkpoint.fingerprint(self)
+        return self._fingerprint
+
+    def forget_fingerprint(self) -> None:
+        """Have the fingerprint computed anew, after weights or tables were changed."""
+        self._fingerprint: str | None = None
+
+    def train(self, mode: bool = True) -> OscarCodec:
+        if mode:
+            self.forget_fingerprint()  # the weights are about to change
+        return super().train(mode)
+
+    def model_tag(self, payload: Payload, point: Point) -> int:
+        """The 16 bits by which a file names its model: of the fingerprint, and of what its coding needs beyond."""
+        tag, more = bytes.fromhex(self.fingerprint), self.bottleneck.digest(payload.coding, point)
+        return int.from_bytes((hashlib.sha256(tag + more).digest() if more else tag)[:2], "big")
 
     def latent_shape(self, container: Container) -> tuple[int, int]:
         """Rows and columns of the latent of a file's image, before padding to the bottleneck's multiple."""
@@ -351,7 +327,8 @@ class OscarCodec(nn.Module):
     def need(self, components: Components) -> None:
         """Refuse (ValueError) what these components are needed for, where they were not loaded."""
         if self.components not in ("both", components):
-            raise ValueError(f"components is {self.components!r}, which cannot do this; allowed: both, {components}")
+            what = {"encoder": "compress", "decoder": "decompress"}[components]
+            raise ValueError(f"components is {self.components!r}, which cannot {what}; allowed: both, {components}")
 
     @property
     def device(self) -> torch.device:
@@ -364,25 +341,3 @@ class OscarCodec(nn.Module):
 
 def _payload(container: Container) -> Payload:
     return Payload(container.coding, container.side, container.payload)
-
-
-def as_batch(picture: Picture) -> Tensor:
-    """An image as (1, 3, H, W) in [-1, 1]; ImageError if no file can hold it."""
-    batch = to_tensor(picture)
-    height, width = batch.shape[-2:]
-    if max(height, width) > MAX_SIDE:
-        raise ImageError(f"picture of {width}x{height} pixels is not allowed; allowed: {MAX_SIDE} a side")
-    return batch
-
-
-def group(keys) -> dict[Any, list[int]]:
-    """Positions by key, in the order of the keys' first positions."""
-    groups: dict[Any, list[int]] = {}
-    for position, key in enumerate(keys):
-        groups.setdefault(key, []).append(position)
-    return groups
-
-
-def channel_cosine(z_hat: Tensor, latent: Tensor) -> Tensor:
-    """Cosine similarity over space of each channel: two of (B, C, h, w) -> (B, C), float32 (paper section 3.1)."""
-    return F.cosine_similarity(z_hat.float().flatten(2), latent.float().flatten(2), dim=2)

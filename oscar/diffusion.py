@@ -60,6 +60,12 @@ class NoiseSchedule(nn.Module):
         """The whole timesteps whose sqrt(alpha_bar) are nearest to `signal` (any shape), int64."""
         return (self.alphas_cumprod.sqrt() - signal.to(self.alphas_cumprod)[..., None]).abs().argmin(dim=-1)
 
+    def measure(self, z_hat: Tensor, latent: Tensor) -> Tensor:
+        """The timesteps, int64 (B,), whose sqrt(alpha_bar) are nearest to the mean cosine similarity of z_hat and the
+        latent (B, C, h, w), among those that a file can say (mapping `per_image`; paper section 3.1)."""
+        timesteps = self.timestep_of_signal(channel_cosine(z_hat, latent).mean(dim=1))
+        return timestep_of_code(timestep_code(timesteps, len(self)), len(self))
+
     def signal_and_noise(self, timestep: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to broadcast over `like` (B, ...), in its dtype."""
         alpha = self.alpha_bar(timestep).reshape(-1, *[1] * (like.dim() - 1)).to(like.device)
@@ -92,3 +98,8 @@ class NoiseSchedule(nn.Module):
         """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t)."""
         alpha = self.alpha_bar(timestep)
         return alpha / (1 - alpha)
+
+
+def channel_cosine(z_hat: Tensor, latent: Tensor) -> Tensor:
+    """Cosine similarity over space of each channel: two of (B, C, h, w) -> (B, C), float32 (paper section 3.1)."""
+    return F.cosine_similarity(z_hat.float().flatten(2), latent.float().flatten(2), dim=2)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from oscar.bitstream import Coding, PayloadError
+from oscar.models.modules import check_names
 from oscar.timesteps import TimestepMapping
 
 if TYPE_CHECKING:
@@ -269,14 +270,6 @@ def register(bottleneck: type[Bottleneck]) -> type[Bottleneck]:
     """Make a kind known to configurations and checkpoints; a decorator for the class."""
     REGISTRY[bottleneck.kind] = bottleneck
     return bottleneck
-
-
-def check_names(names: Iterable[str], expected: Iterable[str]) -> None:
-    """Refuse tensors that are missing or unknown (ValueError naming the first)."""
-    names, expected = set(names), set(expected)
-    for problem, found in (("lacks", expected - names), ("has unknown", names - expected)):
-        if found:
-            raise ValueError(f"{problem} {min(found)} ({len(found)} tensors in all)")
 
 
 def concatenate(symbols: Sequence[Any]) -> Any:

@@ -34,9 +34,9 @@ from oscar.bitstream.hyperprior import (
     HyperpriorCoder,
 )
 from oscar.bitstream.rans import MEAN_STATE_BITS, PRECISION
-from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, check_names, register
+from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, register
 from oscar.diffusion import NoiseSchedule
-from oscar.models.modules import drop
+from oscar.models.modules import check_names, drop
 from oscar.timesteps import CurveMapping, TimestepMapping
 from oscar.utils.errors import first_line
 from oscar.utils.rng import StepRng

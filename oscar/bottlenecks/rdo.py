@@ -1,4 +1,4 @@
-"""Indices that cost fewer bits at little loss: rate-distortion optimised choice when a picture is encoded.
+"""Rate-distortion optimised quantisation: indices that cost fewer bits at little loss, chosen when an image is encoded.
 
 Effort e chooses, in the order in which indices are coded, the code that minimises
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from oscar.bitstream.context import ContextModel, choose_indices
 from oscar.bitstream.rans import PRECISION
-from oscar.bottlenecks.vq import HyperEncoder
+from oscar.bottlenecks.hyper_encoder import HyperEncoder
 from oscar.models.padding import pad_to_multiple
 
 MAX_EFFORT = 9
@@ -35,7 +35,7 @@ def check_effort(effort: int) -> int:
 
 
 @torch.no_grad()
-def cheaper_indices(
+def choose_cheaper(
     encoder: HyperEncoder,
     latent: Tensor,
     indices: Tensor,
@@ -58,11 +58,7 @@ def cheaper_indices(
     """
     padded = pad_to_multiple(latent, encoder.rate.downsample * encoder.cell)
     features = encoder.codebook_features(padded).float().cpu().numpy()
-    codebook = encoder.quantizer.codebook.float().cpu().numpy()
-    if encoder.stages > 1:
-        codebooks, penalties = codebook, encoder.quantizer.penalty.float().cpu().numpy()
-    else:
-        codebooks, penalties = codebook[None], np.zeros((1, len(codebook)), dtype=np.float32)
+    codebooks, penalties = (part.detach().cpu().numpy() for part in encoder.codebooks())
     result = []
     for own, grid in zip(features, indices.cpu().numpy(), strict=True):
         cells = _Cells(own, codebooks, penalties, grid)

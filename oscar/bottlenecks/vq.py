@@ -18,11 +18,11 @@ from oscar.bitstream.context import ContextModel, decode_grid, decode_prefix, en
 from oscar.bitstream.context import estimated_bits as context_bits
 from oscar.bitstream.entropy import check_frequencies, estimated_bits, normalise_counts, uniform_frequencies
 from oscar.bitstream.norms import dequantise_rms, quantise_rms
-from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, check_names, register
+from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, register
 from oscar.bottlenecks.hyper_encoder import HyperEncoder
 from oscar.bottlenecks.rdo import MAX_EFFORT, check_effort, choose_cheaper
 from oscar.bottlenecks.residual_vq import ResidualHyperEncoder
-from oscar.models.modules import drop
+from oscar.models.modules import check_names, drop
 from oscar.rates import PAPER_RATES, PIXELS_PER_LATENT, RatePoint, find_rate, rate_by_id
 from oscar.timesteps import TableMapping, TimestepMapping
 from oscar.utils.errors import first_line

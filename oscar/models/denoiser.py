@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from oscar.diffusion import NoiseSchedule
 from oscar.inference import windows
 from oscar.inference.cpu.reuse import nothing_kept
 from oscar.models.backbone import unet_multiple
+from oscar.models.modules import check_names
 from oscar.models.padding import pad_to_multiple
 from oscar.utils.errors import first_line
 
@@ -148,6 +150,23 @@ class Denoiser(nn.Module):
         """
         output = predict(self.unet, noisy, timestep, self.prompt)
         return self.schedule.predict_x0(noisy, output, timestep)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of it, by name: prompt and adapters; a UNet that is tuned in full is the backbone's."""
+        found = {} if self.prompt is None else {"denoiser.prompt": self.prompt.detach()}
+        if self.tuning == "lora":
+            state = self.unet.state_dict()
+            found |= {f"denoiser.{name}": value for name, value in state.items() if "lora_" in name}
+        return found
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` gave (ValueError for missing or unknown ones)."""
+        check_names(tensors, self.tensors())
+        names = {name: name if name == "denoiser.prompt" else name.replace("denoiser.", "denoiser.unet.", 1)
+                 for name in tensors}  # fmt: skip
+        self.load_state_dict(
+            {names[name].removeprefix("denoiser."): value for name, value in tensors.items()}, strict=False
+        )
 
     def merge(self) -> None:
         """Fold the adapters into the UNet's weights, for inference; cannot be undone."""

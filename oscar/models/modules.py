@@ -1,4 +1,4 @@
-"""Taking networks apart."""
+"""Parts of networks, by name."""
 
 from __future__ import annotations
 
@@ -12,3 +12,11 @@ def drop(network: nn.Module, parts: Iterable[str]) -> None:
     for name, _ in list(network.named_children()):
         if name in parts:
             delattr(network, name)
+
+
+def check_names(names: Iterable[str], expected: Iterable[str]) -> None:
+    """Refuse tensors that are missing or unknown (ValueError naming the first)."""
+    names, expected = set(names), set(expected)
+    for problem, found in (("lacks", expected - names), ("has unknown", names - expected)):
+        if found:
+            raise ValueError(f"{problem} {min(found)} ({len(found)} tensors in all)")
