@@ -1,6 +1,6 @@
 """OSCAR: a one-step diffusion image codec; one model, many bit-rates.
 
-`from oscar import OscarCodec` is the whole of it. torch is imported when the codec is first asked for, so that
+`oscar.load("nano")` gives a codec that is ready for use, `OscarCodec` is its class. torch is imported when the codec is first asked for, so that
 `import oscar` and the light commands of the command line start at once.
 """
 
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from oscar.codec import OscarCodec
+    from oscar.inference.load import load
 
 __version__ = "0.1.0"
-__all__ = ["OscarCodec", "__version__"]
+__all__ = ["OscarCodec", "__version__", "load"]
 
 
 def __getattr__(name: str) -> object:
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> object:
         from oscar.codec import OscarCodec
 
         return OscarCodec
+    if name == "load":
+        from oscar.inference.load import load
+
+        return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

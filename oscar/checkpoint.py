@@ -1,6 +1,7 @@
 """Native checkpoints: a folder of safetensors and JSON.
 
-    oscar.json          format, architecture, pseudo-timesteps, backbone, fingerprint, hashes of the weight files
+    oscar.json          format, architecture, pseudo-timesteps, backbone, fingerprint, hashes of the weight files, and
+                        how it was trained (`oscar.utils.provenance`)
     oscar.safetensors   bottleneck.*, denoiser.* (adapters and prompt), frequencies.* (integer tables by rate id) and,
                         where there are any, context.* (integer context models by rate id); with a hyperprior coder.*
                         (its integers) in place of tables
@@ -18,7 +19,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,10 +32,10 @@ from oscar.models.backbone import Backbone, BackboneError
 from oscar.models.denoiser import Denoiser
 from oscar.timesteps import TimestepMapping, mapping_from_config
 from oscar.utils.errors import first_line
+from oscar.utils.provenance import MODEL, SHIPPED
 
 FORMAT = 1
-CONFIG, WEIGHTS = "oscar.json", "oscar.safetensors"
-SHIPPED = Path(__file__).parent / "assets"
+CONFIG, WEIGHTS = MODEL, "oscar.safetensors"
 
 
 class CheckpointError(ValueError):
@@ -101,8 +102,8 @@ def fingerprint(parts: Parts, dtype: torch.dtype | None = None) -> str:
         parts: the codec, or what it consists of.
         dtype: floating-point type in which the weights are saved, None for their own.
     """
-    digest = hashlib.sha256(json.dumps(describe(parts), sort_keys=True).encode())
-    digest.update(json.dumps(parts.backbone.schedule.config, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(describe(parts), allow_nan=False, sort_keys=True).encode())
+    digest.update(json.dumps(parts.backbone.schedule.config, allow_nan=False, sort_keys=True).encode())
     digest.update(repr(parts.backbone.vae.config.scaling_factor).encode())
     stored, wanted = tensors(parts), parts.bottleneck.decoder_tensors() | parts.denoiser.tensors().keys()
     own = {name: value for name, value in stored.items() if name in wanted}
@@ -124,13 +125,16 @@ def fingerprint(parts: Parts, dtype: torch.dtype | None = None) -> str:
     return digest.hexdigest()
 
 
-def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+def save(
+    parts: Parts, folder: str | Path, dtype: torch.dtype | None = None, provenance: dict | None = None
+) -> None:
     """Write a checkpoint folder; it appears whole or not at all, and replaces an earlier checkpoint of that name.
 
     Args:
         parts: the codec, or what it consists of, its adapters not merged.
         folder: where to; its parents are made.
         dtype: floating-point type of the file, None for the weights' own.
+        provenance: how it was trained, in JSON-able form.
 
     Raises:
         CheckpointError: if the folder exists and is not a checkpoint.
@@ -156,12 +160,14 @@ def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None) -> 
             "format": FORMAT,
             **describe(parts),
             "backbone": None if bundled else parts.backbone.source,
+            **({} if bundled or not parts.backbone.digests else {"backbone_sha256": parts.backbone.digests}),
+            **({} if provenance is None else {"provenance": provenance}),
             "fingerprint": fingerprint(parts, dtype),
             "sha256": {
                 path.relative_to(temporary).as_posix(): _sha256(path) for path in temporary.rglob("*.safetensors")
             },
         }
-        (temporary / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (temporary / CONFIG).write_text(json.dumps(config, allow_nan=False, indent=2, sort_keys=True) + "\n")
         os.chmod(temporary, 0o755)  # mkdtemp's folder is private, and so are safetensors' files
         for path in temporary.rglob("*.safetensors"):
             os.chmod(path, 0o644)
@@ -170,24 +176,81 @@ def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None) -> 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load(source: str | Path) -> tuple[Parts, str]:
-    """Read a checkpoint, ready for training (adapters not merged), in float32 on the CPU, and its fingerprint.
+class Loaded(NamedTuple):
+    """What a checkpoint holds: the parts of a codec, its fingerprint, and how it was trained."""
+
+    parts: Parts
+    fingerprint: str
+    provenance: dict | None
+
+
+def load(source: str | Path, backbone: str | Path | None = None) -> Loaded:
+    """Read a checkpoint, ready for training (adapters not merged), in float32 on the CPU.
 
     Args:
         source: name of a shipped model ("nano"), a folder, or a hub id.
+        backbone: where the backbone is now that the checkpoint names, if it has moved. It must be the same one.
 
     Raises:
         CheckpointError: if it cannot be found, is damaged, or does not fit its description.
     """
     with reading(source) as (folder, config):
         check_hashes(folder, config["sha256"])
-        parts = build(config, Backbone.from_pretrained(config["backbone"] or folder))
+        parts = build(config, read_backbone(folder, config, backbone))
         state = {name: value.float() if value.is_floating_point() else value
                  for name, value in load_file(folder / WEIGHTS).items()}  # fmt: skip
         fill(parts.bottleneck, parts.denoiser, state)
-        if config["backbone"] is None:
-            parts.backbone.source = None
-        return parts, identity(config)
+        if backbone is not None and "backbone_sha256" not in config and fingerprint(parts) != config["fingerprint"]:
+            raise CheckpointError(f"backbone {str(backbone)!r} is not the one that this checkpoint was made with")
+        return Loaded(parts, identity(config), config.get("provenance"))
+
+
+def read_description(source: str | Path) -> tuple[Path, dict]:
+    """The folder of a checkpoint and what its JSON says, without its weights.
+
+    Raises:
+        CheckpointError: if it cannot be found or read.
+    """
+    with reading(source) as (folder, config):
+        return folder, config
+
+
+def content_hash(source: str | Path) -> str:
+    """What tells a checkpoint's contents from another's, wherever they lie: 16 hexadecimal digits.
+
+    Raises:
+        CheckpointError: if it cannot be found or read.
+    """
+    _, config = read_description(source)
+    content = {name: value for name, value in config.items() if name not in ("backbone", "provenance")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_backbone(folder: Path, config: Mapping, moved: str | Path | None, *options) -> Backbone:
+    """The backbone of a checkpoint from where it is, with the options of `Backbone.from_pretrained`.
+
+    Raises:
+        CheckpointError: if it is not there, or not the one that the checkpoint was made with.
+    """
+    named = config["backbone"]
+    if named is None:
+        if moved is not None:
+            raise CheckpointError(f"backbone is {str(moved)!r}, but the checkpoint holds its own; allowed: none")
+        backbone = Backbone.from_pretrained(folder, *options)
+        backbone.source = None
+        return backbone
+    try:
+        backbone = Backbone.from_pretrained(moved or named, *options)
+    except BackboneError as error:
+        raise CheckpointError(f"{error}; if it is elsewhere now: backbone=FOLDER in Python, --backbone FOLDER "
+                              "of oscar, backbone.source=FOLDER in training") from None  # fmt: skip
+    stored = config.get("backbone_sha256", {})
+    for part, digest in backbone.digests.items():
+        if stored.get(part, digest) != digest:
+            place = str(moved or named)
+            raise CheckpointError(f"backbone {place!r} is not the one that this checkpoint was made with: "
+                                  f"its {part} has other weights")  # fmt: skip
+    return backbone
 
 
 def fill(bottleneck: Bottleneck, denoiser: Denoiser | None, state: Mapping[str, Tensor]) -> None:

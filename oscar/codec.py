@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -22,12 +23,14 @@ from torch import Tensor, nn
 from oscar import checkpoint, rate_control
 from oscar.bitstream import Container, HeaderError, WrongModelError
 from oscar.bottlenecks import Bottleneck, Components, Payload, Point, concatenate
-from oscar.data.images import AnyImage, as_batch, to_pil
+from oscar.data.images import as_batch, to_pil
 from oscar.models.backbone import Backbone
 from oscar.models.denoiser import Denoiser
 from oscar.models.padding import pad_to_multiple
 from oscar.timesteps import TimestepMapping, timestep_code, timestep_of_code
 from oscar.utils.groups import group
+
+AnyImage = Image.Image | np.ndarray | Tensor
 
 
 class Encoded(NamedTuple):
@@ -70,6 +73,8 @@ class OscarCodec(nn.Module):
         bottleneck: latents to bytes and back.
         denoiser: the backbone's UNet, adapted; None among the encoder's components.
         mapping: pseudo-timestep of each operating point, or of each image.
+        fingerprint: if it is known.
+        provenance: how it was trained, in JSON-able form (`oscar.utils.provenance`).
 
     Attributes:
         components: what was loaded: "both", or what the "encoder" or the "decoder" needs.
@@ -79,7 +84,13 @@ class OscarCodec(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, bottleneck: Bottleneck, denoiser: Denoiser | None, mapping: TimestepMapping
+        self,
+        backbone: Backbone,
+        bottleneck: Bottleneck,
+        denoiser: Denoiser | None,
+        mapping: TimestepMapping,
+        fingerprint: str | None = None,
+        provenance: dict | None = None,
     ):
         super().__init__()
         if bottleneck.factor not in (None, backbone.factor):
@@ -87,23 +98,27 @@ class OscarCodec(nn.Module):
                              f"allowed with {bottleneck.point_name}s: {bottleneck.factor}")  # fmt: skip
         self.backbone, self.bottleneck, self.denoiser = backbone, bottleneck, denoiser
         self.components: Components = "both"
+        self.provenance = provenance
         self.set_mapping(mapping)
+        self._fingerprint = fingerprint
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> OscarCodec:
+    def from_pretrained(cls, source: str | Path, backbone: str | Path | None = None) -> OscarCodec:
         """Read a checkpoint as it is trained: plain modules, float32, on the CPU. `oscar.load` is for everyday use.
+
+        Args:
+            source: "nano" (in the package), a checkpoint folder or a hub id.
+            backbone: where the backbone is now that the checkpoint names, if it has moved.
 
         Raises:
             CheckpointError: if it cannot be found or read.
         """
-        parts, fingerprint = checkpoint.load(source)
-        codec = cls(*parts)
-        codec._fingerprint = fingerprint
-        return codec
+        loaded = checkpoint.load(source, backbone)
+        return cls(*loaded.parts, loaded.fingerprint, loaded.provenance)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a checkpoint folder (see `oscar.checkpoint`), completely or not at all."""
-        checkpoint.save(self, folder, dtype)
+        checkpoint.save(self, folder, dtype, self.provenance)
 
     # Images and bytes.
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
+
+from oscar.timesteps import timestep_code, timestep_of_code
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 

@@ -35,6 +35,16 @@ class RatePoint:
     timestep: int | None = None
 
     @property
+    def value(self) -> float:
+        """What users say: the nominal bpp."""
+        return self.bpp
+
+    @property
+    def code(self) -> int:
+        """What files hold: the id."""
+        return self.id
+
+    @property
     def downsample(self) -> int:
         """Latent positions per index along each side: 1, 2, 4 or 8."""
         return LATENT_SIDE // self.grid

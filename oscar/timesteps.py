@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from oscar.rates import PAPER_RATES, RatePoint, rate_by_id
 
@@ -256,7 +256,7 @@ class CurveMapping(TimestepMapping):
         """From the paper's timestep at its lowest rate to little noise; to start with."""
         return cls((float(PAPER_RATES[0].timestep), 20.0))
 
-    def __call__(self, rate: Point) -> float:
+    def __call__(self, rate: Any) -> float:
         """The pseudo-timestep of a quality."""
         if isinstance(rate, RatePoint):
             raise ValueError("timesteps: kind curve is for models with a hyperprior, whose qualities go from 0 to 1")

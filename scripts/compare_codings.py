@@ -45,7 +45,7 @@ def compare_all(options: argparse.Namespace) -> str:
     paths = find_pictures(options.images)[: options.limit]
     codec = OscarCodec.from_pretrained(options.model, options.device)
     codec.need_rates("the comparison")
-    rates = codec.rates if options.rates is None else [codec.find_rate(bpp) for bpp in options.rates]
+    rates = codec.bottleneck.rates if options.rates is None else [codec.bottleneck.parse(bpp) for bpp in options.rates]
     metrics = MetricSet(METRICS if options.metrics else (), options.device)
     efforts = sorted({0, *options.efforts})
     rows = []

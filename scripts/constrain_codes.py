@@ -38,13 +38,12 @@ def constrain(options: argparse.Namespace) -> None:
     if options.out.exists():
         raise ValueError(f"--out is {options.out}, which exists; allowed: a folder that does not")
 
-    from oscar import checkpoint
     from oscar.data.folders import find_pictures
     from oscar.training.constraint import constrain_codes
 
     paths = find_pictures(options.images)
     random.Random(options.seed).shuffle(paths)
-    codec = checkpoint.load(options.model).to(options.device).eval()
+    codec = OscarCodec.from_pretrained(options.model).to(options.device).eval()
     constrain_codes(codec, paths[: options.pictures], strengths, options.seed)
     codec.save_pretrained(options.out)
 

@@ -58,14 +58,14 @@ def assert_same_outputs(one: OscarCodec, other: OscarCodec, image: torch.Tensor,
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_round_trip(make_codec, picture, tmp_path: Path, tuning: str) -> None:
     codec = make_codec(tuning=tuning)
-    codec.frequencies[7] = normalise_counts(np.arange(256))
+    codec.bottleneck.frequencies[7] = normalise_counts(np.arange(256))
     codec.save_pretrained(tmp_path / "model")
-    loaded = checkpoint.load(tmp_path / "model").eval()
+    loaded = OscarCodec.from_pretrained(tmp_path / "model").eval()
     assert checkpoint.describe(loaded) == checkpoint.describe(codec)
     assert loaded.fingerprint == codec.fingerprint == checkpoint.fingerprint(loaded)
-    assert loaded.rates == codec.rates and loaded.mapping == codec.mapping
-    for rate in codec.rates:
-        assert np.array_equal(loaded.frequencies[rate.id], codec.frequencies[rate.id])
+    assert loaded.bottleneck.rates == codec.bottleneck.rates and loaded.mapping == codec.mapping
+    for rate in codec.bottleneck.rates:
+        assert np.array_equal(loaded.bottleneck.frequencies[rate.id], codec.bottleneck.frequencies[rate.id])
     assert_same_outputs(codec, loaded, to_tensor(picture(64, 80)))
     merged = OscarCodec.from_pretrained(tmp_path / "model", dtype=torch.float32)
     assert merged.model_tag == codec.model_tag
@@ -75,7 +75,7 @@ def test_round_trip(make_codec, picture, tmp_path: Path, tuning: str) -> None:
 
 
 def test_a_second_round_trip_writes_the_same_bytes(tiny_folder: Path, tmp_path: Path) -> None:
-    checkpoint.load(tiny_folder).save_pretrained(tmp_path / "again")
+    OscarCodec.from_pretrained(tiny_folder).save_pretrained(tmp_path / "again")
     files = sorted(path.relative_to(tiny_folder) for path in tiny_folder.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*.*"))
     for path in files:
@@ -107,7 +107,7 @@ def test_a_backbone_that_is_only_named(make_codec, make_backbone, picture, tmp_p
     named = checkpoint.build(checkpoint.describe(codec), Backbone.from_pretrained(tmp_path / "backbone")).eval()
     named.save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model/unet").exists()
-    loaded = checkpoint.load(tmp_path / "model").eval()
+    loaded = OscarCodec.from_pretrained(tmp_path / "model").eval()
     assert loaded.backbone.source == str(tmp_path / "backbone") and loaded.fingerprint == named.fingerprint
     assert_same_outputs(named, loaded, to_tensor(picture(64, 64)))
     shutil.rmtree(tmp_path / "backbone")
@@ -208,7 +208,7 @@ def test_an_empty_folder_and_an_old_checkpoint_are_replaced(make_codec, tmp_path
     first, second = make_codec(), make_codec(seed=1)
     for codec in (first, second):
         codec.save_pretrained(tmp_path / "model")
-        assert checkpoint.load(tmp_path / "model").model_tag == codec.model_tag
+        assert OscarCodec.from_pretrained(tmp_path / "model").model_tag == codec.model_tag
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -230,7 +230,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(make_codec, tmp_path: Pat
         make_codec(seed=1).save_pretrained(tmp_path / "model")
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert checkpoint.load(tmp_path / "model").model_tag == tag
+    assert OscarCodec.from_pretrained(tmp_path / "model").model_tag == tag
 
 
 def test_merged_adapters_cannot_be_saved(tiny: OscarCodec, tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_the_tag_covers_tables_schedule_and_mapping(make_codec) -> None:
     codec = make_codec()
     before = checkpoint.fingerprint(codec)
     assert checkpoint.fingerprint(make_codec()) == before
-    codec.frequencies[3] = normalise_counts(np.arange(2048))
+    codec.bottleneck.frequencies[3] = normalise_counts(np.arange(2048))
     assert checkpoint.fingerprint(codec) != before
     codec = make_codec()
     codec.backbone.vae.register_to_config(scaling_factor=0.5)
@@ -314,7 +314,7 @@ def test_training_goes_on_from_the_stored_codes(make_codec, tmp_path: Path) -> N
     for _ in range(3):
         codec.bottleneck.train()(latent, TOP)
     codec.save_pretrained(tmp_path / "model")
-    loaded = checkpoint.load(tmp_path / "model")
+    loaded = OscarCodec.from_pretrained(tmp_path / "model")
     before = loaded.bottleneck.at(TOP).quantizer.codebook.clone()
     assert torch.equal(before, codec.bottleneck.at(TOP).quantizer.codebook)
     loaded.bottleneck.train()(latent, TOP)
@@ -325,9 +325,9 @@ def test_training_goes_on_from_the_stored_codes(make_codec, tmp_path: Path) -> N
 def test_codes_in_stages(make_codec, tmp_path: Path) -> None:
     """They are stored, set by k-means if they are not yet, belong to both halves, and decoding depends on them."""
     codec = make_codec(rates=[4], bottleneck={"stages": {"4": 4}, "kmeans_init": True})
-    (rate,) = codec.rates
+    (rate,) = codec.bottleneck.rates
     codec.save_pretrained(tmp_path / "untrained")
-    codec = checkpoint.load(tmp_path / "untrained")
+    codec = OscarCodec.from_pretrained(tmp_path / "untrained")
     codes = codec.bottleneck.at(rate).quantizer.codebook
     codec.bottleneck.train()(torch.randn(4, 4, 16, 16), rate)
     before = codes.detach().clone()
@@ -336,7 +336,7 @@ def test_codes_in_stages(make_codec, tmp_path: Path) -> None:
     assert torch.equal(codes, before)
     codec.eval().save_pretrained(tmp_path / "model")
     assert json.loads((tmp_path / "model" / CONFIG).read_text())["bottleneck"]["stages"] == {"4": 4}
-    assert torch.equal(checkpoint.load(tmp_path / "model").bottleneck.at(rate).quantizer.codebook, before)
+    assert torch.equal(OscarCodec.from_pretrained(tmp_path / "model").bottleneck.at(rate).quantizer.codebook, before)
     tag = codec.fingerprint
     with torch.no_grad():
         codes[3, 15, 3] += 1e-3
@@ -353,6 +353,6 @@ def test_codes_in_stages(make_codec, tmp_path: Path) -> None:
 
 def test_an_untrained_codebook_is_still_initialised(make_codec, tmp_path: Path) -> None:
     make_codec(rates=[7], bottleneck={"kmeans_init": True}).save_pretrained(tmp_path / "model")
-    loaded = checkpoint.load(tmp_path / "model")
+    loaded = OscarCodec.from_pretrained(tmp_path / "model")
     loaded.bottleneck.train()(torch.randn(4, 4, 16, 16), TOP)
     assert loaded.bottleneck.at(TOP).quantizer.codebook.norm(dim=-1).min() > 0.99

@@ -42,7 +42,7 @@ def test_round_trip_at_every_rate(tiny: OscarCodec, picture, rate) -> None:
     decoded = tiny.decompress(data)
     assert decoded.size == image.size and decoded.mode == "RGB"
     container = Container.unpack(data)
-    assert (container.rate_id, container.width, container.height) == (rate.id, 96, 72)
+    assert (container.point_code, container.width, container.height) == (rate.id, 96, 72)
     assert container.model_tag == tiny.model_tag
     in_process = tiny.reconstruct(to_tensor(image), rate, protocol="bitstream")
     _, indices = tiny.read(data)
@@ -231,7 +231,7 @@ def test_a_file_of_another_model(tiny: OscarCodec, make_codec, picture, no_netwo
 
 def test_a_rate_that_this_model_lacks(tiny: OscarCodec, picture, no_networks) -> None:
     container = Container.unpack(tiny.compress(picture(64, 64), TOP))
-    foreign = Container(Coding.PACKED, 11, tiny.model_tag, 64, 64, container.norms, bytes(56))
+    foreign = Container(Coding.PACKED, 11, tiny.model_tag, 64, 64, container.side, bytes(56))
     with pytest.raises(UnknownRateError, match=r"0\.1093, which this model does not have"):
         tiny.decompress(foreign.pack())
 
@@ -269,7 +269,7 @@ def test_damage_behind_a_valid_checksum(tiny: OscarCodec, picture, no_networks) 
         payload = bytearray(container.payload)
         payload[random.integers(len(payload))] ^= 1 << random.integers(8)
         crafted = Container(
-            container.coding, container.rate_id, container.model_tag, 160, 96, container.norms, bytes(payload)
+            container.coding, container.point_code, container.model_tag, 160, 96, container.side, bytes(payload)
         )
         try:
             _, indices = tiny.read(crafted.pack())
@@ -291,7 +291,7 @@ def test_one_bad_file_spoils_the_batch_before_anything_is_decoded(tiny: OscarCod
 @pytest.fixture(scope="module")
 def per_image_folder(tiny_folder, tmp_path_factory) -> Path:
     """The tiny codec with a timestep for each picture."""
-    codec = checkpoint.load(tiny_folder).eval()
+    codec = OscarCodec.from_pretrained(tiny_folder).eval()
     codec.set_mapping(PerImageMapping())
     folder = tmp_path_factory.mktemp("per-image") / "model"
     codec.save_pretrained(folder)
@@ -319,7 +319,7 @@ def test_a_picture_carries_its_own_timestep(per_image: OscarCodec, tiny: OscarCo
         assert abs(timestep - distance.argmin().item()) <= 2 and timestep in reached  # the nearest of 256
         decoded = per_image.decompress(data)
         expected = per_image.denoiser(rescale(z_hat, per_image.stored_rms(
-            torch.tensor([list(container.norms)]))), timestep)  # fmt: skip
+            torch.tensor([list(container.side)]))), timestep)  # fmt: skip
         in_process = per_image.reconstruct(to_tensor(image), rate)
         torch.testing.assert_close(in_process.x0, expected)
         assert np.array_equal(np.asarray(decoded), np.asarray(to_pil(in_process.image)))
@@ -392,7 +392,7 @@ def test_a_mapping_is_stored(make_codec, picture, tmp_path, mapping) -> None:
 def test_the_shipped_model_keeps_its_tag() -> None:
     """Files that it wrote must stay readable: neither the mapping's description nor anything else may change it."""
     stored = json.loads((checkpoint.SHIPPED / "nano/oscar.json").read_text())
-    codec = checkpoint.load("nano")
+    codec = OscarCodec.from_pretrained("nano")
     assert checkpoint.fingerprint(codec, torch.float16) == stored["fingerprint"] == codec.fingerprint
     assert codec.mapping == TableMapping.paper()
 

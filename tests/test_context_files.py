@@ -42,13 +42,13 @@ def train_contexts(codec: OscarCodec, picture, rates=(SMALL, TOP)) -> None:
             optimiser.zero_grad()
             network(*contexts).backward()
             optimiser.step()
-        codec.contexts[rate.id] = network.integers()
+        codec.bottleneck.contexts[rate.id] = network.integers()
 
 
 @pytest.fixture(scope="module")
 def folder(tiny_folder: Path, picture, tmp_path_factory) -> Path:
     """The tiny checkpoint with context models."""
-    codec = checkpoint.load(tiny_folder)
+    codec = OscarCodec.from_pretrained(tiny_folder)
     train_contexts(codec, picture)
     codec.save_pretrained(tmp_path_factory.mktemp("context") / "model")
     return next(path.parent for path in tmp_path_factory.getbasetemp().glob("context*/model/oscar.json"))
@@ -119,7 +119,7 @@ def test_files_of_other_context_models(codec: OscarCodec, tiny: OscarCodec, tiny
     with pytest.raises(WrongModelError, match="coded by context; this model has none for rate 0.1250"):
         tiny.read(data)
     other = OscarCodec.from_pretrained(tiny_folder, dtype=torch.float32)
-    other.contexts[TOP.id] = codec.contexts[SMALL.id]
+    other.bottleneck.contexts[TOP.id] = codec.bottleneck.contexts[SMALL.id]
     with pytest.raises(WrongModelError, match="written with model"):
         other.read(data)
     assert other.fingerprint == codec.fingerprint and other.model_tag == codec.model_tag
@@ -147,7 +147,7 @@ def test_halves_have_them_too(folder: Path, codec: OscarCodec, picture, data: by
     assert encoder.compress(picture(333, 200, 9), TOP) == data
     assert decoder.decompress(data) == codec.decompress(data)
     half = OscarCodec.from_pretrained(folder, dtype=torch.bfloat16)
-    assert half.contexts[TOP.id].digest == codec.contexts[TOP.id].digest
+    assert half.bottleneck.contexts[TOP.id].digest == codec.bottleneck.contexts[TOP.id].digest
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_effort_with_codes_in_stages(make_codec, picture, monkeypatch, context: 
     if context:
         train_contexts(codec, picture, [SMALL])
     else:
-        codec.frequencies[SMALL.id] = np.array([2**16 - 1 - 15 * 100] + [100] * 15)
+        codec.bottleneck.frequencies[SMALL.id] = np.array([2**16 - 1 - 15 * 100] + [100] * 15)
     image = picture(512, 384, 5)
     files = [codec.compress(image, SMALL, degree) for degree in (0, 3, MAX_EFFORT)]
     grids = [codec.read(data)[1] for data in files]

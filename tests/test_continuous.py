@@ -136,7 +136,7 @@ def test_bfloat16(codec, folder, picture) -> None:
 
 
 def test_saved_and_loaded_for_training(codec, folder, tmp_path, picture) -> None:
-    loaded = checkpoint.load(folder)
+    loaded = OscarCodec.from_pretrained(folder)
     assert loaded.fingerprint == codec.fingerprint
     loaded.save_pretrained(tmp_path / "again")
     for name in ("oscar.json", "oscar.safetensors"):
@@ -146,8 +146,8 @@ def test_saved_and_loaded_for_training(codec, folder, tmp_path, picture) -> None
 
 def test_trained_on_from_half_precision(folder, tmp_path) -> None:
     """A value that the model holds for impossible costs many bits but not infinitely many."""
-    checkpoint.load(folder).save_pretrained(tmp_path / "half", torch.float16)
-    bottleneck = checkpoint.load(tmp_path / "half").bottleneck.train()
+    OscarCodec.from_pretrained(folder).save_pretrained(tmp_path / "half", torch.float16)
+    bottleneck = OscarCodec.from_pretrained(tmp_path / "half").bottleneck.train()
     latent = torch.zeros(1, sum(bottleneck.groups), 4, 4)
     latent[..., 0, 0] = 1e4
     assert bottleneck(latent, torch.tensor([1.0])).bits.isfinite().all()
@@ -155,7 +155,7 @@ def test_trained_on_from_half_precision(folder, tmp_path) -> None:
 
 def test_the_fingerprint_follows_what_decoding_depends_on(folder) -> None:
     def changed(change) -> bool:
-        codec = checkpoint.load(folder)
+        codec = OscarCodec.from_pretrained(folder)
         before = codec.fingerprint
         with torch.no_grad():
             change(codec.bottleneck)
@@ -277,7 +277,7 @@ def test_a_checkpoint_with_damaged_integers_is_refused(folder, tmp_path) -> None
     from safetensors.torch import load_file, save_file
 
     state = load_file(folder / "oscar.safetensors")
-    codec = checkpoint.load(folder)
+    codec = OscarCodec.from_pretrained(folder)
     del state["coder.up2"]
     codec.save_pretrained(tmp_path / "bad")
     save_file(state, tmp_path / "bad" / "oscar.safetensors")

@@ -137,13 +137,13 @@ def test_there_and_back(official: Path, contents: dict, tmp_path: Path) -> None:
 
 def test_the_same_pictures(official: Path, make_codec, picture, tmp_path: Path) -> None:
     convert([official / "oscar.pkl"], tmp_path / "model", official / "backbone")
-    codec, converted = make_codec(), checkpoint.load(tmp_path / "model").eval()
-    assert converted.mapping == codec.mapping and converted.rates == PAPER_RATES
+    codec, converted = make_codec(), OscarCodec.from_pretrained(tmp_path / "model").eval()
+    assert converted.mapping == codec.mapping and converted.bottleneck.rates == PAPER_RATES
     assert converted.backbone.source == str(official / "backbone")
     image = to_tensor(picture(64, 48))
     for rate in PAPER_RATES[::3]:
         assert torch.equal(converted.reconstruct(image, rate).image, codec.reconstruct(image, rate).image)
-        assert (converted.frequencies[rate.id] == uniform_frequencies(rate.codebook_size)).all()
+        assert (converted.bottleneck.frequencies[rate.id] == uniform_frequencies(rate.codebook_size)).all()
 
 
 def test_a_bundled_backbone_needs_nothing_else(official: Path, picture, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_bundled_backbone_needs_nothing_else(official: Path, picture, tmp_path
     codec = OscarCodec.from_pretrained(tmp_path / "bundled", dtype=torch.float32)
     assert codec.decompress(codec.compress(picture(40, 30), 0.125)).size == (40, 30)
     with pytest.raises(checkpoint.CheckpointError, match=str(backbone)):
-        checkpoint.load(tmp_path / "named")
+        OscarCodec.from_pretrained(tmp_path / "named")
 
 
 # Stage 1.
@@ -167,9 +167,9 @@ def test_files_of_stage_1(contents: dict, official: Path, tmp_path: Path) -> Non
                  if name.startswith(f"{place}.")}  # fmt: skip
         sources.append(write(state if place == 2 else {"state_dict": state}, tmp_path / f"{place}.pkl"))
     result = convert(sources, tmp_path / "model", official / "backbone")
-    codec = checkpoint.load(tmp_path / "model")
-    assert [rate.id for rate in codec.rates] == [2, 7] and result.unused == {KEYS[3].unused: 6}
-    for rate in codec.rates:
+    codec = OscarCodec.from_pretrained(tmp_path / "model")
+    assert [rate.id for rate in codec.bottleneck.rates] == [2, 7] and result.unused == {KEYS[3].unused: 6}
+    for rate in codec.bottleneck.rates:
         for part in ("backbone.0.weight", "quantizer._codebook.embed", "proj.12.bias"):
             expected = contents["hyper_encoders"][f"{rate.id}.{part}"]
             assert torch.equal(codec.bottleneck.at(rate).state_dict()[part], expected)
@@ -186,8 +186,8 @@ def test_a_rate_whose_codebook_has_another_size(official: Path, tmp_path: Path) 
     source = write(encoder.state_dict(), tmp_path / "hyper.pkl")
     assert "no pseudo-timestep for rate 0.0507" in refuse(source, official / "backbone")
     convert([source], tmp_path / "model", official / "backbone", timesteps={"kind": "log"})
-    codec = checkpoint.load(tmp_path / "model")
-    assert codec.rates == (RATES[10],) and codec.bottleneck.at(RATES[10]).codebook_size == 8196
+    codec = OscarCodec.from_pretrained(tmp_path / "model")
+    assert codec.bottleneck.rates == (RATES[10],) and codec.bottleneck.at(RATES[10]).codebook_size == 8196
 
 
 def test_a_rate_given_twice(contents: dict, official: Path, tmp_path: Path) -> None:

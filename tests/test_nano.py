@@ -24,19 +24,19 @@ def nano() -> OscarCodec:
 def test_it_is_small_and_has_the_papers_rates(nano):
     files = [path for path in (SHIPPED / "nano").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 20 * MEGABYTE
-    assert nano.rates == PAPER_RATES
+    assert nano.bottleneck.rates == PAPER_RATES
 
 
 def curve(codec: OscarCodec, pictures: list[Image.Image]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bytes, PSNR and MS-SSIM at each rate, means over the pictures."""
     points = []
-    for rate in codec.rates:
+    for rate in codec.bottleneck.rates:
         for image in pictures:
             data = codec.compress(image, rate)
             decoded = codec.decompress(data)
             assert decoded.size == image.size
             points.append((len(data), psnr(image, decoded), ms_ssim(image, decoded)))
-    return tuple(np.reshape(points, (len(codec.rates), len(pictures), 3)).mean(axis=1).T)
+    return tuple(np.reshape(points, (len(codec.bottleneck.rates), len(pictures), 3)).mean(axis=1).T)
 
 
 def check_curve(sizes: np.ndarray, decibels: np.ndarray, similarity: np.ndarray) -> None:

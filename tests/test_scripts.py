@@ -96,5 +96,5 @@ def test_a_tiny_run(photos: Path, tmp_path: Path) -> None:
     assert OmegaConf.load(tmp_path / "run/config.yaml").trainer.max_steps == 4
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
     codec = OscarCodec.from_pretrained(tmp_path / "run/final")
-    assert [rate.bpp for rate in codec.rates] == [0.0019, 0.125]
+    assert [rate.bpp for rate in codec.bottleneck.rates] == [0.0019, 0.125]
     assert {path.name for path in tmp_path.iterdir()} <= {"run", ".cache", ".config"}  # nothing beside the output

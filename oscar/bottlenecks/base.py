@@ -10,19 +10,19 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from oscar.bitstream import Coding, PayloadError
+from oscar.models.backbone import Components
 from oscar.models.modules import check_names
 from oscar.timesteps import TimestepMapping
 
 if TYPE_CHECKING:
     from oscar.config import BottleneckConfig, StageConfig
 
-Components = Literal["both", "encoder", "decoder"]
 
 
 class Point(Protocol):

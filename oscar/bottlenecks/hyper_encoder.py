@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from compressai.layers import AttentionBlock
 from torch import Tensor, distributed, nn

@@ -217,7 +217,7 @@ class VQBottleneck(Bottleneck):
         return found
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        check_names((name for name in tensors if not name.startswith("context.")), 
+        check_names((name for name in tensors if not name.startswith("context.")),
                     (name for name in self.tensors() if not name.startswith("context.")))  # fmt: skip
         weights = {name.removeprefix("bottleneck."): value for name, value in tensors.items()
                    if name.startswith("bottleneck.")}  # fmt: skip

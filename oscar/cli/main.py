@@ -462,7 +462,7 @@ def _export(source: str, target: Path) -> None:
 
 
 def _rate_list(codec: OscarCodec) -> str:
-    return ", ".join(f"{rate.bpp:.4f}" for rate in codec.rates)
+    return ", ".join(f"{rate.bpp:.4f}" for rate in codec.bottleneck.rates)
 
 
 def _facts(path: Path, container: Container) -> dict[str, Any]:
@@ -490,7 +490,7 @@ def _point_facts(container: Container) -> dict[str, Any]:
         return {"quality": container.quality / MAX_QUALITY, "quality_code": container.quality}
     rate = container.rate
     nominal = rate.nominal_bits(container.height, container.width) / (container.width * container.height)
-    return {"rate": rate.bpp, "rate_id": container.rate_id, "nominal_bpp": nominal}
+    return {"rate": rate.bpp, "rate_id": container.point_code, "nominal_bpp": nominal}
 
 
 def _describe(facts: dict[str, Any]) -> str:
@@ -603,12 +603,12 @@ def _network_options(dtype: str, compile: str, memory: str, **others: Any) -> di
 
 def _check_point(codec: OscarCodec, rate: float | None, quality: float | None, effort: int) -> OscarCodec:
     """Refuse, for every file, a rate or quality that the model does not have, and an effort without rates."""
-    if codec.rates:
+    if codec.bottleneck.rates:
         if quality is not None:
             raise CommandError(f"--quality is {quality}, but this model has rates; allowed: --rate {_rate_list(codec)}")
         if rate is not None:
             try:
-                find_rate(rate, codec.rates)
+                find_rate(rate, codec.bottleneck.rates)
             except ValueError as error:
                 raise CommandError(_one_line(error)) from error
     elif rate is not None or effort:

@@ -42,7 +42,7 @@ def merge_rates(sources: Sequence[str | Path], out: str | Path) -> OscarCodec:
     for source in sources[1:]:
         codec = _load(source)
         _check_same(first, codec, sources[0], source)
-        for rate in codec.rates:
+        for rate in codec.bottleneck.rates:
             if rate in origin:
                 raise CheckpointError(f"rate {rate.bpp:.4f} is in both {origin[rate]} and {source}; "
                                       "allowed: each rate in one checkpoint")  # fmt: skip
@@ -62,7 +62,7 @@ def merge_rates(sources: Sequence[str | Path], out: str | Path) -> OscarCodec:
 
 
 def _load(source: str | Path) -> OscarCodec:
-    codec = checkpoint.load(source)
+    codec = OscarCodec.from_pretrained(source)
     try:
         codec.need_rates("merging")
     except ValueError as error:
@@ -74,7 +74,7 @@ def _rates(
     codec: OscarCodec,
 ) -> tuple[dict[RatePoint, HyperEncoder], dict[int, np.ndarray], dict[int, ContextModel]]:
     """The hyper-encoder of each rate, and by rate id the frequency tables and context models."""
-    return {rate: codec.bottleneck.at(rate) for rate in codec.rates}, codec.frequencies, codec.contexts
+    return {rate: codec.bottleneck.at(rate) for rate in codec.bottleneck.rates}, codec.bottleneck.frequencies, codec.bottleneck.contexts
 
 
 def _check_same(one: OscarCodec, other: OscarCodec, name: str | Path, other_name: str | Path) -> None:

@@ -203,15 +203,15 @@ def to_published(codec: OscarCodec) -> dict[str, Any]:
         ("denoiser.prompt", "none" if codec.denoiser.prompt is None else "learned", "learned"),
         ("timesteps", codec.mapping.kind, "table"),
         *((f"timestep of rate {rate.bpp:.4f}", codec.mapping(rate), rate.timestep)
-          for rate in codec.rates if codec.mapping.kind == "table"),
-        *((f"stages of rate {rate.bpp:.4f}", codec.bottleneck.at(rate).stages, 1) for rate in codec.rates),
+          for rate in codec.bottleneck.rates if codec.mapping.kind == "table"),
+        *((f"stages of rate {rate.bpp:.4f}", codec.bottleneck.at(rate).stages, 1) for rate in codec.bottleneck.rates),
     ):  # fmt: skip
         if found != allowed:
             raise ConvertError(f"{name} is {found!r}; allowed in a published checkpoint: {allowed!r}")
     if codec.denoiser.merged:
         raise ConvertError("the adapters are merged into the UNet; allowed: a codec of oscar.checkpoint.load")
     parts: dict[str, OrderedDict] = {"hyper_encoders": OrderedDict(), "state_dict_unet": OrderedDict()}
-    tensors = {name: value.detach() for name, (value, _) in published_tensors(codec, codec.rates).items()}
+    tensors = {name: value.detach() for name, (value, _) in published_tensors(codec, codec.bottleneck.rates).items()}
     prompt = torch.nn.Parameter(tensors.pop("embeddings"))
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
@@ -243,7 +243,7 @@ def export(source: str | Path, out: str | Path) -> OscarCodec:
         CheckpointError: if the source cannot be read.
         ConvertError: if the published layout has no place for it.
     """
-    codec = checkpoint.load(source)
+    codec = OscarCodec.from_pretrained(source)
     try:
         codec.need_rates("the published layout")
         export_codec(codec, out)

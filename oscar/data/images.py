@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, features
 
+from oscar.bitstream.container import MAX_SIDE
 from oscar.utils.files import Listing, list_folder
 
 if TYPE_CHECKING:
@@ -390,3 +391,12 @@ def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
         error = listing.errors[0]
         raise ImageError(f"{error.filename}: {error.strerror}")
     return listing.files
+
+
+def as_batch(image: Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
+    """An image as (1, 3, H, W) in [-1, 1]; ImageError if no file can hold it."""
+    batch = to_tensor(image)
+    height, width = batch.shape[-2:]
+    if max(height, width) > MAX_SIDE:
+        raise ImageError(f"picture of {width}x{height} pixels is not allowed; allowed: {MAX_SIDE} a side")
+    return batch

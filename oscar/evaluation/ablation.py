@@ -151,7 +151,7 @@ def ablate_config(config: AblateTimestepsConfig) -> pd.DataFrame:
     paths = find_pictures(config.data.images)[: config.data.limit]
     codec = OscarCodec.from_pretrained(config.model, config.device, torch.float32)
     codec.need_rates("the ablation")
-    rates = by_bpp(codec.rates if config.rates is None else {codec.find_rate(bpp) for bpp in config.rates})
+    rates = by_bpp(codec.bottleneck.rates if config.rates is None else {codec.bottleneck.parse(bpp) for bpp in config.rates})
     mappings, own = make_mappings(codec, config.mappings, paths)
     for mapping in mappings.values():
         mapping.check(rates, len(codec.backbone.schedule))

@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from oscar import checkpoint
 from oscar.codec import OscarCodec, channel_cosine, rescale
 from oscar.data.folders import find_pictures
 from oscar.data.images import ImageError, read_image, to_tensor
@@ -73,7 +72,7 @@ def calibrate_config(config: CalibrateTimestepsConfig) -> Calibration:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     paths = find_pictures(config.data.images)[: config.data.limit]
-    codec = checkpoint.load(config.model).eval().requires_grad_(False).to(config.device)
+    codec = OscarCodec.from_pretrained(config.model).eval().requires_grad_(False).to(config.device)
     calibration = calibrate(codec, paths)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -123,7 +122,7 @@ def calibrate(codec: OscarCodec, paths: Sequence[Path], progress: bool = True) -
             failed[name] = first_line(error)
             tqdm.write(f"left out: {failed[name]}", file=sys.stderr)
             continue
-        rows += [{"image": name, "rate": rate.bpp, **measure(codec, batch, rate)} for rate in by_bpp(codec.rates)]
+        rows += [{"image": name, "rate": rate.bpp, **measure(codec, batch, rate)} for rate in by_bpp(codec.bottleneck.rates)]
     if not rows:
         raise EvaluationError(f"none of the {len(paths)} pictures can be read: {next(iter(failed.values()))}")
     pictures = pd.DataFrame(rows)
@@ -192,7 +191,7 @@ def summarise(codec: OscarCodec, pictures: pd.DataFrame) -> tuple[pd.DataFrame, 
     """
     groups = pictures.groupby("rate")
     means = groups.mean(numeric_only=True)
-    rates = by_bpp(codec.rates)
+    rates = by_bpp(codec.bottleneck.rates)
     share = means["residual_power"] / (means["residual_power"] + means["signal_power"])
     signals = {"cosine": means["cosine"], "snr": (1 - share) ** 0.5}
     values = {"cosine": means["cosine"], "snr": share}

@@ -121,7 +121,7 @@ class OscarImageCodec(ImageCodec):
 
     @torch.inference_mode()
     def _paper_round_trip(self, image: Image.Image, point: float) -> RoundTrip:
-        rate = self.codec.find_rate(point)
+        rate = self.codec.bottleneck.parse(point)
         reference = image.resize(paper_size(*image.size), Image.Resampling.LANCZOS)
         start = time.perf_counter()
         analysis = self.codec.analyse(to_tensor(reference), rate, is_sampled=True)

@@ -28,7 +28,7 @@ def meet(codec: OscarCodec, path: Path, share: float) -> dict:
         share: where the target lies between the logarithms of the lengths that its files can have.
     """
     picture = read_image(path)
-    lowest = {"effort": MAX_EFFORT} if codec.rates else {}
+    lowest = {"effort": MAX_EFFORT} if codec.bottleneck.rates else {}
     shortest = len(codec.compress_batch([picture], codec.points[0], **lowest)[0])
     longest = max(len(codec.compress_batch([picture], point)[0]) for point in codec.points[-2:])
     target = round(shortest * (longest / shortest) ** share)

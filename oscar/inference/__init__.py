@@ -1,0 +1,1 @@
+"""What makes a loaded codec fast and small, from outside; `oscar.inference.load` is the everyday entrance."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import init_empty_weights
 from torch import nn
 
 from oscar import checkpoint
@@ -15,7 +13,7 @@ from oscar.bottlenecks import Components, from_config
 from oscar.checkpoint import WEIGHTS, CheckpointError
 from oscar.codec import OscarCodec
 from oscar.inference.cpu.reuse import give_back_memory
-from oscar.inference.loading import WeightsError, read_tensors, tensor_names
+from oscar.inference.loading import Change, WeightsError, as_is, read_tensors, tensor_names
 from oscar.inference.optimise import (
     auto_dtype,
     cache_prompt,
@@ -28,9 +26,9 @@ from oscar.inference.optimise import (
     use_fewer_multiplications,
 )
 from oscar.inference.tiling import MemoryBudget
-from oscar.models.backbone import VAE_DECODER, Backbone
-from oscar.models.denoiser import Denoiser
-from oscar.models.modules import drop
+from oscar.models.backbone import VAE_DECODER
+from oscar.models.denoiser import Denoiser, adapter_names
+from oscar.models.modules import check_names, drop
 from oscar.timesteps import mapping_from_config
 
 
@@ -42,6 +40,7 @@ def load(
     compile: bool | Literal["graphs"] = False,
     tiny_vae: str | Path | None = None,
     memory: int | str | MemoryBudget | None = "auto",
+    backbone: str | Path | None = None,
 ) -> OscarCodec:
     """Load a checkpoint for inference: in evaluation mode, adapters merged, networks made fast.
 
@@ -54,6 +53,7 @@ def load(
             "graphs" replays them as CUDA graphs too.
         tiny_vae: folder or hub id of a diffusers AutoencoderTiny that decodes in place of the VAE, for previews.
         memory: what large images may take beyond the weights, as `set_memory` has it.
+        backbone: where the backbone is now that the checkpoint names, if it has moved. It must be the same one.
 
     Raises:
         CheckpointError: if it cannot be found or read.
@@ -66,7 +66,7 @@ def load(
     device = torch.device(device)
     dtype = auto_dtype(device) if dtype == "auto" else dtype
     budget = MemoryBudget.parse(memory)
-    codec = read(source, components, dtype)
+    codec = read(source, components, dtype, backbone)
     if tiny_vae is not None and components != "encoder":
         codec.backbone.preview = load_tiny_vae(tiny_vae, codec.backbone.latent_channels, dtype)
         drop(codec.backbone.vae, VAE_DECODER)
@@ -108,7 +108,10 @@ def set_memory(codec: OscarCodec, memory: int | str | MemoryBudget | None) -> No
 
 
 def read(
-    source: str | Path, components: Components = "both", dtype: torch.dtype = torch.float32
+    source: str | Path,
+    components: Components = "both",
+    dtype: torch.dtype = torch.float32,
+    backbone: str | Path | None = None,
 ) -> OscarCodec:
     """Read a checkpoint: the adapters in the UNet's weights, and of some components only what they use.
 
@@ -118,6 +121,7 @@ def read(
         source: name of a shipped model ("nano"), a folder, or a hub id.
         components: "encoder" can only compress, "decoder" only decompress.
         dtype: of the networks.
+        backbone: where the backbone is now, if it has moved.
 
     Raises:
         CheckpointError: if it cannot be found, is damaged, or does not fit its description.
@@ -126,30 +130,39 @@ def read(
         path, mapping = folder / WEIGHTS, mapping_from_config(config["timesteps"])
         checkpoint.check_hashes(folder, {name: digest for name, digest in config["sha256"].items()
                                          if components != "encoder" or not name.startswith("unet/")})  # fmt: skip
+        if backbone is not None and "backbone_sha256" not in config:
+            checkpoint.load(source, backbone)  # of checkpoints from before, only all of it together tells
         try:
             stored = tensor_names(path)
-            adapters = {}
-            if components != "encoder":
-                names = [name for name in stored if "lora_" in name]
-                adapters = {name.removeprefix("denoiser."): value for name, value in read_tensors(path, names)}
-            scale = config["denoiser"]["lora_alpha"] / config["denoiser"]["lora_rank"]
-            origin = config["backbone"] or folder
-            backbone = Backbone.from_pretrained(origin, components, dtype, merge_lora(adapters, scale))
+            change = _merged_adapters(path, stored, config) if components != "encoder" else as_is
+            network = checkpoint.read_backbone(folder, config, backbone, components, dtype, change)
             denoiser = None
             if components != "encoder":
-                denoiser = Denoiser(backbone.unet, backbone.schedule, **config["denoiser"], merged=True)
-            bottleneck = from_config(config["bottleneck"], backbone.latent_channels)
-            wanted = [name for name in stored if not name.startswith("denoiser.")
-                      or denoiser is not None and name == "denoiser.prompt"]  # fmt: skip
+                denoiser = Denoiser(network.unet, network.schedule, **config["denoiser"], merged=True)
+                check_names((name for name in stored if "lora_" in name), adapter_names(denoiser))
+            bottleneck = from_config(config["bottleneck"], network.latent_channels).to(dtype)
+            check_names(*(
+                [name for name in names if name.startswith("bottleneck.")] for names in (stored, bottleneck.tensors())
+            ))  # fmt: skip
+            bottleneck.keep(components, mapping.per_picture)
+            own = {*bottleneck.tensors(), *(denoiser.tensors() if denoiser is not None else ())}
+            wanted = [name for name in stored if name in own or not name.startswith(("bottleneck.", "denoiser."))]
             state = {name: value.to(dtype) if value.is_floating_point() else value
                      for name, value in read_tensors(path, wanted)}  # fmt: skip
-            checkpoint.fill(bottleneck.to(dtype), denoiser, state)
+            checkpoint.fill(bottleneck, denoiser, state)
         except WeightsError as error:
             raise CheckpointError(str(error)) from None
-        bottleneck.keep(components, mapping.per_picture)
-        codec = OscarCodec(backbone, bottleneck, denoiser, mapping)
+        except ValueError as error:
+            raise CheckpointError(f"{WEIGHTS} {error}") from None
+        codec = OscarCodec(
+            network, bottleneck, denoiser, mapping, checkpoint.identity(config), config.get("provenance")
+        )
         codec.components = components
-        codec._fingerprint = checkpoint.identity(config)
-        if config["backbone"] is None:
-            codec.backbone.source = None
         return codec
+
+
+def _merged_adapters(path: Path, stored: list[str], config: dict) -> Change:
+    """The change that folds a checkpoint's adapters into the UNet's weights."""
+    names = [name for name in stored if "lora_" in name]
+    adapters = {name.removeprefix("denoiser."): value for name, value in read_tensors(path, names)}
+    return merge_lora(adapters, config["denoiser"]["lora_alpha"] / config["denoiser"]["lora_rank"])

@@ -33,7 +33,8 @@ from oscar.inference.cpu.winograd import (
     use_winograd,
     winograd_upsample2d,
 )
-from oscar.inference.loading import Change, WeightsError, drop
+from oscar.inference.loading import Change, WeightsError
+from oscar.models.modules import drop
 from oscar.rates import PIXELS_PER_LATENT
 from oscar.utils.errors import first_line
 

@@ -16,16 +16,17 @@ from torch import Tensor, nn
 
 from oscar.diffusion import NoiseSchedule
 from oscar.inference import tiling
-from oscar.inference.loading import Change, as_is, drop, fill, part_files
+from oscar.inference.loading import Change, as_is, fill, part_files
 from oscar.inference.tiling import MemoryBudget
 from oscar.models.conv_autoencoder import AutoencoderConv
+from oscar.models.modules import drop
 from oscar.utils.errors import first_line
 
 PARTS = ("vae", "unet", "scheduler")
 # Autoencoder classes by the `_class_name` of vae/config.json; Stable Diffusion's is the first.
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC, "AutoencoderConv": AutoencoderConv}
+Components = Literal["both", "encoder", "decoder"]
 VAE = AutoencoderKL | AutoencoderDC | AutoencoderConv
-Half = Literal["both", "encoder", "decoder"]
 VAE_ENCODER, VAE_DECODER = ("encoder", "quant_conv"), ("decoder", "post_quant_conv")  # its modules, by half
 FACTORS = (8, 16)  # pixels per latent position along each side; the paper's rates are of 8
 _SAMPLES = 64  # values of each tensor by which weights are told apart
@@ -69,16 +70,17 @@ class Backbone(nn.Module):
         self.source = source
         self.digests: dict[str, str] = {}
         self.memory: MemoryBudget | None = None  # for large pictures; changes no result
+        self.preview: nn.Module | None = None  # a small autoencoder that decodes in the VAE's place
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, half: Half = "both", dtype: torch.dtype = torch.float32, adapt: Change = as_is
+        cls, source: str | Path, components: Components = "both", dtype: torch.dtype = torch.float32, adapt: Change = as_is
     ) -> Backbone:
         """Read a diffusers folder or hub id with `vae/`, `unet/` and `scheduler/`, in evaluation mode.
 
         Args:
             source: the folder or id.
-            half: "encoder" leaves out UNet and VAE decoder, "decoder" the VAE encoder; they are not read at all.
+            components: "encoder" leaves out UNet and VAE decoder, "decoder" the VAE encoder; they are not read at all.
             dtype: of the weights in memory.
             adapt: what becomes of each tensor of the UNet, by its name there, in float32.
 
@@ -88,9 +90,9 @@ class Backbone(nn.Module):
         source, sampler = str(source), _Sampler()
         try:
             vae_class = _vae_class(AutoencoderKL.load_config(source, subfolder="vae"))
-            vae = _load(vae_class, source, "vae", dtype, _UNUSED[half], sampler.of_vae)
+            vae = _load(vae_class, source, "vae", dtype, _UNUSED[components], sampler.of_vae)
             unet = None
-            if half != "encoder":
+            if components != "encoder":
                 unet = _load(UNet2DConditionModel, source, "unet", dtype,
                              change=lambda name, value: adapt(name, sampler.of_unet(name, value)))  # fmt: skip
             schedule = NoiseSchedule(_scheduler_config(source))
@@ -146,7 +148,7 @@ class Backbone(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Scaled latent (B, 4, h, w) -> images (B, 3, 8h, 8w), about [-1, 1], not clamped."""
-        return decode(self.vae, latent, self.memory)
+        return decode(self.preview or self.vae, latent, self.memory)
 
     def decoder_modules(self) -> list[nn.Module]:
         """The modules of the VAE that decoding uses."""

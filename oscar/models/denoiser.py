@@ -49,6 +49,18 @@ def lora_targets(unet: nn.Module) -> dict[str, list[str]]:
     return {adapter: names for adapter, names in targets.items() if names}
 
 
+def adapter_names(denoiser: Denoiser) -> set[str]:
+    """Names of the adapters' tensors that a checkpoint of this denoiser has."""
+    if denoiser.tuning == "full":
+        return set()
+    return {
+        f"denoiser.{layer}.lora_{side}.{adapter}.weight"
+        for adapter, layers in lora_targets(denoiser.unet).items()
+        for layer in layers
+        for side in "AB"
+    }
+
+
 def uses_prompt(unet: UNet2DConditionModel) -> bool:
     """Whether any layer of the UNet looks at the prompt."""
     return any(name.endswith("attn2") for name, _ in unet.named_modules())

@@ -141,7 +141,7 @@ def build_codec(config: TrainConfig) -> OscarCodec:
 
 def _continue(config: TrainConfig) -> OscarCodec:
     """The codec of `init_from`, with fewer rates, rates in other stages, or a new prompt, where these are set."""
-    codec = checkpoint.load(config.init_from, config.backbone.source)
+    codec = OscarCodec.from_pretrained(config.init_from, config.backbone.source)
     if config.denoiser.prompt_init == "noise":
         codec.denoiser.init_prompt_from_noise()
     if config.bottleneck.continuous:

@@ -38,10 +38,10 @@ def constrain_codes(
     Raises:
         ValueError: for a rate that the codec lacks or whose codes have no stages, or a strength that is not above 0.
     """
-    rates = [codec.find_rate(rate) for rate in strengths]
+    rates = [codec.bottleneck.parse(rate) for rate in strengths]
     for rate, strength in zip(rates, strengths.values(), strict=True):
         if codec.bottleneck.at(rate).stages == 1:
-            staged = ", ".join(f"{rate.bpp:.4f}" for rate in codec.rates if codec.bottleneck.at(rate).stages > 1)
+            staged = ", ".join(f"{rate.bpp:.4f}" for rate in codec.bottleneck.rates if codec.bottleneck.at(rate).stages > 1)
             raise ValueError(f"strength is for rate {rate.bpp:.4f}, whose codes have no stages; "
                              f"allowed: {staged or 'none, in this model'}")  # fmt: skip
         if not strength > 0:
@@ -54,8 +54,8 @@ def constrain_codes(
         chosen = torch.randperm(len(features), generator=generator)[:FEATURES].to(features.device)
         encoder.quantizer.constrain(features[chosen], strength)
         uses = np.bincount(encoder.quantizer.search(features).flatten().cpu().numpy(), minlength=encoder.codebook_size)
-        codec.frequencies[rate.id] = normalise_counts(uses)
-        codec.contexts.pop(rate.id, None)
+        codec.bottleneck.frequencies[rate.id] = normalise_counts(uses)
+        codec.bottleneck.contexts.pop(rate.id, None)
     codec.forget_fingerprint()
 
 

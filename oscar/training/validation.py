@@ -169,7 +169,7 @@ class Validator:
             codec = stage.current_codec()
             with running_tables(codec):
                 for number, picture in self.pictures:
-                    for rate in self.config.validation.rate_points(codec.rates):
+                    for rate in self.config.validation.rate_points(codec.bottleneck.rates):
                         yield self._code(codec, rate, number, picture)
 
     def _code(self, codec: OscarCodec, rate: RatePoint, number: int, picture: Image.Image) -> Row:
@@ -230,12 +230,12 @@ class Validator:
 @contextmanager
 def running_tables(codec: OscarCodec) -> Iterator[None]:
     """Have the codec write files with tables of its present indices, and put its own tables back at the end."""
-    kept, codec.frequencies = codec.frequencies, running_frequencies(codec)
+    kept, codec.bottleneck.frequencies = codec.bottleneck.frequencies, running_frequencies(codec)
     codec.forget_fingerprint()  # the weights have changed, too
     try:
         yield
     finally:
-        codec.frequencies = kept
+        codec.bottleneck.frequencies = kept
         codec.forget_fingerprint()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from oscar.rates import rate_by_id
 
-SHIPPED = Path(__file__).parent / "assets"
+SHIPPED = Path(__file__).parents[1] / "assets"
 MODEL = "oscar.json"  # of a checkpoint
 PROVENANCE = "provenance.json"  # of a run, and of a backbone that a run made
 

@@ -28,7 +28,7 @@ RATES = PAPER_RATES[0], PAPER_RATES[7]
 
 @pytest.fixture
 def codec(tiny_folder: Path) -> OscarCodec:
-    return checkpoint.load(tiny_folder).eval().requires_grad_(False)
+    return OscarCodec.from_pretrained(tiny_folder).eval().requires_grad_(False)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_known_noise_is_found(codec: OscarCodec, noisy: dict[int, int], tmp_path
     for mapping in result.mappings.values():
         for rate in PAPER_RATES:
             assert mapping(rate) == pytest.approx(noisy[rate.id], abs=12)
-        mapping.check(codec.rates, 1000)
+        mapping.check(codec.bottleneck.rates, 1000)
         assert mapping_from_config(json.loads(json.dumps(mapping.to_config()))) == mapping
     for row, rate in zip(result.rates.itertuples(), PAPER_RATES, strict=True):
         alpha = codec.backbone.schedule.alpha_bar(noisy[rate.id]).item()
@@ -127,7 +127,7 @@ def test_files_of_a_calibration(photos: Path, tiny_folder: Path, tmp_path: Path,
     result = calibrate(photos, tiny_folder, tmp_path / "out", save_to=str(tmp_path / "model"), save_mapping="snr")
     record = json.loads((tmp_path / "out/calibration.json").read_text())
     assert record["pictures"] == ["0.png", "1.png"] and record["failed"] == {}
-    assert record["fingerprint"] == checkpoint.load(tiny_folder).fingerprint
+    assert record["fingerprint"] == OscarCodec.from_pretrained(tiny_folder).fingerprint
     assert mapping_from_config(record["mappings"]["cosine"]) == result.mappings["cosine"]
     pd.testing.assert_frame_equal(pd.DataFrame(record["rates"]), pd.read_csv(tmp_path / "out/calibration.csv"))
     assert len(pd.read_csv(tmp_path / "out/pictures.csv")) == 2 * 8

@@ -56,7 +56,7 @@ def test_bytes_by_part_and_the_three_rates(bitstream, tiny, picture) -> None:
     assert sum(trip.encoded.parts.values()) == len(trip.encoded.data)
     assert trip.nominal_bpp == 0.0625  # its name, although 70x50 pixels are padded to more indices
     _, indices = tiny.read(trip.encoded.data)
-    ideal = (16 - np.log2(tiny.frequencies[container.rate_id][indices])).sum()  # rANS has 16 bits of precision
+    ideal = (16 - np.log2(tiny.bottleneck.frequencies[container.point_code][indices])).sum()  # rANS has 16 bits of precision
     header = 8 * (len(trip.encoded.data) - trip.encoded.parts["payload"])
     assert trip.estimated_bpp == pytest.approx((header + ideal) / (70 * 50))
     assert trip.estimated_bpp * 70 * 50 <= 8 * len(trip.encoded.data)
@@ -86,7 +86,7 @@ def test_the_paper_protocol(paper, tiny, picture) -> None:
     assert (pixels(trip.decoded) != pixels(to_pil(expected.image))).any()
     assert (pixels(paper.round_trip(image, 0.0625).decoded) == pixels(trip.decoded)).all(), "a run can be repeated"
     assert trip.encoded is None and trip.nominal_bpp == 0.0625
-    rate = tiny.find_rate(0.0625)
+    rate = tiny.bottleneck.parse(0.0625)
     assert trip.estimated_bpp == pytest.approx(tiny.estimated_bits(expected.indices[0], rate) / (256 * 128))
     stored = tiny.reconstruct(to_tensor(reference), 0.0625, protocol="bitstream")
     assert not torch.equal(stored.image, expected.image)  # so that the comparison above says something
@@ -96,7 +96,7 @@ def test_the_published_evaluation_written_out(paper, tiny, picture) -> None:
     """Step by step with the calls that the published code makes, of torchvision and pyiqa."""
     functional = pytest.importorskip("torchvision.transforms.functional")
     pyiqa = pytest.importorskip("pyiqa")
-    image, rate = picture(400, 290), tiny.find_rate(0.0781)
+    image, rate = picture(400, 290), tiny.bottleneck.parse(0.0781)
     reference = image.resize((384, 256), Image.Resampling.LANCZOS)
     vae = tiny.backbone.vae
     with torch.inference_mode():

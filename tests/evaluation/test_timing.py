@@ -246,7 +246,7 @@ def test_macs_equal_those_by_hand(ours, image) -> None:
 
 
 def check_macs(codec, image, data: bytes, macs: dict) -> None:
-    rate = codec.find_rate(RATE)
+    rate = codec.bottleneck.parse(RATE)
     coder, vae = codec.bottleneck.at(rate), codec.backbone.vae
     assert list(macs["encode"]) == ENCODE_STAGES and list(macs["decode"]) == DECODE_STAGES
 
@@ -276,12 +276,12 @@ def check_macs(codec, image, data: bytes, macs: dict) -> None:
 def test_parameters_sum_to_the_model(make_codec) -> None:
     codec = make_codec()
     counts = timing.parameter_counts(codec)
-    codebooks = sum(codec.bottleneck.at(rate).quantizer.codebook.numel() for rate in codec.rates)
+    codebooks = sum(codec.bottleneck.at(rate).quantizer.codebook.numel() for rate in codec.bottleneck.rates)
     own = sum(parameter.numel() for parameter in codec.parameters())
     assert sum(row["parameters"] for row in counts) == own + codebooks
     parts = {row["part"]: row["parameters"] for row in counts if row["rate"] is None}
     assert min(parts.values()) > 0
-    assert sum(row["part"] == "bottleneck_encoder" for row in counts) == len(codec.rates)
+    assert sum(row["part"] == "bottleneck_encoder" for row in counts) == len(codec.bottleneck.rates)
     codec.denoiser.merge()
     merged = {row["part"]: row for row in timing.parameter_counts(codec) if row["rate"] is None}
     assert {part: row["parameters"] for part, row in merged.items()} == parts

@@ -94,7 +94,7 @@ def test_schedules_train_all_rates_alike_with_other_passes_of_the_vae(bench, mon
     for name, vae_passes in (("published", 8), ("shared", 1), ("cached", 0)):
         trainer = trainers[name]
         stepped: list[str] = []
-        coders = {str(rate.id): codec.bottleneck.at(rate) for rate in codec.rates}
+        coders = {str(rate.id): codec.bottleneck.at(rate) for rate in codec.bottleneck.rates}
         hooks = [coder.register_forward_hook(lambda *_, key=key, found=stepped: found.append(key))
                  for key, coder in coders.items()]  # fmt: skip
         before = {key: coder.proj[-1].weight.clone() for key, coder in coders.items()}
@@ -170,7 +170,7 @@ def test_stage_joint_at_full_size_trains_the_published_number_of_parameters(comp
         codec = build_codec(config)
     counts = joint_step.trained_parameters(JointStage(codec, config))
     assert counts == {**PUBLISHED_PARAMETERS, "critic": 0}
-    assert len(codec.rates) == len(PAPER_RATES)
+    assert len(codec.bottleneck.rates) == len(PAPER_RATES)
 
 
 def test_losses_without_weights_are_left_out_and_named(config, tmp_path, monkeypatch):

@@ -329,7 +329,7 @@ def test_previews(tiny_folder, tiny, tiny_vae, picture) -> None:
     data = tiny.compress(picture(70, 50), 0.125)
     assert codec.decompress(data).size == (70, 50)
     rms = torch.ones(1, 4)
-    result = codec.synthesise(torch.zeros(1, 8, 8, dtype=torch.int64), rms, codec.find_rate(0.125))
+    result = codec.synthesise(torch.zeros(1, 8, 8, dtype=torch.int64), rms, codec.bottleneck.parse(0.125))
     expected = load_tiny_vae(tiny_vae(), 4, torch.float32).decode(result.x0).sample if False else codec.preview
     torch.testing.assert_close(result.image, expected.decode(result.x0).sample.clamp(-1, 1))
     assert not hasattr(codec.preview, "encoder")

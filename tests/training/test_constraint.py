@@ -31,18 +31,18 @@ def codec(make_codec, photos: Path) -> OscarCodec:
 def test_files_become_shorter_and_other_rates_stay(codec: OscarCodec, photos: Path) -> None:
     paths = sorted(photos.glob("*.png"))
     image = read_image(paths[0])
-    before = {rate: codec.compress(image, rate) for rate in codec.rates}
+    before = {rate: codec.compress(image, rate) for rate in codec.bottleneck.rates}
     tag = codec.fingerprint
     plain = {name: value.clone() for name, value in codec.bottleneck.at(PLAIN).state_dict().items()}
-    table = codec.frequencies[PLAIN.id]
+    table = codec.bottleneck.frequencies[PLAIN.id]
     constrain_codes(codec, paths, {STAGED.bpp: 0.5})
     assert codec.fingerprint != tag
     assert len(codec.compress(image, STAGED)) < 0.9 * len(before[STAGED])
     assert codec.decompress(codec.compress(image, STAGED)).size == image.size
-    assert codec.frequencies[PLAIN.id] is table
+    assert codec.bottleneck.frequencies[PLAIN.id] is table
     for name, value in codec.bottleneck.at(PLAIN).state_dict().items():
         assert torch.equal(value, plain[name])
-    assert (codec.frequencies[STAGED.id] != codec.frequencies[STAGED.id][0]).any()
+    assert (codec.bottleneck.frequencies[STAGED.id] != codec.bottleneck.frequencies[STAGED.id][0]).any()
 
 
 def test_the_same_again_gives_the_same(make_codec, photos: Path) -> None:

@@ -69,7 +69,7 @@ def test_only_context_models_are_new(compose, photos: Path, tmp_path: Path, tiny
     assert after.fingerprint == before.fingerprint
     old = before.compress(picture(200, 120), 0.125)
     assert after.decompress(old) == before.decompress(old)  # files written before still decode
-    again = checkpoint.load(tmp_path / "run/final")
+    again = OscarCodec.from_pretrained(tmp_path / "run/final")
     for rate_id, model in after.contexts.items():
         assert model.digest == again.contexts[rate_id].digest
     estimate_frequencies(again, [torch.zeros(1, 3, 64, 64)])

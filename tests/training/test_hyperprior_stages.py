@@ -103,7 +103,7 @@ def test_timesteps_follow_the_cosine(configure) -> None:
 def test_stages_follow_one_another(configure, picture, tmp_path: Path) -> None:
     hyper = configure("hyper", "trainer.max_steps=2")
     assert Trainer(build_stage(hyper), hyper).run()
-    mapping = checkpoint.load(tmp_path / "hyper/final").mapping
+    mapping = OscarCodec.from_pretrained(tmp_path / "hyper/final").mapping
     assert isinstance(mapping, CurveMapping) and len(mapping.values) == KNOTS
     folder = tmp_path / "pictures"
     folder.mkdir()

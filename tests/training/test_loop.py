@@ -142,11 +142,11 @@ def test_the_result_is_a_codec(configure, picture) -> None:
     trainer = run(config)
     codec = OscarCodec.from_pretrained(Path(config.output) / "final")
     assert codec.model_tag == int(codec.fingerprint[:4], 16)
-    for rate in codec.rates:
+    for rate in codec.bottleneck.rates:
         data = codec.compress(picture(70, 50), rate)
         assert codec.decompress(data).size == (70, 50)
-        assert codec.frequencies[rate.id].sum() == 2**16 - 1
-    assert codec.rates == trainer.stage.codec.rates
+        assert codec.bottleneck.frequencies[rate.id].sum() == 2**16 - 1
+    assert codec.bottleneck.rates == trainer.stage.codec.bottleneck.rates
 
 
 def test_the_average_is_saved_and_not_trained_on(configure, runs) -> None:
@@ -302,7 +302,7 @@ def test_the_best_weights_can_be_the_result(configure, runs, photos: Path, score
     trainer = run(config)
     averages = best(config)["ema"]["shadow_params"]
     assert best(config)["step"] == 2 and runs.newest(config)["step"] == 3
-    final = checkpoint.load(Path(config.output) / "final").state_dict()
+    final = OscarCodec.from_pretrained(Path(config.output) / "final").state_dict()
     names = [name for name, parameter in trainer.stage.named_parameters() if parameter.requires_grad]
     for name, average in zip(names, averages, strict=True):
         assert torch.equal(final[name.removeprefix("codec.")], average), name

@@ -116,7 +116,7 @@ def test_two_jobs_of_a_sweep_differ_and_equal_ones_are_equal(configure, runs) ->
     for config in (plain, again, other):
         run(config)
     runs.assert_same(plain, again)
-    one, two = (torch.cat([value.float().flatten() for value in checkpoint.load(f"{config.output}/final")
+    one, two = (torch.cat([value.float().flatten() for value in OscarCodec.from_pretrained(f"{config.output}/final")
                            .state_dict().values()]) for config in (plain, other))  # fmt: skip
     assert not torch.equal(one, two)
     with pytest.raises(ConfigError, match="timesteps.kind was 'table', is 'constant'"):
@@ -242,7 +242,7 @@ def test_provenance_of_a_run_and_of_its_result(configure) -> None:
     run(config, "trainer.max_steps=1")
     config = configure("hyper")
     run(config, "trainer.max_steps=2")
-    stored = checkpoint.load(f"{config.output}/final").provenance
+    stored = OscarCodec.from_pretrained(f"{config.output}/final").provenance
     assert stored["step"] == 2 and stored["origin"] is None
     assert [(session["step"], session["processes"], session["overrides"]) for session in stored["sessions"]] == [
         (0, 1, ["trainer.max_steps=1"]), (1, 1, ["trainer.max_steps=2"])
@@ -274,7 +274,7 @@ def test_info_prints_it(configure, capsys) -> None:
         assert part in text, part
     assert main(["info", f"{config.output}/final", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["provenance"] == checkpoint.load(f"{config.output}/final").provenance
+    assert facts["provenance"] == OscarCodec.from_pretrained(f"{config.output}/final").provenance
     assert main(["info", "nano"]) == 0
     assert "provenance       not stored in this checkpoint" in capsys.readouterr().out
 
@@ -282,14 +282,14 @@ def test_info_prints_it(configure, capsys) -> None:
 def test_provenance_changes_no_fingerprint_and_is_kept(configure, tmp_path: Path) -> None:
     config = configure("hyper")
     run(config)
-    codec = checkpoint.load(f"{config.output}/final")
+    codec = OscarCodec.from_pretrained(f"{config.output}/final")
     before = codec.fingerprint
     codec.save_pretrained(tmp_path / "copy", torch.float32)
-    copy = checkpoint.load(tmp_path / "copy")
+    copy = OscarCodec.from_pretrained(tmp_path / "copy")
     assert copy.provenance == codec.provenance is not None
     codec.provenance = None
     codec.save_pretrained(tmp_path / "bare")
-    bare = checkpoint.load(tmp_path / "bare")
+    bare = OscarCodec.from_pretrained(tmp_path / "bare")
     assert bare.fingerprint == copy.fingerprint == before and bare.provenance is None
 
 

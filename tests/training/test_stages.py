@@ -139,8 +139,8 @@ def test_hyper_trains_on_latents_as_on_their_pictures(configure, monkeypatch, tm
     assert {name: value.item() for name, value in one.items()} == {name: value.item() for name, value in other.items()}
     plain.finish([images()])
     cached.finish([latents])
-    for rate in plain.codec.rates:
-        assert np.array_equal(plain.codec.frequencies[rate.id], cached.codec.frequencies[rate.id])
+    for rate in plain.codec.bottleneck.rates:
+        assert np.array_equal(plain.codec.bottleneck.frequencies[rate.id], cached.codec.bottleneck.frequencies[rate.id])
 
 
 def test_rates_train_together_as_each_alone(configure) -> None:
@@ -215,7 +215,7 @@ def test_joint_may_train_the_vae(configure, make_backbone, quick_tables, tmp_pat
     Trainer(stage, config).run()
     parts = {name.split(".")[0] for name in changed(before, stage.codec.backbone.vae)}
     assert parts == {"decoder", "post_quant_conv"} | ({"encoder", "quant_conv"} if vae == "all" else set())
-    loaded = checkpoint.load(config.output + "/final")
+    loaded = OscarCodec.from_pretrained(config.output + "/final")
     for name, value in stage.codec.backbone.vae.state_dict().items():
         assert torch.equal(loaded.backbone.vae.state_dict()[name], value)
 
@@ -228,7 +228,7 @@ def test_joint_with_full_tuning(configure, quick_tables) -> None:
     moved = changed(before, stage)
     assert "codec.backbone.unet.conv_in.weight" in moved and not any("vae" in name for name in moved)
     assert not torch.equal(stage.critic.trunk.conv_in.weight, stage.codec.backbone.unet.conv_in.weight)
-    loaded = checkpoint.load(config.output + "/final")
+    loaded = OscarCodec.from_pretrained(config.output + "/final")
     assert torch.equal(loaded.backbone.unet.conv_in.weight, stage.codec.backbone.unet.conv_in.weight)
 
 
@@ -243,7 +243,7 @@ def test_joint_starts_from_the_checkpoint_of_hyper(configure, quick_tables) -> N
     for name, value in stage.codec.bottleneck.state_dict().items():
         if "cluster_size" not in name and "embed_avg" not in name:
             assert torch.equal(second.codec.bottleneck.state_dict()[name], value), name
-    assert second.codec.rates == stage.codec.rates
+    assert second.codec.bottleneck.rates == stage.codec.bottleneck.rates
     assert second.codec.bottleneck.at(RATES[7]).quantizer._codebook.initted  # no second k-means start
     for override, message in (
         ("+stage.rate_weights={0.0625:2}", r"stage.rate_weights: rate 0\.0625 does not exist"),
@@ -257,10 +257,10 @@ def test_the_codebooks_training_is_the_runs_own(configure, tiny_folder: Path) ->
     """A checkpoint brings its codes, not how they were trained."""
     options = ("bottleneck.dead_code_threshold=0.5", "bottleneck.decay=0.9", "bottleneck.rotation_trick=false")
     stage = build_stage(configure("joint", f"init_from={tiny_folder}", "stage.gan=0", *options)).train()
-    for rate in stage.codec.rates:
+    for rate in stage.codec.bottleneck.rates:
         quantizer = stage.codec.bottleneck.at(rate).quantizer
         assert (quantizer._codebook.decay, quantizer.rotation_trick) == (0.9, False)
-    rate = stage.codec.rates[7]
+    rate = stage.codec.bottleneck.rates[7]
     before = stage.codec.bottleneck.at(rate).quantizer.codebook.clone()
     for _ in range(20):
         stage.codec.bottleneck(torch.randn(2, 4, 8, 8), rate)
@@ -295,7 +295,7 @@ def test_a_rate_to_start_from_must_fit(configure, tiny_folder: Path) -> None:
 
 def test_revival_counts_the_uses_of_all_processes(configure, monkeypatch) -> None:
     stage = build_stage(configure("hyper", "bottleneck.rates=[0.125]", "bottleneck.dead_code_threshold=0.5")).train()
-    encoder = stage.codec.bottleneck.at(stage.codec.rates[0])
+    encoder = stage.codec.bottleneck.at(stage.codec.bottleneck.rates[0])
     stage(images(), Pass(0, 0))
     alone = encoder.quantizer._codebook.threshold_ema_dead_code
     assert alone == 0.5 * 2 * 64 / 256
@@ -314,20 +314,20 @@ def test_learned_timesteps(configure, quick_tables) -> None:
     stage = build_stage(config)
     assert isinstance(stage.codec.mapping, LearnedMapping)
     metrics = stage.train()(images(), Pass(0, 0))
-    rate = next(rate for rate in stage.codec.rates if abs(rate.bpp - metrics["rate"].item()) < 1e-6)
+    rate = next(rate for rate in stage.codec.bottleneck.rates if abs(rate.bpp - metrics["rate"].item()) < 1e-6)
     assert metrics["timestep"].item() == pytest.approx(rate.timestep, abs=0.01)
     metrics["loss"].backward()
     gradient = stage.timesteps.offset.grad
     assert gradient[rate.id] != 0 and gradient.count_nonzero() == 1  # one rate per pass
     stage.zero_grad()
     assert Trainer(stage, config).run()
-    loaded = checkpoint.load(config.output + "/final").mapping
+    loaded = OscarCodec.from_pretrained(config.output + "/final").mapping
     assert isinstance(loaded, LearnedMapping)
-    moved = {rate.id: abs(loaded(rate) - rate.timestep) for rate in stage.codec.rates}
+    moved = {rate.id: abs(loaded(rate) - rate.timestep) for rate in stage.codec.bottleneck.rates}
     assert 1 <= sum(distance > 0.1 for distance in moved.values()) <= 2  # the two steps draw one rate each
     assert all(distance < 10 for distance in moved.values())  # some (T - 1) / 4 * lr a step
     again = build_stage(configure("joint", f"init_from={config.output}/final", "stage.gan=0"))
-    for rate in stage.codec.rates:  # training goes on from there
+    for rate in stage.codec.bottleneck.rates:  # training goes on from there
         assert again.timesteps(rate).item() == pytest.approx(loaded(rate), abs=0.01)
 
 
@@ -339,7 +339,7 @@ def test_learned_timesteps_are_resumed(configure, quick_tables, tmp_path: Path) 
     Trainer(build_stage(part), part).run()
     (tmp_path / "part/checkpoints/step-0000002.pt").unlink()
     Trainer(build_stage(part), part).run()
-    first, second = (checkpoint.load(tmp_path / name / "final").mapping for name in ("whole", "part"))
+    first, second = (OscarCodec.from_pretrained(tmp_path / name / "final").mapping for name in ("whole", "part"))
     assert first == second != LearnedMapping(TableMapping.paper().timesteps)
 
 
@@ -351,7 +351,7 @@ def test_joint_with_timesteps_of_the_pictures(configure, quick_tables) -> None:
     stage(images(3), Pass(0, 0))
     assert seen[0].shape == (3,) and not seen[0].is_floating_point()
     assert Trainer(stage, config).run()
-    assert checkpoint.load(config.output + "/final").mapping == PerImageMapping()
+    assert OscarCodec.from_pretrained(config.output + "/final").mapping == PerImageMapping()
 
 
 def test_init_from_keeps_its_mapping_unless_another_is_named(configure, tiny_folder: Path, tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ def test_init_from_keeps_its_mapping_unless_another_is_named(configure, tiny_fol
     ):
         codec = build_stage(configure("joint", f"init_from={tiny_folder}", "stage.gan=0", *overrides)).codec
         assert codec.mapping == mapping
-        assert (codec.fingerprint == checkpoint.load(tiny_folder).fingerprint) == (not overrides)
+        assert (codec.fingerprint == OscarCodec.from_pretrained(tiny_folder).fingerprint) == (not overrides)
 
 
 @pytest.mark.parametrize("mapping", ["linear", "log", "constant", "shuffled", "per_image", "learned", "paper"])

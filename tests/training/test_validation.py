@@ -85,7 +85,7 @@ def test_scalars_are_those_of_real_files(configure, accelerator, pictures: Path)
 
     codec = stage.eval().codec
     with running_tables(codec):
-        for rate in codec.rates:
+        for rate in codec.bottleneck.rates:
             files = [codec.compress(image, rate) for image in originals(pictures)]
             pixels = [image.width * image.height for image in originals(pictures)]
             bpp = fmean(8 * len(data) / count for data, count in zip(files, pixels, strict=True))
@@ -105,7 +105,7 @@ def test_training_goes_on_as_if_there_had_been_none(configure, accelerator) -> N
     config = configure("joint")
     stage = trained(config)
     state = {name: value.clone() for name, value in stage.state_dict().items()}
-    tables = {key: table.copy() for key, table in stage.codec.frequencies.items()}
+    tables = {key: table.copy() for key, table in stage.codec.bottleneck.frequencies.items()}
     losses = []
     for _ in range(2):
         stage.load_state_dict(state)
@@ -114,7 +114,7 @@ def test_training_goes_on_as_if_there_had_been_none(configure, accelerator) -> N
         Validator(config, accelerator).run(stage, 1)
         assert stage.training and stage.codec.bottleneck.training and not stage.codec.backbone.vae.training
         assert all(torch.equal(value, state[name]) for name, value in stage.state_dict().items())
-        assert all(np.array_equal(table, stage.codec.frequencies[key]) for key, table in tables.items())
+        assert all(np.array_equal(table, stage.codec.bottleneck.frequencies[key]) for key, table in tables.items())
     assert losses[0] == losses[1]
 
 
@@ -170,7 +170,7 @@ def test_hyper_goes_by_the_cosine(configure, accelerator) -> None:
     codec = stage.eval().codec
     with torch.no_grad():
         latent = codec.backbone.encode(to_batch(validator.pictures[0][1]))
-        z_hat = codec.bottleneck(latent, codec.rates[1]).z_hat
+        z_hat = codec.bottleneck(latent, codec.bottleneck.rates[1]).z_hat
     assert validator.pictures[0][1].size == (64, 64)
     assert scalars["cosine"] == pytest.approx(torch.cosine_similarity(z_hat, latent, dim=1).mean().item(), abs=1e-5)
     assert math.isnan(scalars["ms_ssim"])  # no picture is large enough
@@ -186,7 +186,7 @@ def test_learned_timesteps_are_the_codecs(configure, accelerator) -> None:
     with torch.no_grad():
         stage.timesteps.offset += 0.5
     Validator(config, accelerator).run(stage, 1)
-    for rate in stage.codec.rates:
+    for rate in stage.codec.bottleneck.rates:
         assert stage.codec.mapping(rate) == pytest.approx(stage.timesteps(rate).item())
         assert stage.codec.mapping(rate) > rate.timestep + 10
 
@@ -254,7 +254,7 @@ def test_metrics_without_weights_are_left_out(configure, accelerator, monkeypatc
 def test_running_tables_follow_the_moving_averages(configure) -> None:
     codec = trained(configure("hyper")).codec
     tables = running_frequencies(codec)
-    for rate in codec.rates:
+    for rate in codec.bottleneck.rates:
         usage = codec.bottleneck.at(rate).usage()
         assert tables[rate.id].sum() == 2**16 - 1 and tables[rate.id].argmax() == usage.argmax()
         expected = usage.numpy() / usage.sum().item()

@@ -123,7 +123,7 @@ def measure_latency(config: InferenceSpeedConfig, model: str, device: torch.devi
     """
     import pandas as pd
 
-    ways: dict[str, OscarCodec] = {PLAIN: checkpoint.load(model).eval().requires_grad_(False).to(device)}
+    ways: dict[str, OscarCodec] = {PLAIN: OscarCodec.from_pretrained(model).eval().requires_grad_(False).to(device)}
     for dtype in config.dtypes:
         for compiled in config.compile:
             precision = "auto" if dtype == "auto" else getattr(torch, dtype)
@@ -224,7 +224,7 @@ def _child(request: dict) -> dict:
     before = resident_memory()[0]
     begin = time.perf_counter()
     if request["way"] == PLAIN:
-        codec = checkpoint.load(request["model"]).eval().requires_grad_(False).to(device)
+        codec = OscarCodec.from_pretrained(request["model"]).eval().requires_grad_(False).to(device)
     else:
         dtype = "auto" if request["dtype"] == "auto" else getattr(torch, request["dtype"])
         codec = OscarCodec.from_pretrained(request["model"], device, dtype, half, memory=request["memory"])
@@ -232,7 +232,7 @@ def _child(request: dict) -> dict:
     row["libraries_mib"], row["load_peak_mib"] = before, resident_memory()[1]
     row["weights_mib"] = sum(value.nbytes for value in (*codec.parameters(), *codec.buffers())) / _MIB
     width, height = map(int, request["size"].split("x"))
-    rate = codec.find_rate(request["rate"])
+    rate = codec.bottleneck.parse(request["rate"])
     rms = torch.ones(1, codec.backbone.latent_channels, device=codec.device, dtype=codec.dtype)
     indices = torch.zeros(1, *rate.grid_shape(height, width), dtype=torch.int64, device=codec.device)
     calls = {

@@ -210,7 +210,7 @@ def _stages(codec: OscarCodec, direction: str) -> tuple[tuple[str, object, str],
     """Stage, and the owner and name of the function that is this stage; a stage's time is without those it calls."""
     import oscar.codec as flow
 
-    if not codec.rates:
+    if not codec.bottleneck.rates:
         return _continuous_stages(codec, direction)
     if direction == "encode":
         return (
@@ -480,7 +480,7 @@ def parameter_counts(codec: OscarCodec) -> list[dict[str, str | float | int | No
         rows.append(("adapters", None, _merged_adapters(denoiser), "merged into the unet, not in its total"))
     else:
         rows.append(("adapters", None, adapters, None))
-    for rate in codec.rates:
+    for rate in codec.bottleneck.rates:
         coder = codec.bottleneck.at(rate)
         quantizer = coder.quantizer
         rows += [
@@ -488,7 +488,7 @@ def parameter_counts(codec: OscarCodec) -> list[dict[str, str | float | int | No
             ("bottleneck_decoder", rate.bpp, _count(coder.proj, quantizer.project_out), None),
             ("codebook", rate.bpp, quantizer.codebook.numel(), None),
         ]
-    if not codec.rates:
+    if not codec.bottleneck.rates:
         rows.append(("bottleneck", None, _count(codec.bottleneck), "without the coder's integers"))
     return [dict(zip(("part", "rate", "parameters", "note"), row, strict=True)) for row in rows]
 

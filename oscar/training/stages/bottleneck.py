@@ -30,9 +30,9 @@ class HyperStage(Stage):
         if self.takes_latents:
             check_latents(config.data, codec.backbone)
         codec.bottleneck.set_training(**config.bottleneck.training_options())
-        self.draw_weights = config.stage.draw_weights(codec.rates)
-        config.validation.rate_points(codec.rates)  # those of `init_from` are known only here
-        names = [f"{name}_{rate.bpp:.4f}" for name in ("loss", "cosine", "perplexity") for rate in codec.rates]
+        self.draw_weights = config.stage.draw_weights(codec.bottleneck.rates)
+        config.validation.rate_points(codec.bottleneck.rates)  # those of `init_from` are known only here
+        names = [f"{name}_{rate.bpp:.4f}" for name in ("loss", "cosine", "perplexity") for rate in codec.bottleneck.rates]
         self.metrics = ("loss", "commitment", *names)
         self.freeze()
 
@@ -47,7 +47,7 @@ class HyperStage(Stage):
             with torch.no_grad():
                 latent = self.codec.backbone.encode(images)
         stage = self.stage
-        rates = choose_rates(turn, self.codec.rates, self.draw_weights, stage.rates_per_step, stage.rate_order)
+        rates = choose_rates(turn, self.codec.bottleneck.rates, self.draw_weights, stage.rates_per_step, stage.rate_order)
         result: dict[str, Tensor] = {"loss": latent.new_zeros(()), "commitment": latent.new_zeros(())}
         for rate in rates:
             quantised = self.codec.bottleneck(latent, rate)

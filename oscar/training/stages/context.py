@@ -33,9 +33,9 @@ class ContextStage(Stage):
         self.takes_latents = config.data.latents is not None
         if self.takes_latents:
             check_latents(config.data, codec.backbone)
-        weights = config.stage.draw_weights(codec.rates)
-        config.validation.rate_points(codec.rates)  # those of `init_from` are known only here
-        self.rates = [rate for rate, weight in zip(codec.rates, weights, strict=True) if weight > 0]
+        weights = config.stage.draw_weights(codec.bottleneck.rates)
+        config.validation.rate_points(codec.bottleneck.rates)  # those of `init_from` are known only here
+        self.rates = [rate for rate, weight in zip(codec.bottleneck.rates, weights, strict=True) if weight > 0]
         self.networks = nn.ModuleDict(
             {str(rate.id): build_network(codec.bottleneck.at(rate), config.stage.context) for rate in self.rates}
         )
@@ -74,7 +74,7 @@ class ContextStage(Stage):
 
     def current_codec(self) -> OscarCodec:
         """The codec with the context models as they stand."""
-        self.codec.contexts.update({rate.id: self.networks[str(rate.id)].integers() for rate in self.rates})
+        self.codec.bottleneck.contexts.update({rate.id: self.networks[str(rate.id)].integers() for rate in self.rates})
         return self.codec
 
     def save(self, folder: Path, provenance: dict | None = None) -> None:

@@ -35,15 +35,15 @@ class JointStage(Stage):
         if stage.vae != "frozen":
             codec.backbone.source = None  # it becomes another backbone, which the checkpoint must bundle
         codec.bottleneck.set_training(**config.bottleneck.training_options())
-        self.draw_weights = stage.draw_weights(codec.rates)
-        config.validation.rate_points(codec.rates)  # those of `init_from` are known only here
+        self.draw_weights = stage.draw_weights(codec.bottleneck.rates)
+        config.validation.rate_points(codec.bottleneck.rates)  # those of `init_from` are known only here
         self.image_loss = ImageLoss(stage.image_losses, stage.network_files)
         self.metrics = ("loss", "rate", *self.image_loss.weights, "latent", "cosine", "commitment", "gan", "critic")
         self.timesteps = None
         if isinstance(codec.mapping, LearnedMapping):
-            self.timesteps = LearnedTimesteps(codec.mapping, codec.rates, len(codec.backbone.schedule))
+            self.timesteps = LearnedTimesteps(codec.mapping, codec.bottleneck.rates, len(codec.backbone.schedule))
             self.metrics += ("timestep",)
-        self.metrics += tuple(f"{name}_{rate.bpp:.4f}" for name in ("loss", "perplexity") for rate in codec.rates)
+        self.metrics += tuple(f"{name}_{rate.bpp:.4f}" for name in ("loss", "perplexity") for rate in codec.bottleneck.rates)
         if stage.gan > 0:
             critic = LatentDiscriminator(
                 codec.backbone.plain_unet(), codec.backbone.schedule.alphas_cumprod, stage.critic.lora_rank,
@@ -63,7 +63,7 @@ class JointStage(Stage):
 
     def forward(self, images: Tensor, turn: Pass) -> dict[str, Tensor]:
         turn.seed_torch()
-        (rate,) = choose_rates(turn, self.codec.rates, self.draw_weights, 1, self.stage.rate_order)
+        (rate,) = choose_rates(turn, self.codec.bottleneck.rates, self.draw_weights, 1, self.stage.rate_order)
         with torch.set_grad_enabled(self.stage.vae == "all"):
             latent = self.codec.backbone.encode(images)
         quantised = self.codec.bottleneck(latent, rate)
