@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from oscar import checkpoint, rate_control
 from oscar.bitstream import Container, HeaderError, WrongModelError
 from oscar.bottlenecks import Bottleneck, Components, Payload, Point, concatenate
 from oscar.data.images import as_batch, to_pil
-from oscar.models.backbone import Backbone
+from oscar.metrics.protocol import Protocol, check_protocol, sample_of
+from oscar.models.backbone import Backbone, Draw
 from oscar.models.denoiser import Denoiser
 from oscar.models.padding import pad_to_multiple
 from oscar.timesteps import TimestepMapping, timestep_code, timestep_of_code
@@ -194,11 +195,12 @@ class OscarCodec(nn.Module):
         encoded = self.quantise(self.encode_latent(batch, point), point, effort)
         return self.write(encoded, point, *batch.shape[-2:])
 
-    def encode_latent(self, batch: Tensor, point: Point) -> Tensor:
-        """Images (B, 3, H, W), padded by replicating the edge -> latent z0 (B, C, h, w)."""
+    def encode_latent(self, batch: Tensor, point: Point, draw: Draw | None = None) -> Tensor:
+        """Images (B, 3, H, W), padded by replicating the edge -> latent z0 (B, C, h, w): the posterior's mode, or with
+        `draw` a sample (see `Backbone.encode`)."""
         self.need("encoder")
         multiple = self.backbone.factor * self.bottleneck.multiple(point)
-        return self.backbone.encode(pad_to_multiple(batch.to(self.device, self.dtype), multiple))
+        return self.backbone.encode(pad_to_multiple(batch.to(self.device, self.dtype), multiple), draw)
 
     def quantise(self, latent: Tensor, point: Point, effort: int = 0) -> Encoded:
         """Latent z0 (B, C, h, w) -> symbols."""
@@ -273,18 +275,21 @@ class OscarCodec(nn.Module):
 
     @torch.inference_mode()
     def reconstruct(
-        self, batch: Tensor, point: float | Point | None = None, protocol: Literal["bitstream", "paper"] = "bitstream"
+        self, batch: Tensor, point: float | Point | None = None, protocol: Protocol = "bitstream"
     ) -> Decoded:
         """Both directions in one call, of images (B, 3, H, W) in [-1, 1] of any size.
 
-        Protocol "bitstream" gives the decoder what a file holds; "paper", as the published implementation does, what the
-        encoder finds (the original latent's norms), without any file.
+        Protocol "bitstream" gives the decoder what a file holds; "paper" does what the published implementation does
+        (`oscar.metrics.protocol`), without any file: the latent is a sample, and the decoder gets its exact norms.
+
+        Raises:
+            ValueError: for what does not exist, or images that protocol paper would have to pad.
         """
-        if protocol not in ("bitstream", "paper"):
-            raise ValueError(f"protocol {protocol!r} does not exist; allowed: bitstream, paper")
-        point = self.find_point(point)
-        encoded = self.quantise(self.encode_latent(batch, point), point)
-        symbols = self.bottleneck.stored(encoded.symbols, point) if protocol == "bitstream" else encoded.symbols
+        point, paper = self.find_point(point), check_protocol(protocol) == "paper"
+        if paper:
+            self.bottleneck.check_published(point, *batch.shape[-2:])
+        encoded = self.quantise(self.encode_latent(batch, point, sample_of(batch) if paper else None), point)
+        symbols = encoded.symbols if paper else self.bottleneck.stored(encoded.symbols, point)
         decoded = self.decode(symbols, point, encoded.timesteps)
         return decoded._replace(image=decoded.image[..., : batch.shape[-2], : batch.shape[-1]])
 

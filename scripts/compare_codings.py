@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 
 from oscar.bottlenecks.rdo import MAX_EFFORT
+from oscar.bottlenecks.vq import need_rates
+from oscar.inference.load import load
 from oscar.utils.errors import exit_code
 from oscar.utils.files import write_whole
 
@@ -36,15 +38,14 @@ def compare_all(options: argparse.Namespace) -> str:
     import pandas as pd
     from tqdm import tqdm
 
-    from oscar import OscarCodec
     from oscar.data.folders import find_pictures
     from oscar.data.images import read_image
     from oscar.evaluation.codings import METRICS, codings_table, compare, efforts_table
     from oscar.metrics.image import MetricSet
 
     paths = find_pictures(options.images)[: options.limit]
-    codec = OscarCodec.from_pretrained(options.model, options.device)
-    codec.need_rates("the comparison")
+    codec = load(options.model, options.device)
+    need_rates(codec.bottleneck, "the comparison")
     rates = codec.bottleneck.rates if options.rates is None else [codec.bottleneck.parse(bpp) for bpp in options.rates]
     metrics = MetricSet(METRICS if options.metrics else (), options.device)
     efforts = sorted({0, *options.efforts})

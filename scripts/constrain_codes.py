@@ -13,6 +13,7 @@ import random
 import sys
 from pathlib import Path
 
+from oscar.codec import OscarCodec
 from oscar.utils.errors import exit_code
 
 

@@ -31,6 +31,7 @@ from oscar.benchmark.report.sheet import (
 )
 from oscar.data.folders import find_pictures
 from oscar.data.images import ImageError, read_image
+from oscar.inference.load import load
 from oscar.metrics.image import MS_SSIM_UNAVAILABLE, ms_ssim, psnr
 
 if TYPE_CHECKING:
@@ -156,16 +157,15 @@ def main(args: list[str] | None = None) -> int:
     try:
         pictures = find_pictures(options.images)
         console.print(f"{len(pictures)} pictures; loading {options.model} on {options.device}", highlight=False)
-        from oscar import OscarCodec
 
-        codec = OscarCodec.from_pretrained(options.model, device=options.device)
+        codec = load(options.model, options.device)
         results = run(codec, pictures, options.out, console)
         if not results:
             raise ImageError("none of the pictures can be read")
     except (ValueError, OSError) as error:
         print(f"demo: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print_tables(results, console, codec.point_name)
+    print_tables(results, console, codec.bottleneck.point_name)
     write_csv(results, options.out / "results.csv")
     write_contact_sheet(results, options.out / "sheet.png")
     note = (

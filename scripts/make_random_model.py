@@ -16,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from oscar import checkpoint
+from oscar.codec import OscarCodec
 from oscar.convert.published import export_codec
 from oscar.models.backbone import Backbone
 from oscar.utils.errors import exit_code
@@ -37,14 +38,14 @@ def make(out: Path, backbone: str = "sd21_random", bottleneck: str = "paper", se
     base = Backbone.from_configs(shapes["vae"], shapes["unet"], shapes["scheduler"])
     base.save_pretrained(out / "backbone")
     names = ("width", "features", "codebook_dim")
-    codec = checkpoint.build(
+    codec = OscarCodec(*checkpoint.build(
         {
             "bottleneck": {"rates": list(range(len(sizes["rates"]))), **{name: sizes[name] for name in names}},
             "denoiser": {"tuning": "lora"},
             "timesteps": {"kind": "table"},
         },
         base,
-    )
+    ))  # fmt: skip
     with torch.no_grad():
         for name, value in codec.named_parameters():
             if ".lora_B." in name:  # zero at the start of training, so that adapters would do nothing

@@ -236,7 +236,7 @@ def _make_codecs(
             # Checkpoint folders of several runs may share their last name; the configuration's is unique.
             codec.name = codec.name.replace(f"oscar-{codec.model}", f"oscar-{name}", 1)
             codec.label = codec.label.replace(f"OSCAR {codec.model}", f"OSCAR {name}", 1)
-            if config.rates is not None and not codec.continuous:
+            if config.rates is not None and codec.point_name == "rate":
                 codec.points = tuple(sorted({codec.check_point(rate) for rate in config.rates}))
             ours.append(codec)
     for key, options in config.baselines.items():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from oscar.bitstream import Coding, PayloadError
 from oscar.models.backbone import Components
-from oscar.models.modules import check_names
+from oscar.models.modules import check_names, count
 from oscar.timesteps import TimestepMapping
 
 if TYPE_CHECKING:
@@ -169,6 +169,11 @@ class Bottleneck(nn.Module, ABC):
         """
         raise PayloadError(f"coding {payload.coding.name.lower()} has no preview; allowed: context, hyperprior")
 
+    def check_published(self, point: Point, height: int, width: int) -> None:
+        """Refuse (ValueError) what the published evaluation (protocol `paper`) cannot do for an image of this size."""
+        raise ValueError(f"protocol 'paper' is the published quantiser's, and this model has a {self.point_name}; "
+                         "allowed: bitstream")  # fmt: skip
+
     def stored(self, symbols: Any, point: Point) -> Any:
         """The symbols as a file holds them, where `quantise` gives more than that."""
         return symbols
@@ -176,6 +181,10 @@ class Bottleneck(nn.Module, ABC):
     def estimated_bits(self, symbols: Any, point: Point) -> list[float]:
         """Expected length of each image's payload in bits, without header; by default that of `write`."""
         return [8.0 * len(payload.data) for payload in self.write(symbols, point)]
+
+    def parameter_counts(self) -> list[tuple[str, float | None, int, str | None]]:
+        """Parameters by part: its name, the operating point that it belongs to, how many, and a note."""
+        return [("bottleneck", None, count(self), None)]
 
     # Checkpoints.
 

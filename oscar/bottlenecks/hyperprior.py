@@ -36,7 +36,7 @@ from oscar.bitstream.hyperprior import (
 from oscar.bitstream.rans import MEAN_STATE_BITS, PRECISION
 from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, register
 from oscar.diffusion import NoiseSchedule
-from oscar.models.modules import check_names, drop
+from oscar.models.modules import check_names, count, drop
 from oscar.timesteps import CurveMapping, TimestepMapping
 from oscar.utils.errors import first_line
 from oscar.utils.rng import StepRng
@@ -223,6 +223,9 @@ class HyperpriorBottleneck(Bottleneck):
     def _symbols(self, found: Sequence[tuple[Coded, np.ndarray]]) -> HyperpriorSymbols:
         values = torch.from_numpy(np.stack([values for _, values in found])).to(self.log_inverse.device)
         return HyperpriorSymbols(values, tuple(coded for coded, _ in found))
+
+    def parameter_counts(self) -> list[tuple[str, float | None, int, str | None]]:
+        return [("bottleneck", None, count(self), "without the coder's integers")]
 
     # Checkpoints.
 

@@ -22,7 +22,8 @@ from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload
 from oscar.bottlenecks.hyper_encoder import HyperEncoder
 from oscar.bottlenecks.rdo import MAX_EFFORT, check_effort, choose_cheaper
 from oscar.bottlenecks.residual_vq import ResidualHyperEncoder
-from oscar.models.modules import check_names, drop
+from oscar.metrics.protocol import PAPER_MULTIPLE
+from oscar.models.modules import check_names, count, drop
 from oscar.rates import PAPER_RATES, PIXELS_PER_LATENT, RatePoint, find_rate, rate_by_id
 from oscar.timesteps import TableMapping, TimestepMapping
 from oscar.utils.errors import first_line
@@ -145,6 +146,11 @@ class VQBottleneck(Bottleneck):
         # Networks keep the order in memory of their input; on a CPU, torch's normalisations are most exact in this one.
         return rescale(self.at(point).decode(symbols.indices).contiguous(), symbols.rms)
 
+    def check_published(self, point: RatePoint, height: int, width: int) -> None:
+        if height % point.pixels_per_index or width % point.pixels_per_index:
+            raise ValueError(f"images of {width}x{height} pixels are not allowed in protocol paper, which does not pad; "
+                             f"allowed: sides that are multiples of {PAPER_MULTIPLE}")  # fmt: skip
+
     def stored(self, symbols: VQSymbols, point: RatePoint) -> VQSymbols:
         return symbols._replace(rms=self._rms(quantise_rms(symbols.rms.float().cpu().numpy())))
 
@@ -186,6 +192,18 @@ class VQBottleneck(Bottleneck):
     def _rms(self, codes: np.ndarray) -> Tensor:
         parameter = next(self.parameters())
         return torch.from_numpy(dequantise_rms(codes)).to(parameter.device, parameter.dtype)
+
+    def parameter_counts(self) -> list[tuple[str, float | None, int, str | None]]:
+        rows: list[tuple[str, float | None, int, str | None]] = []
+        for rate in self.rates:
+            coder = self.at(rate)
+            quantizer = coder.quantizer
+            rows += [
+                ("bottleneck_encoder", rate.bpp, count(coder.backbone, quantizer.project_in), None),
+                ("bottleneck_decoder", rate.bpp, count(coder.proj, quantizer.project_out), None),
+                ("codebook", rate.bpp, quantizer.codebook.numel(), None),
+            ]
+        return rows
 
     # Checkpoints.
 
@@ -327,6 +345,13 @@ class VQBottleneck(Bottleneck):
         return {rate_id: normalise_counts(np.rint(usage * 2**16).astype(np.int64))
                 for rate_id, usage in averages.items()}  # fmt: skip
 
+    def select(self, rates: Sequence[RatePoint]) -> None:
+        """Drop the hyper-encoders, tables and context models of all other rates."""
+        self.rates = tuple(rates)
+        self.hyper_encoders = nn.ModuleDict({str(rate.id): self.at(rate) for rate in self.rates})
+        self.frequencies = {rate.id: self.frequencies[rate.id] for rate in self.rates}
+        self.contexts = {rate.id: self.contexts[rate.id] for rate in self.rates if rate.id in self.contexts}
+
     def set_stages(self, stages: Mapping[int, int], start_from: Mapping[int, int]) -> None:
         """Give rates (by id) a new hyper-encoder where they have another number of codes for a vector.
 
@@ -346,6 +371,13 @@ class VQBottleneck(Bottleneck):
                 source = find_rate(rate_by_id(start_from[rate.id]).bpp, self.rates)
                 new.start_from(old[str(source.id)])
             self.hyper_encoders[key] = new
+
+
+def need_rates(bottleneck: Bottleneck, what: str) -> VQBottleneck:
+    """The bottleneck, if it is the paper's (ValueError naming `what` it is needed for)."""
+    if not isinstance(bottleneck, VQBottleneck):
+        raise ValueError(f"{what} is for models with rates; this one has a {bottleneck.kind}")
+    return bottleneck
 
 
 def channel_rms(latent: Tensor) -> Tensor:

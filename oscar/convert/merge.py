@@ -11,7 +11,7 @@ from torch import Tensor
 
 from oscar import checkpoint
 from oscar.bitstream.context import ContextModel
-from oscar.bottlenecks.vq import HyperEncoder, VQBottleneck
+from oscar.bottlenecks.vq import HyperEncoder, VQBottleneck, need_rates
 from oscar.checkpoint import CheckpointError
 from oscar.codec import OscarCodec
 from oscar.rates import RatePoint
@@ -37,7 +37,7 @@ def merge_rates(sources: Sequence[str | Path], out: str | Path) -> OscarCodec:
     if len(sources) < 2:
         raise CheckpointError(f"merge needs two or more checkpoints; got {len(sources)}")
     first = _load(sources[0])
-    origin = {rate: sources[0] for rate in first.rates}
+    origin = {rate: sources[0] for rate in first.bottleneck.rates}
     encoders, frequencies, contexts = _rates(first)
     for source in sources[1:]:
         codec = _load(source)
@@ -51,10 +51,11 @@ def merge_rates(sources: Sequence[str | Path], out: str | Path) -> OscarCodec:
         encoders, frequencies, contexts = encoders | own, frequencies | tables, contexts | models
         del codec  # and its backbone, before the next is read
     rates = sorted(encoders, key=lambda rate: rate.id)
-    bottleneck = VQBottleneck(rates, **first.bottleneck.options)
+    bottleneck = VQBottleneck(rates, first.bottleneck.latent_channels, **first.bottleneck.options)
     bottleneck.hyper_encoders.update({str(rate.id): encoders[rate] for rate in rates})
+    bottleneck.frequencies, bottleneck.contexts = frequencies, contexts
     try:
-        merged = OscarCodec(first.backbone, bottleneck, first.denoiser, first.mapping, frequencies, contexts)
+        merged = OscarCodec(first.backbone, bottleneck, first.denoiser, first.mapping)
     except ValueError as error:
         raise CheckpointError(f"merge: {error}") from None
     merged.save_pretrained(out)
@@ -64,7 +65,7 @@ def merge_rates(sources: Sequence[str | Path], out: str | Path) -> OscarCodec:
 def _load(source: str | Path) -> OscarCodec:
     codec = OscarCodec.from_pretrained(source)
     try:
-        codec.need_rates("merging")
+        need_rates(codec.bottleneck, "merging")
     except ValueError as error:
         raise CheckpointError(f"model {str(source)!r}: {error}") from None
     return codec
@@ -74,7 +75,8 @@ def _rates(
     codec: OscarCodec,
 ) -> tuple[dict[RatePoint, HyperEncoder], dict[int, np.ndarray], dict[int, ContextModel]]:
     """The hyper-encoder of each rate, and by rate id the frequency tables and context models."""
-    return {rate: codec.bottleneck.at(rate) for rate in codec.bottleneck.rates}, codec.bottleneck.frequencies, codec.bottleneck.contexts
+    bottleneck = codec.bottleneck
+    return {rate: bottleneck.at(rate) for rate in bottleneck.rates}, bottleneck.frequencies, bottleneck.contexts
 
 
 def _check_same(one: OscarCodec, other: OscarCodec, name: str | Path, other_name: str | Path) -> None:
@@ -110,8 +112,9 @@ def _is_trained(codec: OscarCodec) -> bool:
 
 
 def _shape(codec: OscarCodec) -> dict:
-    names = ("latent_channels", "width", "features", "codebook_dim")
-    return {name: codec.bottleneck.options.get(name) for name in names}
+    names = ("width", "features", "codebook_dim")
+    options = {name: codec.bottleneck.options.get(name) for name in names}
+    return {**options, "latent_channels": codec.bottleneck.latent_channels}
 
 
 def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

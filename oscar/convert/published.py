@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from oscar import checkpoint
+from oscar.bottlenecks.vq import need_rates
 from oscar.codec import OscarCodec
 from oscar.models.backbone import Backbone
 from oscar.models.denoiser import ADAPTERS, lora_targets
@@ -204,12 +205,12 @@ def to_published(codec: OscarCodec) -> dict[str, Any]:
         ("timesteps", codec.mapping.kind, "table"),
         *((f"timestep of rate {rate.bpp:.4f}", codec.mapping(rate), rate.timestep)
           for rate in codec.bottleneck.rates if codec.mapping.kind == "table"),
-        *((f"stages of rate {rate.bpp:.4f}", codec.bottleneck.at(rate).stages, 1) for rate in codec.bottleneck.rates),
+        *((f"stages of rate {rate.bpp:.4f}", codec.bottleneck.at(rate).cell**2, 1) for rate in codec.bottleneck.rates),
     ):  # fmt: skip
         if found != allowed:
             raise ConvertError(f"{name} is {found!r}; allowed in a published checkpoint: {allowed!r}")
     if codec.denoiser.merged:
-        raise ConvertError("the adapters are merged into the UNet; allowed: a codec of oscar.checkpoint.load")
+        raise ConvertError("the adapters are merged into the UNet; allowed: a codec of OscarCodec.from_pretrained")
     parts: dict[str, OrderedDict] = {"hyper_encoders": OrderedDict(), "state_dict_unet": OrderedDict()}
     tensors = {name: value.detach() for name, (value, _) in published_tensors(codec, codec.bottleneck.rates).items()}
     prompt = torch.nn.Parameter(tensors.pop("embeddings"))
@@ -245,7 +246,7 @@ def export(source: str | Path, out: str | Path) -> OscarCodec:
     """
     codec = OscarCodec.from_pretrained(source)
     try:
-        codec.need_rates("the published layout")
+        need_rates(codec.bottleneck, "the published layout")
         export_codec(codec, out)
     except ValueError as error:
         raise ConvertError(f"model {str(source)!r}: {error}") from None
@@ -442,14 +443,14 @@ def _build(published: _Published, backbone: Backbone, timesteps: Mapping[str, An
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # for what files of stage 1 do not hold
-            return checkpoint.build(
+            return OscarCodec(*checkpoint.build(
                 {
                     "bottleneck": {"rates": ids, **published.bottleneck},
                     "denoiser": {"tuning": "lora", **published.denoiser},
                     "timesteps": timesteps,
                 },
                 backbone,
-            )
+            ))  # fmt: skip
     except ValueError as error:  # a mapping without one of the rates
         raise ConvertError(f"{where}: {first_line(error)}") from None
 

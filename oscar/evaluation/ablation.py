@@ -25,13 +25,14 @@ from torch import Tensor
 from oscar.baselines.base import Encoded, ImageCodec, RoundTrip
 from oscar.benchmark.tables import Table, metric_title
 from oscar.bitstream import Container
-from oscar.bitstream.norms import quantise_rms
+from oscar.bottlenecks.vq import need_rates
 from oscar.checkpoint import content_hash
 from oscar.codec import OscarCodec
 from oscar.data.folders import find_pictures
 from oscar.data.images import to_pil, to_tensor
 from oscar.evaluation.calibration import by_bpp, calibrate
 from oscar.evaluation.evaluate import EvaluationError, evaluate, load_results
+from oscar.inference.load import load
 from oscar.metrics.image import METRICS, MetricSet
 from oscar.rates import RatePoint
 from oscar.timesteps import TimestepMapping, mapping_from_config, read_calibration
@@ -51,7 +52,6 @@ class _Coded(NamedTuple):
     data_own: bytes  # with the byte that says the picture's own timestep
     own: int
     z_hat: Tensor
-    rms: Tensor
     seconds: float
 
 
@@ -104,7 +104,7 @@ class TimestepCodec(ImageCodec):
         """Encode a picture, unless it was the last one too, and decode it at a timestep."""
         coded = self._encode(image)
         start = time.perf_counter()
-        x0 = self.codec.denoise(coded.z_hat, coded.rms, self.rate, coded.own if point == OWN else _plain(point))
+        x0 = self.codec.denoiser(coded.z_hat, coded.own if point == OWN else _plain(point))
         pixels = self.codec.backbone.decode(x0)[..., : image.height, : image.width]
         decoded = to_pil(pixels.clamp(-1, 1))
         seconds = time.perf_counter() - start
@@ -115,15 +115,14 @@ class TimestepCodec(ImageCodec):
         if image is not self._image:
             start = time.perf_counter()
             codec, rate = self.codec, self.rate
-            analysis = codec.analyse(to_tensor(image), rate)
-            z_hat = codec.bottleneck.decode(analysis.indices, rate)
-            own = codec.measure_timesteps(z_hat, analysis.latent)
+            encoded = codec.quantise(codec.encode_latent(to_tensor(image), rate), rate)
+            z_hat = codec.bottleneck.dequantise(codec.bottleneck.stored(encoded.symbols, rate), rate)
+            own = codec.backbone.schedule.measure(z_hat, encoded.latent)
             data, data_own = (
-                codec.write(analysis._replace(timesteps=timesteps), rate, image.height, image.width)[0]
+                codec.write(encoded._replace(timesteps=timesteps), rate, image.height, image.width)[0]
                 for timesteps in (None, own)
             )
-            rms = codec.stored_rms(torch.from_numpy(quantise_rms(analysis.rms.float().cpu().numpy())))
-            self._coded = _Coded(data, data_own, own.item(), z_hat, rms, time.perf_counter() - start)
+            self._coded = _Coded(data, data_own, own.item(), z_hat, time.perf_counter() - start)
             self._image = image
         return self._coded
 
@@ -149,9 +148,10 @@ def ablate_config(config: AblateTimestepsConfig) -> pd.DataFrame:
     metrics = MetricSet(config.metrics.names, config.device, files=config.metrics.files,
                         download=config.metrics.download)  # fmt: skip
     paths = find_pictures(config.data.images)[: config.data.limit]
-    codec = OscarCodec.from_pretrained(config.model, config.device, torch.float32)
-    codec.need_rates("the ablation")
-    rates = by_bpp(codec.bottleneck.rates if config.rates is None else {codec.bottleneck.parse(bpp) for bpp in config.rates})
+    codec = load(config.model, config.device, torch.float32)
+    need_rates(codec.bottleneck, "the ablation")
+    parse = codec.bottleneck.parse
+    rates = by_bpp(codec.bottleneck.rates if config.rates is None else {parse(bpp) for bpp in config.rates})
     mappings, own = make_mappings(codec, config.mappings, paths)
     for mapping in mappings.values():
         mapping.check(rates, len(codec.backbone.schedule))

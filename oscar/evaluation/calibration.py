@@ -27,9 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from oscar.codec import OscarCodec, channel_cosine, rescale
+from oscar.bottlenecks.vq import need_rates
+from oscar.codec import OscarCodec
 from oscar.data.folders import find_pictures
 from oscar.data.images import ImageError, read_image, to_tensor
+from oscar.diffusion import channel_cosine
 from oscar.evaluation.evaluate import EvaluationError
 from oscar.rates import RatePoint
 from oscar.timesteps import CalibratedMapping, TimestepMapping
@@ -109,7 +111,7 @@ def calibrate(codec: OscarCodec, paths: Sequence[Path], progress: bool = True) -
         EvaluationError: if none can be read.
         ValueError: for a model without rates.
     """
-    codec.need_rates("the calibration")
+    need_rates(codec.bottleneck, "the calibration")
     rows: list[dict] = []
     failed: dict[str, str] = {}
     root = os.path.commonpath([path.parent for path in paths])
@@ -122,7 +124,8 @@ def calibrate(codec: OscarCodec, paths: Sequence[Path], progress: bool = True) -
             failed[name] = first_line(error)
             tqdm.write(f"left out: {failed[name]}", file=sys.stderr)
             continue
-        rows += [{"image": name, "rate": rate.bpp, **measure(codec, batch, rate)} for rate in by_bpp(codec.bottleneck.rates)]
+        rates = by_bpp(codec.bottleneck.rates)
+        rows += [{"image": name, "rate": rate.bpp, **measure(codec, batch, rate)} for rate in rates]
     if not rows:
         raise EvaluationError(f"none of the {len(paths)} pictures can be read: {next(iter(failed.values()))}")
     pictures = pd.DataFrame(rows)
@@ -147,19 +150,19 @@ def measure(codec: OscarCodec, batch: Tensor, rate: RatePoint) -> dict[str, floa
         if the timestep is too low), and `magnitude_correlation` of the residual's and z0's absolute values; also
         `timestep`, the picture's own (mapping `per_image`).
     """
-    analysis = codec.analyse(batch, rate)
-    z_hat = codec.bottleneck.decode(analysis.indices, rate)
-    own = codec.measure_timesteps(z_hat, analysis.latent)
-    latent = analysis.latent[0].flatten(1).double()
-    noisy = rescale(z_hat, analysis.rms)[0].flatten(1).double()
+    encoded = codec.quantise(codec.encode_latent(batch, rate), rate)
+    z_hat = codec.bottleneck.dequantise(encoded.symbols, rate)
+    own = codec.backbone.schedule.measure(z_hat, encoded.latent)
+    latent = encoded.latent[0].flatten(1).double()
+    noisy = z_hat[0].flatten(1).double()
     signal = _dot(noisy, latent) / _dot(latent, latent).clamp_min(_TINY) * latent
     residual = noisy - signal
     timestep = own if codec.mapping.per_picture else codec.mapping(rate)
     rest = noisy - codec.backbone.schedule.alpha_bar(timestep).sqrt().double() * latent
     shape = _standardise(residual)
     columns = {
-        "cosine": channel_cosine(z_hat, analysis.latent)[0],
-        "cosine_position": F.cosine_similarity(z_hat.float(), analysis.latent.float(), dim=1),
+        "cosine": channel_cosine(z_hat, encoded.latent)[0],
+        "cosine_position": F.cosine_similarity(z_hat.float(), encoded.latent.float(), dim=1),
         "signal_power": signal.square(),
         "residual_power": residual.square(),
         "skewness": shape**3,

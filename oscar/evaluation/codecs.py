@@ -12,10 +12,11 @@ from PIL import Image
 import oscar
 from oscar import checkpoint
 from oscar.baselines.base import Encoded, ImageCodec, RoundTrip
-from oscar.codec import OscarCodec
-from oscar.continuous import ContinuousCodec
+from oscar.bottlenecks.vq import need_rates
+from oscar.codec import OscarCodec, Parsed
 from oscar.data.images import to_pil, to_tensor
-from oscar.metrics.protocol import Protocol, check_protocol, paper_size
+from oscar.inference.load import load
+from oscar.metrics.protocol import Protocol, check_protocol, paper_size, sample_of
 
 # What results of protocol `paper` say of it; docs/protocols.md has the whole.
 PAPER_RULES = {"resized": "Lanczos, sides down to multiples of 128", "latent": "sample, seeded by the image",
@@ -61,10 +62,9 @@ class OscarImageCodec(ImageCodec):
         paper = protocol == "paper"
         self.name = f"oscar-{model}" + ("-paper" if paper else "")
         self.label = f"OSCAR {model}" + (" (paper protocol)" if paper else "")
-        self.continuous = isinstance(codec, ContinuousCodec)
-        if self.continuous and paper:
-            raise ValueError(f"protocol is 'paper', but {model} has a hyperprior; allowed: bitstream")
-        self.point_name = codec.point_name
+        if paper:
+            need_rates(codec.bottleneck, "protocol 'paper'")
+        self.point_name = codec.bottleneck.point_name
         self.points = self.grid = codec.points
 
     def describe(self) -> dict:
@@ -82,8 +82,7 @@ class OscarImageCodec(ImageCodec):
         }
 
     def check_point(self, point: float) -> float:
-        point = self.codec.find_point(point)
-        return point.value if self.continuous else point.bpp
+        return self.codec.find_point(point).value
 
     def encode(self, image: Image.Image, point: float) -> Encoded:
         """Compress an RGB picture to an `.oscar` file.
@@ -93,7 +92,8 @@ class OscarImageCodec(ImageCodec):
         """
         if self.protocol != "bitstream":
             raise ValueError(f"{self.name}: protocol {self.protocol} writes no files; allowed: bitstream")
-        return self._describe_file(self.codec.compress_batch([image], point)[0])
+        (data,) = self.codec.compress_batch([image], point)
+        return self._describe_file(data, self.codec.read(data))
 
     def decode(self, data: bytes) -> Image.Image:
         return self.codec.decompress(data)
@@ -105,30 +105,31 @@ class OscarImageCodec(ImageCodec):
         start = time.perf_counter()
         (data,) = self.codec.compress_batch([image], point)
         middle = time.perf_counter()
-        decoded = self.codec.decompress(data)
+        parsed = self.codec.read(data)
+        decoded = to_pil(self.codec.decode_files([parsed])[0])
         end = time.perf_counter()
-        return RoundTrip.of_file(image, decoded, self._describe_file(data), middle - start, end - middle)
+        return RoundTrip.of_file(image, decoded, self._describe_file(data, parsed), middle - start, end - middle)
 
-    def _describe_file(self, data: bytes) -> Encoded:
-        container, bits = self.codec.examine(data)
+    def _describe_file(self, data: bytes, parsed: Parsed) -> Encoded:
+        container, (bits,) = parsed.container, self.codec.bottleneck.estimated_bits(parsed.symbols, parsed.point)
         header = 8 * (len(data) - len(container.payload))
         return Encoded(
             data=data,
             parts={name: len(part) for name, part in container.parts().items()},
-            nominal_bpp=None if self.continuous else container.rate.bpp,
+            nominal_bpp=self.codec.bottleneck.nominal_bpp(parsed.point),
             estimated_bpp=(header + bits) / (container.width * container.height),
         )
 
     @torch.inference_mode()
     def _paper_round_trip(self, image: Image.Image, point: float) -> RoundTrip:
-        rate = self.codec.bottleneck.parse(point)
+        codec, rate = self.codec, self.codec.find_point(point)
         reference = image.resize(paper_size(*image.size), Image.Resampling.LANCZOS)
+        batch = to_tensor(reference)
         start = time.perf_counter()
-        analysis = self.codec.analyse(to_tensor(reference), rate, is_sampled=True)
-        bits = self.codec.estimated_bits(analysis.indices[0], rate)  # on the CPU: the device has finished
+        encoded = codec.quantise(codec.encode_latent(batch, rate, sample_of(batch)), rate)
+        (bits,) = codec.bottleneck.estimated_bits(encoded.symbols, rate)  # on the CPU: the device has finished
         middle = time.perf_counter()
-        result = self.codec.synthesise(analysis.indices, analysis.rms, rate, analysis.timesteps)
-        decoded = to_pil(result.image, truncate=True)
+        decoded = to_pil(codec.decode(encoded.symbols, rate, encoded.timesteps).image, truncate=True)
         end = time.perf_counter()
         return RoundTrip(
             reference=reference,
@@ -174,6 +175,6 @@ def load_oscar(
         CheckpointError: if it cannot be found or read.
     """
     folder = checkpoint.locate(model)
-    codec = OscarCodec.from_pretrained(model, device, getattr(torch, dtype))
+    codec = load(model, device, getattr(torch, dtype))
     sha256 = json.loads((folder / checkpoint.CONFIG).read_text())["sha256"]
     return OscarImageCodec(codec, Path(model).absolute().name, protocol, sha256, model)

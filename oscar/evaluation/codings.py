@@ -29,16 +29,16 @@ def compare(
         length, as packed_bytes, and its payload's, as packed_payload; with metrics, those of the decoded picture.
         A file of a coding is the shortest that this coding and older ones can make.
     """
-    analysis, (width, height) = codec.analyse(to_tensor(picture), rate), picture.size
+    latent, (width, height) = codec.encode_latent(to_tensor(picture), rate), picture.size
     for effort in efforts:
-        chosen = codec.economise(analysis, rate, effort)
+        chosen = codec.quantise(latent, rate, effort)
         row = {"image": name, "width": width, "height": height, "rate": rate.bpp, "effort": effort,
                "nominal_bytes": rate.nominal_bits(height, width) / 8}  # fmt: skip
         data = b""
         for coding in INDEX_CODINGS:
             (data,) = codec.write(chosen, rate, height, width, newest=coding)
-            container, indices = codec.read(data)
-            if not (indices == chosen.indices[0].cpu().numpy()).all():
+            container, _, symbols = codec.read(data)
+            if not torch.equal(symbols.indices, chosen.symbols.indices):
                 raise RuntimeError(f"{name}: rate {rate.bpp:.4f}: coding {coding.name.lower()} lost indices")
             row |= {f"{coding.name.lower()}_bytes": len(data),
                     f"{coding.name.lower()}_payload": len(container.payload)}  # fmt: skip

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from oscar.benchmark.tables import Table
-from oscar.bottlenecks.rdo import MAX_EFFORT
 from oscar.codec import OscarCodec
 from oscar.data.images import read_image
 
@@ -28,8 +27,7 @@ def meet(codec: OscarCodec, path: Path, share: float) -> dict:
         share: where the target lies between the logarithms of the lengths that its files can have.
     """
     picture = read_image(path)
-    lowest = {"effort": MAX_EFFORT} if codec.bottleneck.rates else {}
-    shortest = len(codec.compress_batch([picture], codec.points[0], **lowest)[0])
+    shortest = len(codec.compress_batch([picture], codec.points[0], codec.bottleneck.max_effort)[0])
     longest = max(len(codec.compress_batch([picture], point)[0]) for point in codec.points[-2:])
     target = round(shortest * (longest / shortest) ** share)
     size = len(codec.compress(picture, max_bytes=target))

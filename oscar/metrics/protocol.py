@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from oscar.data.images import ImageError
@@ -15,10 +16,11 @@ PROTOCOLS = ("bitstream", "paper")
 PAPER_MULTIPLE = 128  # pixels
 
 
-def check_protocol(protocol: str) -> None:
-    """Refuse (ValueError) what is none of `PROTOCOLS`."""
+def check_protocol(protocol: str) -> str:
+    """The protocol (ValueError if it is none of `PROTOCOLS`)."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r} does not exist; allowed: {', '.join(PROTOCOLS)}")
+    return protocol
 
 
 def paper_size(width: int, height: int) -> tuple[int, int]:
@@ -47,3 +49,8 @@ def image_noise(images: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(pixels.cpu().contiguous().numpy().tobytes()))
         noise.append(torch.randn(shape[1:], generator=generator))
     return torch.stack(noise)
+
+
+def sample_of(images: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The `draw` of `Backbone.encode` by which latents of these images (B, 3, H, W) are samples."""
+    return lambda mean: image_noise(images, mean.shape).to(mean)

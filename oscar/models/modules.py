@@ -20,3 +20,8 @@ def check_names(names: Iterable[str], expected: Iterable[str]) -> None:
     for problem, found in (("lacks", expected - names), ("has unknown", names - expected)):
         if found:
             raise ValueError(f"{problem} {min(found)} ({len(found)} tensors in all)")
+
+
+def count(*modules: nn.Module) -> int:
+    """Parameters of modules, trained or not."""
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())

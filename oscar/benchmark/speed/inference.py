@@ -32,8 +32,10 @@ from oscar.benchmark.speed.timing import (
     run_child,
     synchroniser,
 )
+from oscar.bottlenecks.vq import VQSymbols
 from oscar.config import InferenceSpeedConfig
 from oscar.inference.cpu.group_norm import exact_norms
+from oscar.inference.load import load
 from oscar.utils.strict_json import dumps
 
 if TYPE_CHECKING:
@@ -99,14 +101,14 @@ def model_folder(config: InferenceSpeedConfig, folder: Path) -> str:
         torch.manual_seed(0)
         shapes, rates = config.backbone, [rate.id for rate in config.bottleneck.rate_points()]
         Backbone.from_configs(shapes.vae, shapes.unet, shapes.scheduler).save_pretrained(folder / "backbone")
-        codec = checkpoint.build(
+        codec = OscarCodec(*checkpoint.build(
             {
                 "bottleneck": {"rates": rates, **config.bottleneck.options()},
                 "denoiser": {"tuning": "lora"},
                 "timesteps": {"kind": "table"},
             },
             Backbone.from_pretrained(folder / "backbone"),
-        )
+        ))  # fmt: skip
         with torch.no_grad():
             for name, value in codec.denoiser.unet.named_parameters():
                 if ".lora_B." in name:  # zero at first, so that the adapters would do nothing
@@ -127,7 +129,7 @@ def measure_latency(config: InferenceSpeedConfig, model: str, device: torch.devi
     for dtype in config.dtypes:
         for compiled in config.compile:
             precision = "auto" if dtype == "auto" else getattr(torch, dtype)
-            codec = OscarCodec.from_pretrained(model, device, precision, compile=COMPILE[compiled])
+            codec = load(model, device, precision, compile=COMPILE[compiled])
             name = str(codec.dtype).removeprefix("torch.") + (f", compile {compiled}" if compiled != "off" else "")
             ways.setdefault(name, codec)  # auto may be one of the others
     default = list(ways)[1] if config.dtypes[0] == "auto" else None
@@ -227,7 +229,7 @@ def _child(request: dict) -> dict:
         codec = OscarCodec.from_pretrained(request["model"]).eval().requires_grad_(False).to(device)
     else:
         dtype = "auto" if request["dtype"] == "auto" else getattr(torch, request["dtype"])
-        codec = OscarCodec.from_pretrained(request["model"], device, dtype, half, memory=request["memory"])
+        codec = load(request["model"], device, dtype, half, memory=request["memory"])
     row = {"dtype": str(codec.dtype).removeprefix("torch."), "load_s": time.perf_counter() - begin}
     row["libraries_mib"], row["load_peak_mib"] = before, resident_memory()[1]
     row["weights_mib"] = sum(value.nbytes for value in (*codec.parameters(), *codec.buffers())) / _MIB
@@ -235,9 +237,10 @@ def _child(request: dict) -> dict:
     rate = codec.bottleneck.parse(request["rate"])
     rms = torch.ones(1, codec.backbone.latent_channels, device=codec.device, dtype=codec.dtype)
     indices = torch.zeros(1, *rate.grid_shape(height, width), dtype=torch.int64, device=codec.device)
+    symbols = VQSymbols(indices, rms)
     calls = {
         "encode": lambda: codec.compress(picture(request["size"]), rate),
-        "decode": lambda: codec.synthesise(indices, rms, rate),
+        "decode": lambda: codec.decode(symbols, rate),
     }
     forget_peak()
     row["loaded_mib"] = resident_memory()[0]  # only now: what is freed in between must not count

@@ -208,38 +208,17 @@ def synchroniser(devices: Iterable[torch.device]) -> Callable[[], None]:
 
 def _stages(codec: OscarCodec, direction: str) -> tuple[tuple[str, object, str], ...]:
     """Stage, and the owner and name of the function that is this stage; a stage's time is without those it calls."""
-    import oscar.codec as flow
-
-    if not codec.bottleneck.rates:
-        return _continuous_stages(codec, direction)
     if direction == "encode":
         return (
             ("vae_encode", codec.backbone, "encode"),
-            ("bottleneck_encode", codec.bottleneck, "encode"),
-            ("entropy_encode", flow, "encode_grid"),
+            ("bottleneck_quantise", codec.bottleneck, "quantise"),
+            ("entropy_encode", codec.bottleneck, "write"),
             ("container_write", codec, "write"),
         )
     return (
-        ("container_read", codec, "read"),
-        ("entropy_decode", flow, "decode_grid"),
-        ("bottleneck_decode", codec.bottleneck, "decode"),
-        ("rescale_unet_step", codec, "denoise"),
-        ("vae_decode", codec.backbone, "decode"),
-    )
-
-
-def _continuous_stages(codec: OscarCodec, direction: str) -> tuple[tuple[str, object, str], ...]:
-    if direction == "encode":
-        return (
-            ("vae_encode", codec.backbone, "encode"),
-            ("bottleneck_encode", codec.bottleneck, "analyse"),
-            ("entropy_encode", codec.bottleneck, "encode"),
-            ("container_write", codec, "write_latent"),
-        )
-    return (
         ("container_read", codec, "open"),
-        ("entropy_decode", codec, "read"),
-        ("bottleneck_decode", codec.bottleneck, "dequantise"),
+        ("entropy_decode", codec.bottleneck, "read"),
+        ("bottleneck_dequantise", codec.bottleneck, "dequantise"),
         ("unet_step", codec.denoiser, "forward"),
         ("vae_decode", codec.backbone, "decode"),
     )
@@ -408,10 +387,10 @@ def _child(request: dict) -> dict[str, float | None]:
     """What the process does: load, forget the peak of loading, call once, report."""
     import torch
 
-    from oscar import OscarCodec
+    from oscar.inference.load import load
 
     torch.set_num_threads(request["threads"])
-    codec = OscarCodec.from_pretrained(request["model"], request["device"], getattr(torch, request["dtype"]))
+    codec = load(request["model"], request["device"], getattr(torch, request["dtype"]))
     path = Path(request["input"])
     if request["direction"] == "encode":
         with Image.open(path) as file:
@@ -480,16 +459,7 @@ def parameter_counts(codec: OscarCodec) -> list[dict[str, str | float | int | No
         rows.append(("adapters", None, _merged_adapters(denoiser), "merged into the unet, not in its total"))
     else:
         rows.append(("adapters", None, adapters, None))
-    for rate in codec.bottleneck.rates:
-        coder = codec.bottleneck.at(rate)
-        quantizer = coder.quantizer
-        rows += [
-            ("bottleneck_encoder", rate.bpp, _count(coder.backbone, quantizer.project_in), None),
-            ("bottleneck_decoder", rate.bpp, _count(coder.proj, quantizer.project_out), None),
-            ("codebook", rate.bpp, quantizer.codebook.numel(), None),
-        ]
-    if not codec.bottleneck.rates:
-        rows.append(("bottleneck", None, _count(codec.bottleneck), "without the coder's integers"))
+    rows += codec.bottleneck.parameter_counts()
     return [dict(zip(("part", "rate", "parameters", "note"), row, strict=True)) for row in rows]
 
 
