@@ -316,7 +316,7 @@ def content_hash(source: str | Path) -> str:
     """
     _, config = read_description(source)
     content = {name: value for name, value in config.items() if name not in ("backbone", "provenance")}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content, allow_nan=False, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _read_backbone(folder: Path, config: dict, moved: str | Path | None, *options) -> Backbone:
