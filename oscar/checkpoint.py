@@ -32,7 +32,7 @@ from torch import Tensor
 from oscar.bitstream.context import ContextModel
 from oscar.bitstream.entropy import check_frequencies
 from oscar.bitstream.hyperprior import HyperpriorCoder
-from oscar.errors import first_line
+from oscar.errors import first_line, hub_reason
 from oscar.models.backbone import Backbone, BackboneError, Half
 from oscar.models.denoiser import Denoiser, lora_targets
 from oscar.models.hyper_encoder import VQBottleneck
@@ -388,16 +388,11 @@ def locate(source: str | Path) -> Path:
     names = sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
     allowed = f"allowed: {', '.join([*names, 'a checkpoint folder', 'a hub id'])}"
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
     try:
         return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
-    except HFValidationError:
-        raise CheckpointError(f"model {str(source)!r} does not exist; {allowed}") from None
     except Exception as error:  # the hub client raises its HTTP library's errors too
-        raise CheckpointError(
-            f"model {str(source)!r} is no folder and could not be downloaded; {allowed} ({first_line(error)})"
-        ) from None
+        raise CheckpointError(f"model {str(source)!r} does not exist: {hub_reason(error)}; {allowed}") from None
 
 
 def _fill(codec: OscarCodec, state: dict[str, Tensor]) -> None:

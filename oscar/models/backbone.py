@@ -15,7 +15,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from oscar.diffusion import NoiseSchedule
-from oscar.errors import first_line
+from oscar.errors import hub_reason
 from oscar.models import tiling
 from oscar.models.conv_autoencoder import AutoencoderConv
 from oscar.models.loading import Change, as_is, drop, fill, part_files
@@ -30,6 +30,10 @@ VAE_ENCODER, VAE_DECODER = ("encoder", "quant_conv"), ("decoder", "post_quant_co
 FACTORS = (8, 16)  # pixels per latent position along each side; the paper's rates are of 8
 _SAMPLES = 64  # values of each tensor by which weights are told apart
 _UNUSED = {"both": (), "encoder": VAE_DECODER, "decoder": VAE_ENCODER}
+
+
+WAY_OUT = (f"allowed: a folder with {', '.join(PARTS)}, in training as backbone.source=FOLDER, for the command as "
+           "--backbone FOLDER")  # fmt: skip
 
 
 class BackboneError(ValueError):
@@ -97,7 +101,7 @@ class Backbone(nn.Module):
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise BackboneError(
                 f"backbone {source!r} could not be read as a diffusers folder or hub id with "
-                f"{', '.join(PARTS)}: {first_line(error)}"
+                f"{', '.join(PARTS)}: {hub_reason(error)}; {WAY_OUT}"
             ) from error
         backbone = cls(vae, unet, schedule, source)
         backbone.digests = sampler.digests()
@@ -235,7 +239,9 @@ def read_configs(source: str | Path) -> dict[str, dict]:
             "scheduler": _scheduler_config(source),
         }
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise BackboneError(f"backbone {source!r}: its configuration cannot be read: {first_line(error)}") from error
+        raise BackboneError(
+            f"backbone {source!r}: its configuration cannot be read: {hub_reason(error)}; {WAY_OUT}"
+        ) from error
 
 
 class _Sampler:

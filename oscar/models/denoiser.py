@@ -13,7 +13,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from oscar.diffusion import NoiseSchedule
-from oscar.errors import first_line
+from oscar.errors import hub_reason
 from oscar.models import windows
 from oscar.models.backbone import unet_multiple
 from oscar.models.padding import pad_to_multiple
@@ -124,7 +124,9 @@ class Denoiser(nn.Module):
             encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder")
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise ValueError(
-                f"denoiser.prompt_init: tokenizer and text_encoder of {source} could not be read: {first_line(error)}"
+                f"denoiser.prompt_init: tokenizer and text_encoder of {source} could not be read: "
+                f"{hub_reason(error)}; allowed: a folder that has them too as backbone.source=FOLDER, or "
+                "denoiser.prompt_init=noise"
             ) from error
         tokens = tokenizer("", padding="max_length", max_length=self.prompt.shape[1], return_tensors="pt")
         with torch.no_grad():
