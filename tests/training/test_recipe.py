@@ -35,6 +35,7 @@ ADAMW = {  # T1, T2: one group, decay on everything
     "betas": [0.9, 0.999],  # T1, T2
     "weight_decay": 1e-2,  # T1, T2
     "schedule": "constant",  # S1, S2
+    "schedule_steps": None,  # of a cosine
     "warmup_steps": 10,  # T2, lib: 10 updates, whatever the number of processes
     "grad_clip": 1.0,  # T1, T2
     "set_to_none": False,  # T1, S1, T2, S2: the flag is absent
@@ -120,7 +121,7 @@ STAGE2 = {
     "init_from": "runs/paper/stage1/final",  # T2
     "backbone.name": "sd21",  # O
     "timesteps": None,  # O: the table of the rates
-    "bottleneck": BOTTLENECK,
+    "bottleneck": {**BOTTLENECK, "kmeans_init": None},  # that of stage 1
     "denoiser": {**DENOISER, "prompt_init": None},
     "data": {**DATA, "batch_size": 8, "total_batch_size": None},  # J2, S2: the number of processes is not stated
     "optimiser": ADAMW,
