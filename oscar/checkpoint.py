@@ -31,7 +31,7 @@ from oscar.bottlenecks import Bottleneck, from_config
 from oscar.models.backbone import Backbone, BackboneError
 from oscar.models.denoiser import Denoiser
 from oscar.timesteps import TimestepMapping, mapping_from_config
-from oscar.utils.errors import first_line
+from oscar.utils.errors import first_line, hub_reason
 from oscar.utils.provenance import MODEL, SHIPPED
 
 FORMAT = 1
@@ -223,7 +223,7 @@ def content_hash(source: str | Path) -> str:
     """
     _, config = read_description(source)
     content = {name: value for name, value in config.items() if name not in ("backbone", "provenance")}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content, allow_nan=False, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_backbone(folder: Path, config: Mapping, moved: str | Path | None, *options) -> Backbone:
@@ -305,16 +305,11 @@ def locate(source: str | Path) -> Path:
     names = sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
     allowed = f"allowed: {', '.join([*names, 'a checkpoint folder', 'a hub id'])}"
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
     try:
         return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
-    except HFValidationError:
-        raise CheckpointError(f"model {str(source)!r} does not exist; {allowed}") from None
     except Exception as error:  # the hub client raises its HTTP library's errors too
-        raise CheckpointError(
-            f"model {str(source)!r} is no folder and could not be downloaded; {allowed} ({first_line(error)})"
-        ) from None
+        raise CheckpointError(f"model {str(source)!r} does not exist: {hub_reason(error)}; {allowed}") from None
 
 
 def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:

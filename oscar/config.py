@@ -240,9 +240,14 @@ class DataConfig:
     """side of the square crops in pixels; a multiple of 64, so that every rate's grid fits"""
     batch_size: int = 8
     """crops per process and forward pass"""
+    total_batch_size: Optional[int] = None
+    """crops that an optimiser step must take over all processes and passes, or the run is refused; None takes any"""
     workers: int = 2
     augment: bool = True
     """flips and right-angle rotations"""
+    crop_margin: int = 0
+    """pixels by which a first crop is larger. After flips and rotations the crop is cut from it, half of the time at a
+    random place and else at the top left. Published: 8. 0 cuts once, with all places alike"""
     scale: list[float] = field(default_factory=lambda: [1.0, 1.0])
     """range of the random shrinking before the crop"""
     cache: bool = False
@@ -266,7 +271,14 @@ class DataConfig:
         if self.crop < 64 or self.crop % 64:
             raise ConfigError(f"data.crop is {self.crop}; allowed: multiples of 64")
         _at_least("data.batch_size", self.batch_size, 1)
+        _at_least("data.total_batch_size", self.total_batch_size, 1)
         _at_least("data.workers", self.workers, 0)
+        _at_least("data.crop_margin", self.crop_margin, 0)
+        if self.crop_margin and not self.augment:
+            raise ConfigError(f"data.crop_margin is {self.crop_margin}, but data.augment is false; allowed: 0")
+        if self.crop_margin and self.latents is not None:
+            raise ConfigError(f"data.crop_margin is {self.crop_margin}, but data.latents are of crops without one; "
+                              "allowed: 0")  # fmt: skip
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ConfigError(f"data.scale is {list(self.scale)}; allowed: [low, high] with 0 < low <= high <= 1")
 
@@ -284,6 +296,12 @@ class OptimiserConfig:
     schedule_steps: Optional[int] = None
     """cosine: steps at which it is 0; None takes trainer.max_steps. A run that is stopped early keeps its own"""
     grad_clip: Optional[float] = 1.0
+    """largest L2 norm of the gradients, all together or, with `stage.independent_rates`, of each hyper-encoder; None
+    never clips"""
+    set_to_none: bool = True
+    """true forgets gradients after a step, so that AdamW leaves alone what the next one does not use. false (published)
+    sets them to zero, so that hyper-encoders of rates that are not drawn, once they were, go on by their momentum and
+    decay in every step"""
 
     def check(self, name: str) -> None:
         _at_least(f"{name}.lr", self.lr, 0, strict=True)
@@ -304,6 +322,23 @@ class CriticConfig:
 
     lora_rank: Optional[int] = 16
     """rank of the critic's LoRA; None trains all of its weights"""
+    lora_alpha: Optional[float] = None
+    """scale of the LoRA times its rank; None takes the rank, published is 8"""
+    lora_init: str = "gaussian"
+    """of LoRA's first factor: gaussian, or kaiming (published, PEFT's default)"""
+    lora_layers: str = "denoiser"
+    """denoiser: the layers of the paper's denoiser; published: these less conv_in, and time_emb_proj"""
+    head: str = "light"
+    """light: a 3x3 and a 1x1 convolution at 256 channels; published: two 4x4 convolutions at twice the features, which
+    are 52.5 million parameters with Stable Diffusion 2.1"""
+    prompt: str = "codec"
+    """what the critic's cross-attention sees: codec, the denoiser's prompt; own (published), one that is drawn at the
+    start"""
+    feature_gradient: bool = True
+    """whether gradients pass the critic's UNet. false (published) leaves codec, LoRA and own prompt without any, so
+    that the head alone learns and `stage.gan` does nothing"""
+    reduction: str = "sum"
+    """of the losses of real and decoded latents: sum, or mean (published)"""
     timesteps: list[int] = field(default_factory=lambda: [20, 980])
     """range [low, high) of the timesteps at which its inputs are re-noised, for a schedule of 1000"""
     weight: float = 1e-2
@@ -312,7 +347,19 @@ class CriticConfig:
 
     def check(self, name: str) -> None:
         _at_least(f"{name}.lora_rank", self.lora_rank, 1)
+        _at_least(f"{name}.lora_alpha", self.lora_alpha, 0, strict=True)
         _at_least(f"{name}.weight", self.weight, 0)
+        _choose(f"{name}.lora_init", self.lora_init, ("gaussian", "kaiming"))
+        _choose(f"{name}.lora_layers", self.lora_layers, ("denoiser", "published"))
+        _choose(f"{name}.head", self.head, ("light", "published"))
+        _choose(f"{name}.prompt", self.prompt, ("codec", "own"))
+        _choose(f"{name}.reduction", self.reduction, ("sum", "mean"))
+        if self.lora_rank is None:
+            blank = CriticConfig()
+            for key in ("lora_alpha", "lora_init", "lora_layers"):
+                if getattr(self, key) != getattr(blank, key):
+                    raise ConfigError(f"{name}.{key} is {getattr(self, key)!r}, but {name}.lora_rank is unset; "
+                                      f"allowed there: {getattr(blank, key)}")  # fmt: skip
         if len(self.timesteps) != 2 or not 0 <= self.timesteps[0] < self.timesteps[1] <= 1000:
             allowed = "[low, high] with 0 <= low < high <= 1000"
             raise ConfigError(f"{name}.timesteps is {list(self.timesteps)}; allowed: {allowed}")
@@ -349,6 +396,16 @@ class StageConfig:
     """weight by term: l1, mse, ms_ssim, features, dists, lpips_vgg, lpips_alex; with the prefix edges_ on Sobel maps"""
     network_files: dict[str, str] = field(default_factory=dict)
     """local weight files by network: squeezenet, vgg16, alexnet, dists"""
+    download: bool = False
+    """fetch the networks' weights that are not there, where that is possible"""
+    image_range: str = "signed"
+    """in which l1 and mse are measured: signed, [-1, 1], or unit, [0, 1] (published), with half and a quarter of it"""
+    edges: str = "rgb"
+    """Sobel maps: rgb, each channel's, from 0 to 1, with repeated borders; or grey (published), of the grey image in
+    [0, 1], kernels not normalised, with borders of zeros"""
+    clamp_output: bool = False
+    """clamp the reconstruction to [-1, 1] before the image losses (published), so that what is outside gets no
+    gradient; otherwise the losses pull it back"""
     kl: float = 0.0
     """vae: weight of the posterior's KL divergence"""
     cosine: float = 0.0
@@ -358,6 +415,9 @@ class StageConfig:
     lambdas: list[float] = field(default_factory=list)
     """hyper, joint with a hyperprior: weight of the distortion against bits per pixel at quality 0 and at quality 1,
     between which its logarithm is a straight line"""
+    sample_latents: bool = False
+    """hyper, joint: train on samples of the VAE's posterior, drawn in each pass (published), or on its mode, as files
+    are coded"""
     latent: float = 0.0
     """joint: weight of the mean squared error of x0 against the latent; 0 is the paper's"""
     gan: float = 0.0
@@ -365,6 +425,9 @@ class StageConfig:
     critic: CriticConfig = field(default_factory=CriticConfig)
     rates_per_step: Optional[int] = None
     """hyper: rates trained per step, all if None; joint: 1"""
+    independent_rates: bool = False
+    """hyper: train each rate as in a run of its own: their losses are added in place of averaged, and
+    `optimiser.grad_clip` holds for each hyper-encoder by itself"""
     rate_order: str = "random"
     """joint, hyper: random draws rates by weight (the paper); balanced takes all rates of positive weight equally
     often, in an order shuffled anew each time round"""
@@ -389,29 +452,33 @@ class StageConfig:
         _choose("stage.vae", self.vae, ("frozen", "decoder", "all"))
         _choose("stage.denoiser", self.denoiser, ("trained", "frozen"))
         _choose("stage.rate_order", self.rate_order, ("random", "balanced"))
+        _choose("stage.image_range", self.image_range, ("signed", "unit"))
+        _choose("stage.edges", self.edges, ("rgb", "grey"))
         _at_least("stage.table_batches", self.table_batches, 1)
         for name in ("kl", "cosine", "commitment", "latent", "gan"):
             _at_least(f"stage.{name}", getattr(self, name), 0)
         for term, weight in self.image_losses.items():
             _at_least(f"stage.image_losses.{term}", weight, 0)
+        images = ("image_losses", "network_files", "download", "image_range", "edges", "clamp_output")
         used = {
-            "vae": ("image_losses", "network_files", "kl"),
+            "vae": (*images, "kl"),
             "prior": (),
-            "hyper": ("cosine", "commitment", "rates_per_step", "rate_order", "rate_weights", "table_batches"),
-            "joint": ("image_losses", "network_files", "cosine", "commitment", "latent", "gan", "rate_order",
-                      "rate_weights", "table_batches", "vae", "denoiser"),
+            "hyper": ("cosine", "commitment", "sample_latents", "independent_rates", "rates_per_step", "rate_order",
+                      "rate_weights", "table_batches"),
+            "joint": (*images, "cosine", "commitment", "sample_latents", "latent", "gan", "rate_order", "rate_weights",
+                      "table_batches", "vae", "denoiser"),
             "context": ("rate_weights", "context"),
         }  # fmt: skip
         if bottleneck.continuous:
             used |= {"hyper": ("lambdas", "table_batches"),
-                     "joint": ("image_losses", "network_files", "lambdas", "vae", "denoiser")}  # fmt: skip
+                     "joint": (*images, "lambdas", "vae", "denoiser")}  # fmt: skip
             if self.name == "context":
                 raise ConfigError("stage.name is 'context', but a hyperprior has a context of its own; "
                                   "allowed: vae, prior, hyper, joint")  # fmt: skip
         used, blank = used[self.name], StageConfig()
-        for name in ("image_losses", "network_files", "kl", "cosine", "commitment", "lambdas", "latent", "gan",
-                     "rates_per_step", "rate_order", "rate_weights", "table_batches", "vae", "denoiser",
-                     "context"):  # fmt: skip
+        for name in (*images, "kl", "cosine", "commitment", "lambdas", "sample_latents", "latent", "gan",
+                     "rates_per_step", "independent_rates", "rate_order", "rate_weights", "table_batches", "vae",
+                     "denoiser", "context"):  # fmt: skip
             if name not in used and getattr(self, name) != getattr(blank, name):
                 raise ConfigError(
                     f"stage.{name} is {getattr(self, name)!r}, but stage {self.name} does not use it"
@@ -485,6 +552,8 @@ class TrainerConfig:
     """run VAE, UNet, hyper-encoders and critic through torch.compile"""
     channels_last: bool = False
     """memory layout of images and convolutions; often faster"""
+    cudnn_deterministic: bool = False
+    """GPUs: only convolutions that repeat to the bit (published, by pyiqa); slower"""
     threads: Optional[int] = None
     """CPU threads; None leaves the library's choice"""
 
@@ -630,6 +699,9 @@ class TrainConfig:
             raise ConfigError(f"data.latents is {self.data.latents!r}, but stage {name} needs pictures; allowed: null")
         if self.bottleneck.is_known:  # else that of init_from, see oscar.training.resolve
             self.stage.check(self.bottleneck)
+        if self.data.latents is not None and self.stage.sample_latents:
+            raise ConfigError(f"stage.sample_latents is true, but data.latents is {self.data.latents!r}, which holds "
+                              "modes; allowed: false")  # fmt: skip
         self.optimiser.check("optimiser")
         self.trainer.check()
         for name, optimiser in (("optimiser", self.optimiser), ("stage.critic.optimiser", self.stage.critic.optimiser)):
@@ -982,6 +1054,10 @@ class CacheLatentsConfig:
         _at_least("seed", self.seed, 0)
         if self.data.latents is not None:
             raise ConfigError(f"data.latents is {self.data.latents!r}, but latents are made of pictures; allowed: null")
+        for name in ("total_batch_size", "crop_margin"):
+            if getattr(self.data, name):
+                raise ConfigError(f"data.{name} is {getattr(self.data, name)}, but a latent cache does not use it; "
+                                  f"allowed: {getattr(DataConfig(), name)}")  # fmt: skip
         if not self.data.augment and self.crops > 1:
             raise ConfigError(f"crops is {self.crops}, but data.augment is false, so all would be equal; allowed: 1")
         self.backbone.check()

@@ -56,7 +56,7 @@ SMALL = {
                          "data.images=photos"],
     "cache_latents": ["device=cpu", "threads=1", "data.crop=64", "backbone=tiny", "crops=1"],
     "train": ["trainer.max_steps=1", "trainer.threads=1", "trainer.log_every=1", "data.crop=64", "data.batch_size=1",
-              "data.workers=0", "data.cache=false", "logger.tensorboard=false"],
+              "data.total_batch_size=null", "data.workers=0", "data.cache=false", "logger.tensorboard=false"],
     "compare_codings": ["--limit", "1", "--rates", "0.0019"],
     "evaluate_targets": ["--pairs", "1"],
     "constrain_codes": ["--pictures", "1"],
@@ -156,7 +156,7 @@ def folder(photos: Path, golden: Path, golden_pkl: Path, tmp_path_factory) -> Pa
     import tarfile
 
     here = tmp_path_factory.mktemp("docs")
-    for name in ("photos", "kodak", "data/DIV2K", "data/DIV2K_valid"):
+    for name in ("photos", "kodak", "data/DIV2K", "data/DIV2K_valid", "data/Flickr2K"):
         (here / name).parent.mkdir(exist_ok=True)
         (here / name).symlink_to(photos)
     (here / "data/LSDIR").mkdir()

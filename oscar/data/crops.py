@@ -60,6 +60,8 @@ class PhotoDataset(Dataset):
         scale: range of a random factor by which a picture is shrunk, with antialiasing, before cropping, drawn
             uniformly; raised where the picture would get smaller than the crop. None or (1, 1): they keep their size.
         seed: of crops and augmentation.
+        margin: pixels by which a first crop is larger; after flips and rotations the crop is cut from it, half of the
+            time at a random place and else at the top left, as in the published code.
 
     Attributes:
         paths: where each picture is; `str` of an item names it.
@@ -76,9 +78,12 @@ class PhotoDataset(Dataset):
         cache: bool = False,
         scale: tuple[float, float] | None = None,
         seed: int = 0,
+        margin: int = 0,
     ) -> None:
         if crop_size < 1:
             raise ValueError(f"crop_size = {crop_size} is not allowed; it must be 1 or more")
+        if margin < 0 or (margin and not augment):
+            raise ValueError(f"margin = {margin} is not allowed; it must be 0 or more, and 0 without augment")
         scale = None if scale is None or tuple(scale) == (1, 1) else scale
         if scale is not None:
             if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
@@ -89,7 +94,7 @@ class PhotoDataset(Dataset):
         roots = [roots] if isinstance(roots, str | Path) else list(roots)
         if not roots:
             raise ValueError("roots is empty; give at least one folder or list of pictures")
-        self.crop_size, self.augment, self.seed = crop_size, augment, seed
+        self.crop_size, self.augment, self.seed, self.margin = crop_size, augment, seed, margin
         self.scale = None if scale is None else (float(scale[0]), float(scale[1]))
         self.unreadable: set[int] = set()
         self.pictures: list[np.ndarray | None] | None = None
@@ -159,7 +164,7 @@ class PhotoDataset(Dataset):
 
     def cut(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """A crop (crop_size, crop_size, 3), uint8."""
-        side = self.crop_size
+        side = self.crop_size + self.margin
         factor = 1.0
         if self.scale is not None:
             factor = min(max(random.uniform(*self.scale), side / min(image.shape[:2])), 1.0)
@@ -176,6 +181,9 @@ class PhotoDataset(Dataset):
             symmetry = random.integers(8)
             piece = np.rot90(piece, symmetry % 4)
             piece = piece[:, ::-1] if symmetry >= 4 else piece
+        if self.margin:
+            top, left = random.integers(self.margin + 1, size=2) if random.random() < 0.5 else (0, 0)
+            piece = piece[top : top + self.crop_size, left : left + self.crop_size]
         return piece
 
 
@@ -247,6 +255,7 @@ def build_loader(
     augment: bool = True,
     cache: bool = False,
     scale: tuple[float, float] | None = None,
+    margin: int = 0,
     latents: str | Path | None = None,
     workers: int = 0,
     pin_memory: bool | None = None,
@@ -260,7 +269,7 @@ def build_loader(
     resume, build it anew with the step to resume at.
 
     Args:
-        roots, crop_size, augment, cache, scale: see PhotoDataset.
+        roots, crop_size, augment, cache, scale, margin: see PhotoDataset.
         batch_size: per process.
         seed: of order, crops and augmentation; equal on every process.
         latents: folder of cached latents in place of pictures; `roots` and what follows for them then does nothing.
@@ -279,7 +288,7 @@ def build_loader(
     if latents is not None:
         dataset: Dataset = LatentDataset(latents)
     else:
-        dataset = PhotoDataset(roots, crop_size, augment, cache, scale, seed)
+        dataset = PhotoDataset(roots, crop_size, augment, cache, scale, seed, margin)
     return DataLoader(
         dataset,
         batch_size=batch_size,

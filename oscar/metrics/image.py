@@ -188,6 +188,7 @@ class MetricSet:
         device: of the networks; PSNR and MS-SSIM are computed on the CPU.
         files: weight files by name, see `oscar.metrics.weights.CACHE`; others are looked up in torch's hub cache.
         download: whether missing weight files may be fetched.
+        key: where the user configures the two, for messages.
 
     Attributes:
         names: all names asked for, in order, each once.
@@ -204,6 +205,7 @@ class MetricSet:
         device: str | torch.device = "cpu",
         files: Mapping[str, str] | None = None,
         download: bool = False,
+        key: str = "metrics",
     ) -> None:
         from oscar.metrics.weights import Weights, WeightsUnavailable
 
@@ -215,7 +217,7 @@ class MetricSet:
         self.unavailable: dict[str, str] = {}
         self._device = device
         self._networks: dict[str, Any] = {}
-        weights = Weights(files, download, key="metrics.files")
+        weights = Weights(files, download, key=f"{key}.files", switch=f"{key}.download")
         self.files = {name: hashlib.sha256(path.read_bytes()).hexdigest()
                       for name, path in weights.paths.items() if path.is_file()}  # fmt: skip
         reasons: dict[str, str] = {}

@@ -39,6 +39,7 @@ class DistsDistance(nn.Module):
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
+        weights.require("dists", "vgg16")
         mixing, trunk_weights = weights.load("dists"), trunk_features(weights.load("vgg16"), "vgg16")
         dists_arch = import_or_explain("pyiqa.archs.dists_arch")
         from torchvision.models import vgg16

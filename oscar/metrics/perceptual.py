@@ -61,6 +61,7 @@ class ClipIqaPlus(nn.Module):
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
+        weights.require("clip_rn50", "clipiqa_prompts")
         backbone, prompts = weights.find("clip_rn50"), weights.read("clipiqa_prompts")
         import_clip()
         arch = import_or_explain("pyiqa.archs.clipiqa_arch")

@@ -44,39 +44,60 @@ class Weights:
     Args:
         paths: name of a weight file, one of `CACHE`, to its path; others are looked up in torch's hub cache.
         download: whether a missing file may be fetched from the network.
-        key: what the user calls `paths`, for messages.
+        key, switch: what the user calls `paths` and `download`, for messages.
 
     Raises:
         ValueError: for an unknown name.
     """
 
     def __init__(
-        self, paths: Mapping[str, str | Path] | None = None, download: bool = False, key: str = "paths"
+        self,
+        paths: Mapping[str, str | Path] | None = None,
+        download: bool = False,
+        key: str = "paths",
+        switch: str = "download",
     ) -> None:
         self.paths = {name: Path(path) for name, path in (paths or {}).items() if path is not None}
         self.download = download
-        self.key = key
+        self.key, self.switch = key, switch
         for name in self.paths:
             if name not in CACHE:
                 raise ValueError(f"{key}: weight file {name!r} does not exist; allowed: {', '.join(CACHE)}")
 
+    def require(self, *names: str) -> None:
+        """Raise WeightsUnavailable if any of these files cannot be had, naming all that are missing, and the way out.
+
+        A network that needs several files calls it first, so that its user need not find out about them one by one.
+        """
+        absent = [name for name in names if name in self.paths and not self.paths[name].is_file()]
+        if absent:
+            raise WeightsUnavailable("; ".join(f"{name} weights: no file {self.paths[name]}" for name in absent))
+        missing = [name for name in names if name not in self.paths and not self.is_cached(name)]
+        if missing and not (self.download and all(CACHE[name] for name in missing)):
+            here = ", ".join(str(self.cached(name)) for name in missing if CACHE[name])
+            where = f" are not in torch's cache ({here})" if here else " are in no cache and cannot be downloaded"
+            raise WeightsUnavailable(f"{' and '.join(missing)} weights{where}; allowed: {self.how_to_get(*missing)}")
+
+    def how_to_get(self, *names: str) -> str:
+        """The settings that would provide these files."""
+        files = " ".join(f"+{self.key}.{name}=FILE" for name in names)
+        return files + (f", or {self.switch}=true to download" if all(CACHE[name] for name in names) else "")
+
+    def cached(self, name: str) -> Path:
+        """Where a file lies in torch's hub cache, if it is there."""
+        return Path(torch.hub.get_dir()) / CACHE[name]
+
+    def is_cached(self, name: str) -> bool:
+        return CACHE[name] is not None and self.cached(name).is_file()
+
     def find(self, name: str) -> Path:
         """The file of these weights; raises WeightsUnavailable if it cannot be had."""
+        self.require(name)
         if name in self.paths:
-            if self.paths[name].is_file():
-                return self.paths[name]
-            raise WeightsUnavailable(f"{name} weights: no file {self.paths[name]}")
-        if CACHE[name] is None:
-            raise WeightsUnavailable(f"{name} weights: give their file under {self.key}.{name}")
-        cached = Path(torch.hub.get_dir()) / CACHE[name]
-        if not cached.is_file():
-            if not self.download:
-                raise WeightsUnavailable(
-                    f"{name} weights are not in torch's cache ({cached}); give their file under {self.key}.{name}"
-                    " or allow the download"
-                )
-            fetch(name, cached)
-        return cached
+            return self.paths[name]
+        if not self.is_cached(name):
+            fetch(name, self.cached(name))
+        return self.cached(name)
 
     def read(self, name: str) -> Any:
         """The tensors of this file; raises WeightsUnavailable if they cannot be had."""
@@ -117,7 +138,9 @@ def import_or_explain(module: str) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise WeightsUnavailable(f"package {package} cannot be imported: {first_line(error)}") from error
+        raise WeightsUnavailable(
+            f"package {package} cannot be imported: {first_line(error)}; allowed: pip install -e '.[eval]'"
+        ) from error
 
 
 def fetch(name: str, destination: Path) -> None:

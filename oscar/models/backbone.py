@@ -19,8 +19,8 @@ from oscar.inference import tiling
 from oscar.inference.loading import Change, as_is, fill, part_files
 from oscar.inference.tiling import MemoryBudget
 from oscar.models.conv_autoencoder import AutoencoderConv
+from oscar.utils.errors import hub_reason
 from oscar.models.modules import drop
-from oscar.utils.errors import first_line
 
 PARTS = ("vae", "unet", "scheduler")
 # Autoencoder classes by the `_class_name` of vae/config.json; Stable Diffusion's is the first.
@@ -32,6 +32,10 @@ VAE_ENCODER, VAE_DECODER = ("encoder", "quant_conv"), ("decoder", "post_quant_co
 FACTORS = (8, 16)  # pixels per latent position along each side; the paper's rates are of 8
 _SAMPLES = 64  # values of each tensor by which weights are told apart
 _UNUSED = {"both": (), "encoder": VAE_DECODER, "decoder": VAE_ENCODER}
+
+
+WAY_OUT = (f"allowed: a folder with {', '.join(PARTS)}, in training as backbone.source=FOLDER, for the command as "
+           "--backbone FOLDER")  # fmt: skip
 
 
 class BackboneError(ValueError):
@@ -100,7 +104,7 @@ class Backbone(nn.Module):
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise BackboneError(
                 f"backbone {source!r} could not be read as a diffusers folder or hub id with "
-                f"{', '.join(PARTS)}: {first_line(error)}"
+                f"{', '.join(PARTS)}: {hub_reason(error)}; {WAY_OUT}"
             ) from error
         backbone = cls(vae, unet, schedule, source)
         backbone.digests = sampler.digests()
@@ -238,7 +242,9 @@ def read_configs(source: str | Path) -> dict[str, dict]:
             "scheduler": _scheduler_config(source),
         }
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise BackboneError(f"backbone {source!r}: its configuration cannot be read: {first_line(error)}") from error
+        raise BackboneError(
+            f"backbone {source!r}: its configuration cannot be read: {hub_reason(error)}; {WAY_OUT}"
+        ) from error
 
 
 class _Sampler:

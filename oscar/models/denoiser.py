@@ -17,9 +17,9 @@ from oscar.diffusion import NoiseSchedule
 from oscar.inference import windows
 from oscar.inference.cpu.reuse import nothing_kept
 from oscar.models.backbone import unet_multiple
+from oscar.utils.errors import hub_reason
 from oscar.models.modules import check_names
 from oscar.models.padding import pad_to_multiple
-from oscar.utils.errors import first_line
 
 # Adapter names of the published checkpoint: down path and conv_in; up path and conv_out; the rest.
 ADAPTERS = ("default_encoder", "default_decoder", "default_others")
@@ -138,7 +138,9 @@ class Denoiser(nn.Module):
             encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder")
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise ValueError(
-                f"denoiser.prompt_init: tokenizer and text_encoder of {source} could not be read: {first_line(error)}"
+                f"denoiser.prompt_init: tokenizer and text_encoder of {source} could not be read: "
+                f"{hub_reason(error)}; allowed: a folder that has them too as backbone.source=FOLDER, or "
+                "denoiser.prompt_init=noise"
             ) from error
         tokens = tokenizer("", padding="max_length", max_length=self.prompt.shape[1], return_tensors="pt")
         with torch.no_grad():

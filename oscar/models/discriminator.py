@@ -17,7 +17,7 @@ class LatentDiscriminator(nn.Module):
 
     A latent is re-noised at a timestep drawn per sample and passes conv_in, the down blocks and the middle block of a
     copy of the backbone's UNet, then a convolutional head that gives a logit per position. Gradients reach the input
-    latent, which is how the codec learns from the critic; the published code cuts them.
+    latent, which is how the codec learns from the critic; the published code cuts them (`feature_gradient=False`).
 
     Args:
         unet: a diffusers `UNet2DConditionModel` without LoRA layers; it is deep-copied in part and stays untouched.
@@ -26,9 +26,12 @@ class LatentDiscriminator(nn.Module):
         alphas_cumprod: noise schedule, (T,).
         lora_rank: rank of the trained LoRA layers on every convolution and linear layer but those of the timestep; None
             trains the copied blocks in full.
-        head: module from the last features (B, C, h', w') to logits (B, 1, ...); None builds `LogitHead`. Its input
-            channels are `feature_channels(unet)`.
+        head: module from the last features (B, C, h', w') to logits (B, 1, ...), or the name of one: "light" builds
+            `LogitHead`, "published" `PublishedHead`. Its input channels are `feature_channels(unet)`.
         timesteps: range of timesteps of a schedule of 1000, scaled to T; the end is left out.
+        lora_alpha, lora_init, lora_layers: see `oscar.config.CriticConfig`.
+        prompt_tokens: tokens of a prompt of the critic's own, from noise; 0 takes the prompt that it is called with.
+        feature_gradient: whether gradients pass the UNet; otherwise the head alone gets any.
 
     Raises:
         ValueError: if the UNet already has LoRA layers or wants conditioning other than a prompt and a timestep, or an
@@ -40,8 +43,13 @@ class LatentDiscriminator(nn.Module):
         unet: nn.Module,
         alphas_cumprod: Tensor,
         lora_rank: int | None = 16,
-        head: nn.Module | None = None,
+        head: nn.Module | str = "light",
         timesteps: tuple[int, int] = TIMESTEPS,
+        lora_alpha: float | None = None,
+        lora_init: str = "gaussian",
+        lora_layers: str = "denoiser",
+        prompt_tokens: int = 0,
+        feature_gradient: bool = True,
     ) -> None:
         super().__init__()
         check_conditioning(unet)
@@ -57,31 +65,39 @@ class LatentDiscriminator(nn.Module):
         if lora_rank is None:
             self.trunk.requires_grad_(True)
         else:
-            add_lora(self.trunk, lora_rank)
-        self.head = LogitHead(feature_channels(unet)) if head is None else head
+            add_lora(self.trunk, lora_rank, lora_alpha, lora_init, lora_layers)
+        self.head = HEADS[head](feature_channels(unet)) if isinstance(head, str) else head
+        self.prompt = None
+        if prompt_tokens and self.trunk.needs_prompt:
+            self.prompt = nn.Parameter(torch.randn(1, prompt_tokens, unet.config.cross_attention_dim) * 0.02)
+        self.feature_gradient = feature_gradient
 
     def forward(self, latent: Tensor, prompt: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Logits of being real.
 
         Args:
             latent: (B, 4, h, w), scaled by the VAE's factor.
-            prompt: embeddings (1 or B, tokens, dim), needed if the UNet has cross-attention. They condition and are not
-                trained by either adversarial loss: no gradient reaches them.
+            prompt: embeddings (1 or B, tokens, dim), needed if the UNet has cross-attention and the critic no prompt of
+                its own, which else takes their place. They condition and are not trained by either adversarial loss: no
+                gradient reaches them.
             generator: source of timesteps and noise, on any device; None is torch's global one. Clone it to judge two
                 latents at the same noise.
 
         Returns:
-            (B, 1, h', w') with the default head.
+            (B, 1, h', w') with the light head, (B, 1, h' - 2, w' - 2) with the published one.
 
         Raises:
             ValueError: if a prompt is needed and absent.
         """
+        prompt = self.prompt if self.prompt is not None or prompt is None else prompt.detach()
         if prompt is None and self.trunk.needs_prompt:
             raise ValueError("this critic's UNet has cross-attention; prompt must be given")
         noisy, timestep = self.renoise(latent, generator)
         if prompt is not None:
-            prompt = prompt.detach().to(noisy.dtype).expand(len(latent), -1, -1)
-        return self.head(self.trunk(noisy, timestep, prompt))
+            prompt = prompt.to(noisy.dtype).expand(len(latent), -1, -1)
+        with torch.set_grad_enabled(self.feature_gradient and torch.is_grad_enabled()):
+            features = self.trunk(noisy, timestep, prompt)
+        return self.head(features)
 
     def renoise(self, latent: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """The noisy latent sqrt(a) x + sqrt(1 - a) noise, as `latent` in shape and type, and its timesteps (B,)."""
@@ -93,7 +109,7 @@ class LatentDiscriminator(nn.Module):
         return alpha.sqrt().to(latent) * latent + (1 - alpha).sqrt().to(latent) * noise, timestep
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """Parameters for the critic's optimiser: LoRA or copied blocks, and head."""
+        """Parameters for the critic's optimiser: LoRA or copied blocks, head, and a prompt of its own."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
 
@@ -147,6 +163,28 @@ class LogitHead(nn.Module):
         return self.layers(features)
 
 
+class PublishedHead(nn.Module):
+    """The published code's head: a logit for each 4x4 patch of a map of twice the features, (B, 1, h' - 2, w' - 2)."""
+
+    MIN_SIDE = 3  # of the features
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        wide = 2 * channels
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, wide, 4, padding=1),
+            nn.GroupNorm(math.gcd(wide, 32), wide),
+            nn.SiLU(),
+            nn.Conv2d(wide, 1, 4, padding=1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layers(features)
+
+
+HEADS = {"light": LogitHead, "published": PublishedHead}
+
+
 def feature_channels(unet: nn.Module) -> int:
     """Channels of the features that a head gets."""
     return unet.config.block_out_channels[-1]
@@ -157,8 +195,11 @@ def attends(block: nn.Module | None) -> bool:
     return bool(getattr(block, "has_cross_attention", False))
 
 
-def add_lora(trunk: nn.Module, rank: int) -> None:
-    """Put LoRA on the layers of the paper's denoiser: all convolutions and linear layers, not those of the timestep."""
+def add_lora(trunk: nn.Module, rank: int, alpha: float | None, init: str, layers: str) -> None:
+    """Put LoRA on the layers of the paper's denoiser, all convolutions and linear layers but those of the timestep.
+
+    With layers "published" conv_in has none, and the blocks' projection of the timestep has.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     if rank < 1:
@@ -168,7 +209,12 @@ def add_lora(trunk: nn.Module, rank: int) -> None:
         for name, module in trunk.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear) and "time_emb" not in name
     ]
-    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets)
+    if layers == "published":
+        targets.remove("conv_in")
+        targets += [name for name, _ in trunk.named_modules() if name.endswith(".time_emb_proj")]
+    init_weights = {"gaussian": "gaussian", "kaiming": True}[init]
+    alpha = rank if alpha is None else alpha
+    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=init_weights, target_modules=targets)
     inject_adapter_in_model(config, trunk, adapter_name="critic")
 
 

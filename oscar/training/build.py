@@ -30,6 +30,7 @@ def build_stage(config: TrainConfig) -> Stage:
     torch.set_flush_denormal(True)
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
+    torch.backends.cudnn.deterministic = config.trainer.cudnn_deterministic
     torch.manual_seed(config.seed)
     config = resolve(config)
     stage = _build(config)

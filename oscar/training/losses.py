@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from oscar.config import StageConfig
 from oscar.metrics.ssim import MS_SSIM_WEIGHTS, MS_SSIM_WINDOW, ssim_parts
-from oscar.metrics.weights import Weights
 from oscar.training.perceptual_losses import NETWORKS
+from oscar.metrics.weights import Weights
 
 EDGES = "edges_"
 
@@ -34,9 +35,13 @@ def generator_loss(logits: Tensor) -> Tensor:
     return F.softplus(-logits.float()).mean()
 
 
-def critic_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Binary cross-entropy of real against fake, the sum of the two means: 2 log 2 for a critic that knows nothing."""
-    return F.softplus(-real_logits.float()).mean() + F.softplus(fake_logits.float()).mean()
+def critic_loss(real_logits: Tensor, fake_logits: Tensor, reduction: str = "sum") -> Tensor:
+    """Binary cross-entropy of real against fake: the sum of the two means, 2 log 2 for a critic that knows nothing.
+
+    With reduction "mean", the published code's, it is half of that.
+    """
+    total = F.softplus(-real_logits.float()).mean() + F.softplus(fake_logits.float()).mean()
+    return total / 2 if reduction == "mean" else total
 
 
 def l1(prediction: Tensor, target: Tensor) -> Tensor:
@@ -102,12 +107,28 @@ def sobel_edges(image: Tensor, eps: float = 1e-6) -> Tensor:
     return (across.square() + down.square() + eps).sqrt() - eps**0.5
 
 
+def grey_edges(image: Tensor, eps: float = 1e-6) -> Tensor:
+    """Gradient magnitude of the grey image as the published code has it: (B, 3, H, W) in [-1, 1] -> (B, 3, H, W).
+
+    The image is taken in [0, 1], the Sobel kernels are not normalised, borders are of zeros, and the one channel is
+    repeated, as DISTS does by broadcasting. So values go from sqrt(eps), where flat, to more than 1: 4 at an upright
+    step from black to white.
+    """
+    weights = image.new_tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)
+    grey = ((image + 1) / 2 * weights).sum(dim=1, keepdim=True)
+    sobel = image.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    across, down = F.conv2d(grey, torch.stack([sobel, sobel.T])[:, None], padding=1).split(1, dim=1)
+    return (across.square() + down.square() + eps).sqrt().expand_as(image)
+
+
+EDGE_MAPS = {"rgb": sobel_edges, "grey": grey_edges}
 FUNCTIONS = {"l1": l1, "mse": mse, "ms_ssim": ms_ssim}
 BY_PICTURE = {  # (B,)
     "l1": lambda prediction, target: (prediction - target).abs().mean(dim=(1, 2, 3)),
     "mse": lambda prediction, target: (prediction - target).square().mean(dim=(1, 2, 3)),
     "ms_ssim": lambda prediction, target: 1 - _ms_ssim_scores(prediction, target).mean(dim=1),
 }
+IN_UNIT = {"l1": 1 / 2, "mse": 1 / 4}  # factors from images in [-1, 1] to images in [0, 1]
 TERMS = (*FUNCTIONS, *NETWORKS)
 
 
@@ -122,6 +143,7 @@ class ImageLoss(nn.Module):
         weights: term to weight; a term of weight zero is not built.
         paths: weight files by name, see `oscar.metrics.weights.Weights`.
         download: whether missing weight files may be fetched.
+        image_range, edges, clamp_output: conventions, see `oscar.config.StageConfig`.
 
     Raises:
         ValueError: for an unknown term or a negative weight.
@@ -129,9 +151,18 @@ class ImageLoss(nn.Module):
     """
 
     def __init__(
-        self, weights: Mapping[str, float], paths: Mapping[str, str | Path] | None = None, download: bool = False
+        self,
+        weights: Mapping[str, float],
+        paths: Mapping[str, str | Path] | None = None,
+        download: bool = False,
+        image_range: str = "signed",
+        edges: str = "rgb",
+        clamp_output: bool = False,
     ) -> None:
         super().__init__()
+        self.factors = IN_UNIT if image_range == "unit" else {}
+        self.edges = EDGE_MAPS[edges]
+        self.clamp_output = clamp_output
         for name, weight in weights.items():
             if name.removeprefix(EDGES) not in TERMS:
                 allowed = f"{', '.join(TERMS)}, each also after {EDGES}"
@@ -140,9 +171,15 @@ class ImageLoss(nn.Module):
                 raise ValueError(f"image loss weight {name} = {weight} is not allowed; it must be 0 or more")
         self.weights = {name: float(weight) for name, weight in weights.items() if weight > 0}
         needed = {name.removeprefix(EDGES) for name in self.weights}
-        files = Weights(paths, download, key="stage.network_files")
+        files = Weights(paths, download, key="stage.network_files", switch="stage.download")
         self.networks = nn.ModuleDict({name: build(files) for name, build in NETWORKS.items() if name in needed})
         self.train(False)
+
+    @classmethod
+    def of(cls, stage: StageConfig) -> ImageLoss:
+        """The image losses that a stage is configured to have."""
+        return cls(stage.image_losses, stage.network_files, stage.download, stage.image_range, stage.edges,
+                   stage.clamp_output)  # fmt: skip
 
     def train(self, mode: bool = True) -> ImageLoss:
         """Stay in evaluation mode: LPIPS holds dropout, which must never run here."""
@@ -170,11 +207,13 @@ class ImageLoss(nn.Module):
         total, terms = prediction.new_zeros((), dtype=torch.float32), {}
         with torch.autocast(prediction.device.type, enabled=False):  # variances cancel in half precision
             plain = prediction.float(), target.float()
+            if self.clamp_output:
+                plain = plain[0].clamp(-1, 1), plain[1]
             edges = None
             for name, weight in self.weights.items():
                 if name.startswith(EDGES) and edges is None:
-                    edges = tuple(2 * sobel_edges(image) - 1 for image in plain)
-                pair = edges if name.startswith(EDGES) else plain
-                terms[name] = distance(name.removeprefix(EDGES), *pair)
+                    edges = tuple(2 * self.edges(image) - 1 for image in plain)
+                pair, kind = (edges if name.startswith(EDGES) else plain), name.removeprefix(EDGES)
+                terms[name] = self.factors.get(kind, 1) * distance(kind, *pair)
                 total = total + weight * terms[name]
         return total, terms

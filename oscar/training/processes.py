@@ -44,9 +44,25 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[replicas, InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
+    check_total_batch(config, accelerator.num_processes)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.data.batch_size
     return accelerator
+
+
+def check_total_batch(config: TrainConfig, processes: int) -> None:
+    """Refuse a number of crops per optimiser step that is not the configured one.
+
+    Raises:
+        ConfigError: naming the settings that fit.
+    """
+    data, passes = config.data, processes * config.trainer.accumulation
+    made, wanted = data.batch_size * passes, data.total_batch_size
+    if wanted not in (None, made):
+        fitting = f"data.batch_size={wanted // passes}, or " if wanted % passes == 0 else ""
+        raise ConfigError(f"data.total_batch_size is {wanted}, but processes {processes} x data.batch_size "
+                          f"{data.batch_size} x trainer.accumulation {config.trainer.accumulation} are {made}; "
+                          f"allowed: {fitting}data.total_batch_size=null")  # fmt: skip
 
 
 def check_processes(config: TrainConfig, stage: Stage, accelerator: Accelerator) -> None:
@@ -60,6 +76,9 @@ def check_processes(config: TrainConfig, stage: Stage, accelerator: Accelerator)
     if kind == DistributedType.DEEPSPEED and precision != "no":
         raise ConfigError(f"trainer.mixed_precision is {precision!r}, but DeepSpeed would keep the codebooks in "
                           "it too; allowed with DeepSpeed: no")  # fmt: skip
+    if kind == DistributedType.DEEPSPEED and config.stage.independent_rates and config.optimiser.grad_clip is not None:
+        raise ConfigError("stage.independent_rates is true, but DeepSpeed clips all gradients together; allowed with "
+                          "DeepSpeed: false, or optimiser.grad_clip=null")  # fmt: skip
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ConfigError("fsdp_version is 1; allowed: 2, as in configs/accelerate/fsdp.yaml")
     if accelerator.num_processes > 1:

@@ -41,9 +41,11 @@ FINAL = "final"
 MAY_CHANGE = (
     "output", "trainer.resume", "logger.",
     "trainer.max_steps",  # how long, not how: of a cosine, `schedule_steps` is part of the identity
-    "data.batch_size", "trainer.accumulation",  # their product is checked with the checkpoint
+    # their product is checked with the checkpoint
+    "data.batch_size", "data.total_batch_size", "trainer.accumulation",
     "data.workers", "data.cache", "trainer.threads", "trainer.compile", "trainer.channels_last",
-    "trainer.gradient_checkpointing", "trainer.checkpoint_every", "trainer.keep_last", "trainer.log_every",
+    "trainer.gradient_checkpointing", "trainer.cudnn_deterministic", "stage.download",
+    "trainer.checkpoint_every", "trainer.keep_last", "trainer.log_every",
     "trainer.non_finite", "trainer.max_skipped",  # of steps that train nothing
     "trainer.final", "stage.table_batches",  # how the result is made of the weights: see `result_key`
     "validation.every", "validation.grid",

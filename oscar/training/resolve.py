@@ -7,7 +7,6 @@ refused.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -16,6 +15,7 @@ from oscar import checkpoint
 from oscar.config import DENOISER, HYPERPRIOR, VQ, BackboneConfig, BottleneckConfig, ConfigError, TrainConfig
 from oscar.models.backbone import PARTS, read_configs
 from oscar.rates import rate_by_id
+from oscar.strict_json import as_read
 from oscar.timesteps import CurveMapping, TableMapping, read_calibration
 
 # Of a backbone's configuration, what training or reading it may change.
@@ -109,8 +109,8 @@ def check_shape(config: BackboneConfig, stored: Mapping[str, Mapping], where: st
     """
     for part in PARTS:
         for key, value in (getattr(config, part) or {}).items():
-            value = json.loads(json.dumps(value))
-            other = json.loads(json.dumps(stored[part].get(key)))
+            value = as_read(value)
+            other = as_read(stored[part].get(key))
             if key not in _FREE and value != other:
                 raise ConfigError(f"backbone.{part}.{key} is {value!r}, but {where} has {other!r}; "
                                   "allowed: the same, or backbone=null")  # fmt: skip

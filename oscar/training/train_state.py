@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,19 @@ class Learner:
         plain: the module itself.
         module: what a training pass calls, which gathers gradients over the processes.
         parameters: those that are trained.
+        clip_groups: parameters whose gradients are clipped by their norm together.
     """
 
-    def __init__(self, module: nn.Module, config: OptimiserConfig, max_steps: int, accelerator: Accelerator):
+    def __init__(
+        self,
+        module: nn.Module,
+        config: OptimiserConfig,
+        max_steps: int,
+        accelerator: Accelerator,
+        clip_groups: Callable[[], list[list[nn.Parameter]] | None] = lambda: None,
+    ):
         self.accelerator = accelerator
+        self.set_to_none = config.set_to_none
         self.clip = config.grad_clip
         optimiser = torch.optim.AdamW(
             [parameter for parameter in module.parameters() if parameter.requires_grad],
@@ -45,18 +55,20 @@ class Learner:
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             self.module, self.optimiser = accelerator.prepare(module, optimiser)
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]  # FSDP makes new
+        self.clip_groups = clip_groups() or [self.parameters]
 
     def update(self) -> None:
         """One optimiser step from the gathered gradients (call under `accelerator.sync_gradients`)."""
         if self.clip is not None:
-            self.accelerator.clip_grad_norm_(self.parameters, self.clip)
+            for group in self.clip_groups:
+                self.accelerator.clip_grad_norm_(group, self.clip)
         self.optimiser.step()
         self.skip()
 
     def skip(self) -> None:
         """Pass over this step: forget the gradients, and take the next learning rate all the same."""
         self.schedule.step()
-        self.optimiser.zero_grad()
+        self.optimiser.zero_grad(set_to_none=self.set_to_none)
 
     def state(self) -> dict:
         """What resuming needs: trained parameters and buffers, optimiser and schedule. Call on every process.
@@ -95,6 +107,9 @@ class Learner:
                                    strict=False)  # fmt: skip
         if not self.has_engine:
             self.optimiser.load_state_dict(self._spread_optimiser(state["optimiser"]))
+            if not self.set_to_none:  # those that had a gradient before have zeros now, which move them
+                for parameter in self.optimiser.state:
+                    parameter.grad = torch.zeros_like(parameter)
         self.schedule.load_state_dict(state["schedule"])
 
     def _spread_optimiser(self, state: dict) -> dict:

@@ -74,7 +74,7 @@ class Trainer:
         self.layout = torch.channels_last if trainer.channels_last else torch.contiguous_format
         self.stage = stage.to(self.accelerator.device, memory_format=self.layout)
         self.stage.train()
-        self.learner = Learner(self.stage, config.optimiser, trainer.max_steps, self.accelerator)
+        self.learner = Learner(self.stage, config.optimiser, trainer.max_steps, self.accelerator, stage.clip_groups)
         self.critic = None
         if stage.critic is not None:
             stage.critic.to(self.accelerator.device, memory_format=self.layout).train()
@@ -199,7 +199,7 @@ class Trainer:
             prompt = prompt.full_tensor()
         latents = torch.cat([real, fake])
         logits = self.critic.module(latents, prompt, turn.noise(latents.device, stream=4))
-        loss = critic_loss(*logits.chunk(2))
+        loss = critic_loss(*logits.chunk(2), self.config.stage.critic.reduction)
         bad = self._find_non_finite(loss, batch)
         if bad is None:
             self.critic.accelerator.backward(self.config.stage.critic.weight * loss)
@@ -242,8 +242,8 @@ class Trainer:
         loader = build_loader(
             data.train, crop_size=data.crop, batch_size=data.batch_size, seed=self.config.seed, augment=data.augment,
             cache=data.cache, scale=tuple(data.scale) if list(data.scale) != [1.0, 1.0] else None,
-            latents=data.latents, workers=data.workers, start_step=first, rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
+            margin=data.crop_margin, latents=data.latents, workers=data.workers, start_step=first,
+            rank=self.accelerator.process_index, world=self.accelerator.num_processes,
         )  # fmt: skip
         self.paths = loader.dataset.paths
         return iter(loader)

@@ -89,7 +89,8 @@ class Validator:
         self.stage_name = config.stage.name
         names = [] if self.stage_name == "prior" else options.metrics.names
         with accelerator.main_process_first():  # which downloads weights, if they may be
-            self.metrics = MetricSet(names, accelerator.device, options.metrics.files, options.metrics.download)
+            self.metrics = MetricSet(names, accelerator.device, options.metrics.files, options.metrics.download,
+                                     key="validation.metrics")  # fmt: skip
         sets = [name for name in names if METRICS[name].kind == "set"]
         if sets:
             raise ConfigError(f"validation.metrics.names has {sets[0]}, which compares sets; "

@@ -17,6 +17,20 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def hub_reason(error: BaseException) -> str:
+    """Why something is not to be had from the Hugging Face hub, which its client and diffusers wrap in other errors."""
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    if any(isinstance(item, HFValidationError) for item in chain):
+        return "it is no folder and no hub id"
+    if any(isinstance(item, LocalEntryNotFoundError) for item in chain):
+        return f"it is no folder, not in the hub's cache, and the hub cannot be reached: {first_line(chain[-1])}"
+    return first_line(error)
+
+
 @contextmanager
 def one_line(name: str) -> Iterator[None]:
     """Have expected errors end the process with one line on stderr and exit code 2, an interrupt with 130.

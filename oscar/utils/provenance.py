@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from oscar.rates import rate_by_id
+from oscar.strict_json import dumps
 
 SHIPPED = Path(__file__).parents[1] / "assets"
 MODEL = "oscar.json"  # of a checkpoint
@@ -119,5 +120,5 @@ def _nested_lines(config: Mapping[str, Any], depth: int) -> list[str]:
         if isinstance(value, Mapping) and value:
             text += [f"{'  ' * depth}{name}:", *_nested_lines(value, depth + 1)]
         else:
-            text.append(f"{'  ' * depth}{name}: {json.dumps(value)}")
+            text.append(f"{'  ' * depth}{name}: {dumps(value)}")
     return text

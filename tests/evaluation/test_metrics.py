@@ -204,14 +204,16 @@ def test_without_weights_and_network_the_rest_goes_on(pair, monkeypatch, tmp_pat
     metrics = MetricSet(METRICS)
     assert metrics.names == tuple(METRICS) and not metrics.has_set_metrics
     needed = {
-        "lpips_alex": "alexnet", "lpips_vgg": "vgg16", "dists": "dists", "musiq": "musiq", "clipiqa+": "clip_rn50",
-        "niqe": "niqe", "fid": "inception", "kid": "inception",
+        "lpips_alex": ["alexnet"], "lpips_vgg": ["vgg16"], "dists": ["dists", "vgg16"], "musiq": ["musiq"],
+        "clipiqa+": ["clip_rn50", "clipiqa_prompts"], "niqe": ["niqe"], "fid": ["inception"], "kid": ["inception"],
     }  # fmt: skip
     assert set(metrics.unavailable) == {name + suffix for name in needed for suffix in ("", "_p256")}
-    for name, file in needed.items():
+    for name, files in needed.items():
         reason = metrics.unavailable[name]
         assert reason == metrics.unavailable[f"{name}_p256"] and len(reason.splitlines()) == 1
-        assert f"{file} weights are not in torch's cache ({tmp_path}" in reason and f"metrics.files.{file}" in reason
+        assert reason.startswith(f"{' and '.join(files)} weights are not in torch's cache ({tmp_path}")
+        ways = " ".join(f"+metrics.files.{file}=FILE" for file in files)
+        assert reason.endswith(f"; allowed: {ways}, or metrics.download=true to download")
     assert list(metrics.score(*pair)) == [
         "psnr", "ms_ssim", "ms_ssim_y", "psnr_p256", "ms_ssim_p256", "ms_ssim_y_p256",
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from oscar.diffusion import PREDICTION_TYPES
 from oscar.inference import tiling
-from oscar.models.backbone import Backbone, BackboneError
+from oscar.models.backbone import Backbone, BackboneError, read_configs
 
 ROOT = Path(__file__).parents[2]
 UNET_WEIGHTS = Path("unet/diffusion_pytorch_model.safetensors")
@@ -132,6 +132,21 @@ def test_stable_diffusion_schedules(sd21) -> None:
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     message = refused(tmp_path)
     assert message.startswith(f"backbone '{tmp_path}' could not be read as a diffusers folder or hub id with vae, unet")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [("org/model-that-is-not-here", "is no folder, not in the hub's cache, and the hub cannot be reached: "),
+     ("/no/such/folder", "is no folder and no hub id; ")],
+)  # fmt: skip
+def test_without_the_hub_the_way_out_is_named(source: str, reason: str) -> None:
+    message = refused(source)
+    assert reason in message
+    assert message.endswith("; allowed: a folder with vae, unet, scheduler, in training as backbone.source=FOLDER, for "
+                            "the command as --backbone FOLDER")  # fmt: skip
+    with pytest.raises(BackboneError) as error:
+        read_configs(source)
+    assert reason in str(error.value) and "backbone.source=FOLDER" in str(error.value)
 
 
 @pytest.mark.parametrize("part", ["vae", "unet", "scheduler"])

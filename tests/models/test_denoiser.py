@@ -214,4 +214,5 @@ def test_a_text_encoder_of_another_width_is_refused(make_backbone, text_folder: 
 def test_a_folder_without_text_encoder_is_refused(backbone: Backbone, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="denoiser.prompt_init: .* could not be read") as error:
         denoiser(backbone).init_prompt_from_text(tmp_path)
-    assert "\n" not in str(error.value)
+    message = str(error.value)
+    assert "\n" not in message and message.endswith("as backbone.source=FOLDER, or denoiser.prompt_init=noise")

@@ -1,16 +1,18 @@
 import math
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from oscar.config import StageConfig
 from oscar.metrics.squeezenet import CAFFE_NAMES, SqueezeNetFeatures
-from oscar.metrics.weights import DOWNLOAD_TIMEOUT, WeightsUnavailable
 from oscar.training import losses
 from oscar.training.losses import ImageLoss
 from oscar.training.perceptual_losses import FeatureDistance
+from oscar.metrics.weights import DOWNLOAD_TIMEOUT, WeightsUnavailable
 
 
 def images(side: int = 64, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -198,9 +200,42 @@ def test_trunk_weights_land_in_their_layers(weight_files: dict[str, Path]) -> No
 def test_missing_weights_are_named_without_touching_the_network(name: str, no_network: None) -> None:
     if name in ("dists", "lpips_vgg", "lpips_alex"):
         pytest.importorskip({"dists": "pyiqa"}.get(name, "lpips"))
-    with pytest.raises(WeightsUnavailable, match=r"stage\.network_files") as caught:
+    with pytest.raises(WeightsUnavailable) as caught:
         ImageLoss({name: 1.0})
-    assert len(str(caught.value).splitlines()) == 1
+    needed = {"dists": ("dists", "vgg16"), "lpips_vgg": ("vgg16",), "lpips_alex": ("alexnet",)}
+    files = " ".join(f"+stage.network_files.{file}=FILE" for file in needed.get(name, ("squeezenet",)))
+    more = "" if name == "features" else ", or stage.download=true to download"
+    message = str(caught.value)
+    assert message.partition("; allowed: ")[2] == files + more and len(message.splitlines()) == 1
+
+
+def test_of_two_files_the_one_that_is_there_is_not_asked_for(
+    no_network: None, weight_files: dict[str, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("pyiqa")
+    with pytest.raises(WeightsUnavailable, match=r"^dists weights are not .*: \+stage\.network_files\.dists=FILE, or"):
+        ImageLoss({"dists": 1.0}, {"vgg16": weight_files["vgg16"]})
+    absent = {"vgg16": tmp_path / "a.pth", "dists": tmp_path / "b.pth"}
+    with pytest.raises(WeightsUnavailable, match=r"^dists weights: no file .*b\.pth; vgg16 weights: no file .*a\.pth$"):
+        ImageLoss({"dists": 1.0}, absent)
+
+
+def test_the_stages_switch_allows_the_download(monkeypatch: pytest.MonkeyPatch, weight_files, tmp_path: Path) -> None:
+    pytest.importorskip("pyiqa")
+    asked = []
+
+    def download(url: str, destination: str, progress: bool) -> None:
+        asked.append(Path(destination).name)
+        name = "dists" if "DISTS" in url else "vgg16"
+        Path(destination).write_bytes(weight_files[name].read_bytes())
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    stage = StageConfig(image_losses={"dists": 1.0})
+    with pytest.raises(WeightsUnavailable):
+        ImageLoss.of(stage)
+    ImageLoss.of(replace(stage, download=True))
+    assert asked == ["DISTS_weights-f5e65c96.pth", "vgg16-397923af.pth"]
 
 
 def test_failed_downloads_end_in_the_named_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

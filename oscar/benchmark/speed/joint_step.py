@@ -85,7 +85,7 @@ def available_losses(stage: StageConfig) -> tuple[dict[str, float], dict[str, st
     weights, missing = {}, {}
     for name, weight in stage.image_losses.items():
         try:
-            ImageLoss({name: weight}, stage.network_files)
+            ImageLoss.of(replace(stage, image_losses={name: weight}))
             weights[name] = weight
         except WeightsUnavailable as error:
             missing[name] = str(error)

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from oscar.config import ConfigError
 from oscar.models.backbone import Backbone
 from oscar.rates import RatePoint
 from oscar.utils.provenance import PROVENANCE
 from oscar.utils.strict_json import write_json
 
-RATE_STREAM, NOISE_STREAM = 1, 2
+RATE_STREAM, NOISE_STREAM, LATENT_STREAM = 1, 2, 6
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class Pass:
         """Seed torch's global streams for this pass and process (dropout, dead-code revival, posterior sampling)."""
         torch.manual_seed(int(np.random.SeedSequence((self.seed, 3, self.number, self.rank)).generate_state(1)[0]))
 
+    def latent_noise(self, mean: Tensor, samples: int) -> Tensor:
+        """Noise for drawing latents around their mean (B, C, h, w): (samples, B, C, h, w)."""
+        generator = self.noise(mean.device, LATENT_STREAM)
+        return torch.randn((samples, *mean.shape), generator=generator, device=mean.device).to(mean)
+
     def noise(self, device: torch.device, stream: int = NOISE_STREAM) -> torch.Generator:
         """A torch generator of this process alone."""
         state = np.random.SeedSequence((self.seed, stream, self.number, self.rank)).generate_state(1)[0]
@@ -54,6 +61,29 @@ def draw_rates(turn: Pass, rates: Sequence[RatePoint], weights: Sequence[float],
     count = min(count, int(np.count_nonzero(probability)))
     chosen = turn.shared(RATE_STREAM).choice(len(rates), size=count, replace=False, p=probability)
     return [rates[position] for position in sorted(chosen)]
+
+
+def encode_latents(backbone: Backbone, images: Tensor, turn: Pass, samples: int) -> list[Tensor]:
+    """Latents of images (B, 3, H, W): so many samples of the posterior from one pass of the VAE, or its mode for 0.
+
+    Raises:
+        ValueError: if samples are asked for, and the VAE has no posterior.
+    """
+    if samples == 0:
+        return [backbone.encode(images)]
+    latents = backbone.encode(images, lambda mean: turn.latent_noise(mean, samples))  # one more axis, by broadcasting
+    return list(latents)
+
+
+def check_posterior(backbone: Backbone) -> None:
+    """Refuse to draw latents from a VAE that has no posterior.
+
+    Raises:
+        ConfigError: in that case.
+    """
+    if not isinstance(backbone.vae, AutoencoderKL):
+        raise ConfigError(f"stage.sample_latents is true, but {type(backbone.vae).__name__} has no posterior; "
+                          "allowed: false")  # fmt: skip
 
 
 class Stage(nn.Module):
@@ -73,6 +103,10 @@ class Stage(nn.Module):
 
     def forward(self, images: Tensor, turn: Pass) -> dict[str, Tensor]:
         raise NotImplementedError
+
+    def clip_groups(self) -> list[list[nn.Parameter]] | None:
+        """Groups of trained parameters whose gradients are clipped each by its own norm; None takes all as one."""
+        return None
 
     def critic_inputs(self) -> tuple[Tensor, ...]:
         """Real and fake latents of the last forward pass, detached, and the prompt."""

@@ -95,7 +95,7 @@ class HyperpriorJointStage(_RateStage):
         super().__init__(codec, config)
         if self.stage.vae != "frozen":
             codec.backbone.source = None  # it becomes another backbone, which the checkpoint must bundle
-        self.image_loss = ImageLoss(self.stage.image_losses, self.stage.network_files)
+        self.image_loss = ImageLoss.of(self.stage)
         self.metrics = ("loss", "bpp", *self.image_loss.weights)
         self.freeze()
 

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oscar.codec import OscarCodec, channel_rms, rescale
-from oscar.config import TrainConfig
-from oscar.models.discriminator import LatentDiscriminator
+from oscar.config import ConfigError, CriticConfig, TrainConfig
+from oscar.models.discriminator import LatentDiscriminator, PublishedHead
 from oscar.rates import RatePoint
 from oscar.timesteps import LearnedMapping
 from oscar.training.losses import ImageLoss, cosine_loss_channel, generator_loss
 from oscar.training.sampling import choose_rates
-from oscar.training.stages.base import Pass, Stage
+from oscar.training.stages.base import Pass, Stage, check_posterior, encode_latents
 from oscar.training.tables import estimate_frequencies, perplexity
 from oscar.training.timesteps import LearnedTimesteps
 
@@ -23,8 +23,8 @@ from oscar.training.timesteps import LearnedTimesteps
 class JointStage(Stage):
     """Image, edge, cosine and adversarial losses on the one-step reconstruction.
 
-    The critic sees the denoised latent with its graph, so that its gradient reaches denoiser and bottleneck; the
-    published code computes the critic's features without gradient, so that it does not.
+    The critic sees the denoised latent with its graph, so that its gradient reaches denoiser and bottleneck, but where
+    `stage.critic.feature_gradient` is false, as published.
     """
 
     def __init__(self, codec: OscarCodec, config: TrainConfig):
@@ -34,21 +34,21 @@ class JointStage(Stage):
         self.stage = stage
         if stage.vae != "frozen":
             codec.backbone.source = None  # it becomes another backbone, which the checkpoint must bundle
+        if stage.sample_latents:
+            check_posterior(codec.backbone)
         codec.bottleneck.set_training(**config.bottleneck.training_options())
-        self.draw_weights = stage.draw_weights(codec.bottleneck.rates)
-        config.validation.rate_points(codec.bottleneck.rates)  # those of `init_from` are known only here
-        self.image_loss = ImageLoss(stage.image_losses, stage.network_files)
+        self.draw_weights = stage.draw_weights(codec.rates)
+        config.validation.rate_points(codec.rates)  # those of `init_from` are known only here
+        self.image_loss = ImageLoss.of(stage)
         self.metrics = ("loss", "rate", *self.image_loss.weights, "latent", "cosine", "commitment", "gan", "critic")
         self.timesteps = None
         if isinstance(codec.mapping, LearnedMapping):
-            self.timesteps = LearnedTimesteps(codec.mapping, codec.bottleneck.rates, len(codec.backbone.schedule))
+            self.timesteps = LearnedTimesteps(codec.mapping, codec.rates, len(codec.backbone.schedule))
             self.metrics += ("timestep",)
-        self.metrics += tuple(f"{name}_{rate.bpp:.4f}" for name in ("loss", "perplexity") for rate in codec.bottleneck.rates)
+        self.metrics += tuple(f"{name}_{rate.bpp:.4f}" for name in ("loss", "perplexity") for rate in codec.rates)
         if stage.gan > 0:
-            critic = LatentDiscriminator(
-                codec.backbone.plain_unet(), codec.backbone.schedule.alphas_cumprod, stage.critic.lora_rank,
-                timesteps=tuple(stage.critic.timesteps),
-            )  # fmt: skip
+            critic = build_critic(codec, stage.critic)
+            check_features(codec, critic, config.data.crop)
             object.__setattr__(self, "critic", critic)  # kept out of this module's parameters
         self._last: tuple[Tensor, ...] = ()
         self.freeze()
@@ -63,9 +63,10 @@ class JointStage(Stage):
 
     def forward(self, images: Tensor, turn: Pass) -> dict[str, Tensor]:
         turn.seed_torch()
-        (rate,) = choose_rates(turn, self.codec.bottleneck.rates, self.draw_weights, 1, self.stage.rate_order)
+        (rate,) = choose_rates(turn, self.codec.rates, self.draw_weights, 1, self.stage.rate_order)
         with torch.set_grad_enabled(self.stage.vae == "all"):
-            latent = self.codec.backbone.encode(images)
+            # a sample for the codec and a fresh one for the critic, or the mode for both
+            latent, *others = encode_latents(self.codec.backbone, images, turn, 2 * self.stage.sample_latents)
         quantised = self.codec.bottleneck(latent, rate)
         # Norms and targets carry no gradient: a trained encoder could else grow its latents until the denoiser hardly
         # counts, or drift towards what is easy to quantise.
@@ -83,7 +84,7 @@ class JointStage(Stage):
         if self.critic is not None:
             terms["gan"] = generator_loss(self.critic(x0, self.codec.denoiser.prompt, turn.noise(x0.device)))
             loss = loss + self.stage.gan * terms["gan"]
-            self._last = (target, x0.detach())
+            self._last = (others[0].detach() if others else target, x0.detach())
         terms[f"loss_{rate.bpp:.4f}"] = loss.detach()
         terms[f"perplexity_{rate.bpp:.4f}"] = perplexity(self.codec.bottleneck.at(rate).usage())
         return {"loss": loss, "rate": loss.new_tensor(rate.bpp), **terms}
@@ -112,3 +113,26 @@ class JointStage(Stage):
     def save(self, folder: Path, provenance: dict | None = None) -> None:
         self.codec.provenance = provenance
         self.codec.save_pretrained(folder)
+
+
+def build_critic(codec: OscarCodec, config: CriticConfig) -> LatentDiscriminator:
+    """The critic on a copy of the codec's UNet without adapters; a prompt of its own is as long as the denoiser's."""
+    tokens = codec.denoiser.prompt.shape[1] if config.prompt == "own" and codec.denoiser.prompt is not None else 0
+    return LatentDiscriminator(
+        codec.backbone.plain_unet(), codec.backbone.schedule.alphas_cumprod, config.lora_rank, head=config.head,
+        timesteps=tuple(config.timesteps), lora_alpha=config.lora_alpha, lora_init=config.lora_init,
+        lora_layers=config.lora_layers, prompt_tokens=tokens, feature_gradient=config.feature_gradient,
+    )  # fmt: skip
+
+
+def check_features(codec: OscarCodec, critic: LatentDiscriminator, crop: int) -> None:
+    """Refuse crops whose features are too small for the critic's head.
+
+    Raises:
+        ConfigError: naming the smallest crop.
+    """
+    step = codec.backbone.factor * codec.backbone.unet_multiple  # pixels per position of the features
+    least = step * getattr(critic.head, "MIN_SIDE", 1)
+    if crop < least:
+        raise ConfigError(f"data.crop is {crop}, but stage.critic.head 'published' needs features of "
+                          f"{PublishedHead.MIN_SIDE}x{PublishedHead.MIN_SIDE}; allowed: {least} or more")  # fmt: skip

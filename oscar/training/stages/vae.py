@@ -27,7 +27,7 @@ class VAEStage(Stage):
     def __init__(self, backbone: Backbone, config: TrainConfig):
         super().__init__()
         self.backbone = backbone
-        self.image_loss = ImageLoss(config.stage.image_losses, config.stage.network_files)
+        self.image_loss = ImageLoss.of(config.stage)
         self.kl = config.stage.kl
         if self.kl and not isinstance(backbone.vae, AutoencoderKL):
             raise ConfigError(f"stage.kl is {self.kl}, but {type(backbone.vae).__name__} has no posterior; allowed: 0")
