@@ -25,7 +25,7 @@ from oscar.bitstream import Container, HeaderError, WrongModelError
 from oscar.bottlenecks import Bottleneck, Components, Payload, Point, concatenate
 from oscar.data.images import as_batch, to_pil
 from oscar.metrics.protocol import Protocol, check_protocol, sample_of
-from oscar.models.backbone import Backbone, Draw
+from oscar.models.backbone import Backbone, NoiseSource
 from oscar.models.denoiser import Denoiser
 from oscar.models.padding import pad_to_multiple
 from oscar.timesteps import TimestepMapping, timestep_code, timestep_of_code
@@ -195,7 +195,7 @@ class OscarCodec(nn.Module):
         encoded = self.quantise(self.encode_latent(batch, point), point, effort)
         return self.write(encoded, point, *batch.shape[-2:])
 
-    def encode_latent(self, batch: Tensor, point: Point, draw: Draw | None = None) -> Tensor:
+    def encode_latent(self, batch: Tensor, point: Point, draw: NoiseSource | None = None) -> Tensor:
         """Images (B, 3, H, W), padded by replicating the edge -> latent z0 (B, C, h, w): the posterior's mode, or with
         `draw` a sample (see `Backbone.encode`)."""
         self.need("encoder")

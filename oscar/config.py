@@ -180,11 +180,12 @@ class BottleneckConfig:
         return values
 
     def options(self) -> dict[str, Any]:
-        """Arguments of `HyperpriorBottleneck`, with its kind, or of `VQBottleneck` beside the rates."""
+        """What `oscar.bottlenecks.from_config` takes."""
         if self.continuous:
             return {"kind": self.kind, **asdict(self.hyperprior)}
         names = ("width", "features", "codebook_dim", "kmeans_init")
         own = {name: getattr(self, name) for name in names}
+        own["rates"] = [rate.id for rate in self.rate_points()]
         return {**own, **self.training_options(), **{name: self.by_id(name) for name in ("dither", "stages")}}
 
     def training_options(self) -> dict[str, Any]:

@@ -12,10 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oscar.bitstream import Coding, PayloadError
+from oscar.diffusion import NoiseSchedule
 from oscar.models.backbone import Components
 from oscar.models.modules import check_names, count
 from oscar.timesteps import TimestepMapping
@@ -186,6 +189,12 @@ class Bottleneck(nn.Module, ABC):
         """Parameters by part: its name, the operating point that it belongs to, how many, and a note."""
         return [("bottleneck", None, count(self), None)]
 
+    @torch.no_grad()
+    def judge(self, symbols: Any, point: Point, latent: Tensor) -> tuple[float, np.ndarray | None]:
+        """What validation says of symbols: the cosine similarity with the latent (over channels, mean over positions),
+        and how often each code of a codebook is used (K,), None without one."""
+        return cosine_spatial(self.dequantise(symbols, point), latent).item(), None
+
     # Checkpoints.
 
     @abstractmethod
@@ -229,6 +238,9 @@ class Bottleneck(nn.Module, ABC):
 
     # Training.
 
+    def adapt(self, config: BottleneckConfig) -> None:
+        """Take over what a run changes of a checkpoint's bottleneck (ValueError for what does not fit)."""
+
     def configure(self, config: BottleneckConfig, stage: StageConfig, factor: int) -> None:
         """Take over the options of a training run, before its first pass, on a backbone of `factor`."""
 
@@ -258,13 +270,24 @@ class Bottleneck(nn.Module, ABC):
         """Pseudo-timesteps to start with."""
         raise ValueError(f"timesteps is unset; allowed with bottleneck {self.kind}: any mapping")
 
-    def calibrate(self, latents: Iterable[Tensor], schedule: Any) -> TimestepMapping | None:
-        """Pseudo-timesteps measured at the end of stage `bottleneck`; None keeps those that there are."""
+    def validation_points(self) -> Sequence[Point]:
+        """Operating points that validation codes at, unless some are named."""
+        return self.points
+
+    def independent_parts(self) -> list[list[nn.Parameter]] | None:
+        """Parameters of each operating point that shares none with others; None if they share some."""
         return None
 
-    @torch.no_grad()
-    def finish(self, latents: Iterable[Tensor]) -> None:
-        """Make what coding needs (tables, integers) at the end of training, from batches of latents."""
+    def finish(self, latents: Iterable[Tensor], schedule: NoiseSchedule | None) -> TimestepMapping | None:
+        """Make what coding needs (tables, integers) at the end of training.
+
+        Args:
+            latents: batches of them, (B, C, h, w).
+            schedule: at the end of stage `hyper`, else None.
+
+        Returns:
+            Pseudo-timesteps measured with the schedule; None keeps those that there are.
+        """
 
     @contextlib.contextmanager
     def ready_to_code(self) -> Iterator[None]:
@@ -286,3 +309,8 @@ def concatenate(symbols: Sequence[Any]) -> Any:
     first = symbols[0]
     parts = zip(*symbols, strict=True)
     return type(first)(*(torch.cat(part) if isinstance(part[0], Tensor) else sum(part, ()) for part in parts))
+
+
+def cosine_spatial(z_hat: Tensor, latent: Tensor) -> Tensor:
+    """Mean cosine of the vectors over channels, one per position, of two latents (B, C, h, w)."""
+    return F.cosine_similarity(z_hat.float(), latent.float(), dim=1).mean()

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from oscar.config import BottleneckConfig, StageConfig
 
 DEFAULT_QUALITY = 0.5
+VALIDATION_QUALITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 POINTS = 25  # qualities that stand for all
 # CompressAI's tables, for which checkpoints keep the integers themselves; and its constants, of which float16 would make
 # a least likelihood of 0.
@@ -271,6 +272,7 @@ class HyperpriorBottleneck(Bottleneck):
 
     def configure(self, config: BottleneckConfig, stage: StageConfig, factor: int) -> None:
         self.lambdas, self.pixels_per_latent = tuple(stage.lambdas), factor**2
+        self.is_alone = stage.name != "joint"
 
     def draw(self, rng: StepRng, latent: Tensor, every: bool) -> list[Draw]:
         """Qualities (B,), drawn evenly for each image."""
@@ -290,7 +292,9 @@ class HyperpriorBottleneck(Bottleneck):
         root = (0.5 * (math.log(low) + quality * math.log(high / low))).exp()
         bpp = estimate.bits / (latent.shape[-2] * latent.shape[-1] * self.pixels_per_latent)
         distortion = (estimate.z_hat - latent.float()).square().mean(dim=(1, 2, 3))
-        losses = {"rate": (bpp / root).mean(), "distortion": (root * distortion).mean()}
+        losses = {"rate": (bpp / root).mean()}
+        if self.is_alone:  # else images say how far off it is
+            losses["weighted_distortion"] = (root * distortion).mean()
         statistics = {"bpp": bpp.detach().mean(), "distortion": distortion.detach().mean()}
         return Output(estimate.z_hat, losses, statistics, weight=root)
 
@@ -301,14 +305,20 @@ class HyperpriorBottleneck(Bottleneck):
     def default_mapping(self) -> TimestepMapping:
         return CurveMapping.straight()
 
+    def validation_points(self) -> Sequence[Quality]:
+        return [Quality.of(value) for value in VALIDATION_QUALITIES]
+
     @torch.no_grad()
-    def calibrate(self, latents: Iterable[Tensor], schedule: NoiseSchedule) -> CurveMapping:
-        """The timesteps whose sqrt(alpha_bar) are nearest to the mean cosine similarity of z_hat and latent, by quality.
+    def finish(self, latents: Iterable[Tensor], schedule: NoiseSchedule | None) -> CurveMapping | None:
+        """Make the integer model; with a schedule, also find the timesteps whose sqrt(alpha_bar) are nearest to the mean
+        cosine similarity of z_hat and latent, by quality.
 
         Of whole latents, not of channels as for codebooks: most channels hold little and vanish at low rates, so that
         their mean would ask the denoiser to make anew what the few others say.
         """
-        self.eval()
+        self.update()
+        if schedule is None:
+            return None
         found = []
         for latent in latents:
             qualities = torch.linspace(0, 1, KNOTS, device=latent.device)
@@ -319,9 +329,6 @@ class HyperpriorBottleneck(Bottleneck):
         cosines = torch.stack(found).mean(dim=0)
         timesteps = schedule.timestep_of_signal(cosines)
         return CurveMapping(tuple(map(float, timesteps)), tuple(round(value, 6) for value in cosines.tolist()))
-
-    def finish(self, latents: Iterable[Tensor]) -> None:
-        self.update()
 
     @contextlib.contextmanager
     def ready_to_code(self) -> Iterator[None]:

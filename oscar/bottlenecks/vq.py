@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,10 +17,11 @@ from oscar.bitstream.context import ContextModel, decode_grid, decode_prefix, en
 from oscar.bitstream.context import estimated_bits as context_bits
 from oscar.bitstream.entropy import check_frequencies, estimated_bits, normalise_counts, uniform_frequencies
 from oscar.bitstream.norms import dequantise_rms, quantise_rms
-from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, register
+from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, cosine_spatial, register
 from oscar.bottlenecks.hyper_encoder import HyperEncoder
 from oscar.bottlenecks.rdo import MAX_EFFORT, check_effort, choose_cheaper
 from oscar.bottlenecks.residual_vq import ResidualHyperEncoder
+from oscar.diffusion import NoiseSchedule
 from oscar.metrics.protocol import PAPER_MULTIPLE
 from oscar.models.modules import check_names, count, drop
 from oscar.rates import PAPER_RATES, PIXELS_PER_LATENT, RatePoint, find_rate, rate_by_id
@@ -205,6 +205,13 @@ class VQBottleneck(Bottleneck):
             ]
         return rows
 
+    @torch.no_grad()
+    def judge(self, symbols: VQSymbols, point: RatePoint, latent: Tensor) -> tuple[float, np.ndarray]:
+        """Of the quantised latent before it is rescaled, as stage 1 trains it."""
+        encoder = self.at(point)
+        uses = np.bincount(symbols.indices.flatten().cpu().numpy(), minlength=encoder.codebook_size)
+        return cosine_spatial(encoder.decode(symbols.indices), latent).item(), uses
+
     # Checkpoints.
 
     def to_config(self) -> dict:
@@ -287,12 +294,18 @@ class VQBottleneck(Bottleneck):
 
     # Training.
 
+    def adapt(self, config: BottleneckConfig) -> None:
+        """Fewer rates, other numbers of codes for a vector, other dither."""
+        self.set_stages(config.by_id("stages"), config.by_id("start_from"))
+        self.select(config.rate_points())
+        self.set_dither(config.by_id("dither"))
+
     def configure(self, config: BottleneckConfig, stage: StageConfig, factor: int) -> None:
         for rate in self.rates:
             self.at(rate).set_training(**config.training_options())
         self.draw_weights = stage.draw_weights(self.rates)
         self.rates_per_step, self.rate_order = stage.rates_per_step, stage.rate_order
-        self.table_batches = stage.table_batches
+        self.cosine_loss = cosine_loss_channel if stage.name == "joint" else cosine_loss_spatial
 
     def draw(self, rng: StepRng, latent: Tensor, every: bool) -> list[Draw]:
         count = self.rates_per_step if every else 1
@@ -300,8 +313,8 @@ class VQBottleneck(Bottleneck):
         return [Draw(rate, f"{rate.bpp:.4f}") for rate in rates]
 
     def columns(self) -> tuple[str, ...]:
-        names = ("cosine", "perplexity")
-        return ("commitment", *(f"{name}_{rate.bpp:.4f}" for name in names for rate in self.rates))
+        names = ("loss", "cosine", "commitment", "perplexity")
+        return tuple(f"{name}_{rate.bpp:.4f}" for name in names for rate in self.rates)
 
     def forward(self, latent: Tensor, point: RatePoint) -> Output:
         encoder = self.at(point)
@@ -309,21 +322,20 @@ class VQBottleneck(Bottleneck):
         # Norms and targets carry no gradient: a trained encoder could else grow its latents until the denoiser hardly
         # counts, or drift towards what is easy to quantise.
         target = latent.detach()
-        losses = {
-            "cosine_spatial": cosine_loss_spatial(z_hat, target),
-            "cosine_channel": cosine_loss_channel(z_hat, target),
-            "commitment": commitment,
-        }
+        losses = {"cosine": self.cosine_loss(z_hat, target), "commitment": commitment}
         return Output(rescale(z_hat, channel_rms(target)), losses, {"perplexity": perplexity(encoder.usage())})
 
     def default_mapping(self) -> TimestepMapping:
         return TableMapping.paper()
 
+    def independent_parts(self) -> list[list[nn.Parameter]]:
+        return [list(self.at(rate).parameters()) for rate in self.rates]
+
     @torch.no_grad()
-    def finish(self, latents: Iterable[Tensor]) -> None:
+    def finish(self, latents: Iterable[Tensor], schedule: NoiseSchedule | None = None) -> None:
         """Count every rate's indices and store the tables; context models are dropped, as those of other indices."""
         counts = {rate.id: np.zeros(self.at(rate).codebook_size, dtype=np.int64) for rate in self.rates}
-        for latent in itertools.islice(latents, self.table_batches):
+        for latent in latents:
             for rate in self.rates:
                 indices = self.at(rate).encode(latent).cpu().numpy().reshape(-1)
                 counts[rate.id] += np.bincount(indices, minlength=len(counts[rate.id]))
@@ -351,6 +363,18 @@ class VQBottleneck(Bottleneck):
         self.hyper_encoders = nn.ModuleDict({str(rate.id): self.at(rate) for rate in self.rates})
         self.frequencies = {rate.id: self.frequencies[rate.id] for rate in self.rates}
         self.contexts = {rate.id: self.contexts[rate.id] for rate in self.rates if rate.id in self.contexts}
+
+    def set_dither(self, dither: Mapping[int, float]) -> None:
+        """Noise of the encoder by rate id, 0 where it is not named; decoding does not depend on it."""
+        for rate in self.rates:
+            share, old = float(dither.get(rate.id, 0)), self.at(rate)
+            if share == getattr(old, "dither", 0.0):
+                continue
+            if not isinstance(old, ResidualHyperEncoder):  # the same networks, with noise
+                new = self._make(rate, old.codebook_size, share, 1)
+                new.load_state_dict(old.state_dict())
+                self.hyper_encoders[str(rate.id)] = new
+            self.at(rate).dither = share
 
     def set_stages(self, stages: Mapping[int, int], start_from: Mapping[int, int]) -> None:
         """Give rates (by id) a new hyper-encoder where they have another number of codes for a vector.
@@ -392,7 +416,7 @@ def rescale(z_hat: Tensor, rms: Tensor, eps: float = 1e-8) -> Tensor:
 
 def cosine_loss_spatial(z_hat: Tensor, z0: Tensor) -> Tensor:
     """Minus the mean cosine of the vectors over channels, one per position (paper, stage 1)."""
-    return -F.cosine_similarity(z_hat.float(), z0.float(), dim=1).mean()
+    return -cosine_spatial(z_hat, z0)
 
 
 def cosine_loss_channel(z_hat: Tensor, z0: Tensor) -> Tensor:

@@ -63,6 +63,7 @@ _HEADROOM = 2**24  # of TIFF's tables, and of what its compression may add to no
 OSCAR_SUFFIX = ".oscar"
 _STDIN = "standard input"  # in messages
 DTYPES = ("float32", "float16", "bfloat16")
+_WORDS = {"rate": "rates", "quality": "a hyperprior"}  # what models have, by the name of their operating points
 _COMPILE = {"off": False, "on": True, "graphs": "graphs"}  # as the codec has them
 
 # Typer has Click within it in some versions and beside it in others; this is the base of both's usage errors.
@@ -210,7 +211,7 @@ def compress(
         raise CommandError(f"--quality is {quality}; allowed: 0 to 1")
     colour = _parse_colour(background)
     plan = plan_jobs(source, target, Direction(_list_images, "images", OSCAR_SUFFIX, frozenset({OSCAR_SUFFIX})))
-    options = _network_options(dtype, compile, memory, half="encoder", backbone=backbone)
+    options = _network_options(dtype, compile, memory, components="encoder", backbone=backbone)
     codec = functools.cache(lambda: _check_point(_load_codec(model, device, threads, **options), rate, quality, effort))
     several: dict[Path, int] = {}  # files of more than one frame, and of how many
 
@@ -221,7 +222,7 @@ def compress(
              for job, picture in zip(batch, pictures, strict=True) if picture.info["frames"] > 1}
         )  # fmt: skip
         if target_bytes is None:
-            point = next((value for value in (rate, quality) if value is not None), codec().default_point)
+            point = next((value for value in (rate, quality) if value is not None), None)
             files = codec().compress_batch(pictures, point, effort)
         else:
             files = [codec().compress(picture, max_bytes=target_bytes(picture)) for picture in pictures]
@@ -274,7 +275,7 @@ def decompress(
     Images are in sRGB, and .png, .tif and .webp say so."""
     suffix = _image_suffix(image_format, target)
     plan = plan_jobs(source, target, Direction(_list_oscar, ".oscar files", suffix, frozenset(PICTURE_FORMATS)))
-    options = _network_options(dtype, compile, memory, half="decoder", backbone=backbone, tiny_vae=tiny_vae)
+    options = _network_options(dtype, compile, memory, components="decoder", backbone=backbone, tiny_vae=tiny_vae)
     codec = functools.cache(lambda name: _load_codec(name, device, threads, **options))
 
     def convert(batch: list[Job]) -> list[tuple[bytes, str]]:
@@ -462,7 +463,7 @@ def _export(source: str, target: Path) -> None:
 
 
 def _rate_list(codec: OscarCodec) -> str:
-    return ", ".join(f"{rate.bpp:.4f}" for rate in codec.bottleneck.rates)
+    return ", ".join(f"{point.value:.4f}" for point in codec.bottleneck.points)
 
 
 def _facts(path: Path, container: Container) -> dict[str, Any]:
@@ -485,9 +486,8 @@ def _facts(path: Path, container: Container) -> dict[str, Any]:
 
 def _point_facts(container: Container) -> dict[str, Any]:
     if container.quality is not None:
-        from oscar.bitstream import MAX_QUALITY
 
-        return {"quality": container.quality / MAX_QUALITY, "quality_code": container.quality}
+        return {"quality": container.quality, "quality_code": container.point_code}
     rate = container.rate
     nominal = rate.nominal_bits(container.height, container.width) / (container.width * container.height)
     return {"rate": rate.bpp, "rate_id": container.point_code, "nominal_bpp": nominal}
@@ -594,7 +594,7 @@ def _do(batch: list[Job], convert: _Convert) -> list[str]:
 
 
 def _network_options(dtype: str, compile: str, memory: str, **others: Any) -> dict[str, Any]:
-    """Arguments of `OscarCodec.from_pretrained` but for the dtype, which is still a name; checked without torch."""
+    """Arguments of `oscar.load` but for the dtype, which is still a name; checked without torch."""
     for name, value, allowed in (("dtype", dtype, ("auto", *DTYPES)), ("compile", compile, tuple(_COMPILE))):
         if value not in allowed:
             raise CommandError(f"--{name} {value!r} does not exist; allowed: {', '.join(allowed)}")
@@ -602,18 +602,23 @@ def _network_options(dtype: str, compile: str, memory: str, **others: Any) -> di
 
 
 def _check_point(codec: OscarCodec, rate: float | None, quality: float | None, effort: int) -> OscarCodec:
-    """Refuse, for every file, a rate or quality that the model does not have, and an effort without rates."""
-    if codec.bottleneck.rates:
-        if quality is not None:
-            raise CommandError(f"--quality is {quality}, but this model has rates; allowed: --rate {_rate_list(codec)}")
-        if rate is not None:
-            try:
-                find_rate(rate, codec.bottleneck.rates)
-            except ValueError as error:
-                raise CommandError(_one_line(error)) from error
-    elif rate is not None or effort:
-        name, value = ("--rate", rate) if rate is not None else ("--effort", effort)
-        raise CommandError(f"{name} is {value}, but this model has a hyperprior; allowed: --quality")
+    """Refuse, for every file, an operating point or an effort that the model does not have."""
+    bottleneck, allowed = codec.bottleneck, "--quality"
+    if bottleneck.point_name == "rate":
+        allowed = f"--rate {', '.join(f'{point.value:.4f}' for point in bottleneck.points)}"
+    for name, value in (("rate", rate), ("quality", quality)):
+        if value is None:
+            continue
+        if name != bottleneck.point_name:
+            raise CommandError(f"--{name} is {value}, but this model has {_WORDS[bottleneck.point_name]}; "
+                               f"allowed: {allowed}")  # fmt: skip
+        try:
+            bottleneck.parse(value)
+        except ValueError as error:
+            raise CommandError(_one_line(error)) from error
+    if effort > bottleneck.max_effort:
+        raise CommandError(f"--effort is {effort}, but this model has {_WORDS[bottleneck.point_name]}; "
+                           f"allowed: {allowed}")  # fmt: skip
     return codec
 
 
@@ -623,7 +628,7 @@ def _load_codec(
     """Load the model on its device; all that fails here fails for every file, hence CommandError."""
     import torch
 
-    from oscar import OscarCodec
+    from oscar.inference.load import load
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -634,7 +639,7 @@ def _load_codec(
                            "torch finds one") from error  # fmt: skip
     try:
         precision = "auto" if dtype == "auto" else getattr(torch, dtype)
-        return OscarCodec.from_pretrained(model, device, precision, **options)
+        return load(model, device, precision, **options)
     except (ValueError, OSError) as error:
         raise CommandError(_one_line(error)) from error
 

@@ -19,14 +19,14 @@ from oscar.inference import tiling
 from oscar.inference.loading import Change, as_is, fill, part_files
 from oscar.inference.tiling import MemoryBudget
 from oscar.models.conv_autoencoder import AutoencoderConv
-from oscar.utils.errors import hub_reason
 from oscar.models.modules import drop
+from oscar.utils.errors import hub_reason
 
 PARTS = ("vae", "unet", "scheduler")
 # Autoencoder classes by the `_class_name` of vae/config.json; Stable Diffusion's is the first.
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC, "AutoencoderConv": AutoencoderConv}
 Components = Literal["both", "encoder", "decoder"]
-Draw = Callable[[Tensor], Tensor]  # standard normal noise in the shape of what it is given
+NoiseSource = Callable[[Tensor], Tensor]  # standard normal noise in the shape of what it is given
 VAE = AutoencoderKL | AutoencoderDC | AutoencoderConv
 VAE_ENCODER, VAE_DECODER = ("encoder", "quant_conv"), ("decoder", "post_quant_conv")  # its modules, by half
 FACTORS = (8, 16)  # pixels per latent position along each side; the paper's rates are of 8
@@ -129,7 +129,7 @@ class Backbone(nn.Module):
         """Latents that the UNet sees must have sides that are a multiple of this."""
         return unet_multiple(self.unet)
 
-    def encode(self, images: Tensor, draw: Draw | None = None) -> Tensor:
+    def encode(self, images: Tensor, draw: NoiseSource | None = None) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], sides multiples of 8 -> scaled posterior mode (B, 4, H/8, W/8); with another
         `factor` in place of 8.
 

@@ -17,9 +17,9 @@ from oscar.diffusion import NoiseSchedule
 from oscar.inference import windows
 from oscar.inference.cpu.reuse import nothing_kept
 from oscar.models.backbone import unet_multiple
-from oscar.utils.errors import hub_reason
 from oscar.models.modules import check_names
 from oscar.models.padding import pad_to_multiple
+from oscar.utils.errors import hub_reason
 
 # Adapter names of the published checkpoint: down path and conv_in; up path and conv_out; the rest.
 ADAPTERS = ("default_encoder", "default_decoder", "default_others")

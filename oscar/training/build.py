@@ -9,7 +9,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 from oscar import checkpoint
-from oscar.bottlenecks.vq import HyperEncoder
+from oscar.bottlenecks.hyper_encoder import HyperEncoder
 from oscar.codec import OscarCodec
 from oscar.config import CacheLatentsConfig, ConfigError, TrainConfig
 from oscar.models.backbone import Backbone, read_configs
@@ -52,14 +52,10 @@ def _build(config: TrainConfig) -> Stage:
 
         return PriorStage(build_backbone(config), config)
     codec = build_codec(config)
-    if config.bottleneck.continuous:
-        from oscar.training.stages.hyperprior import HyperpriorHyperStage, HyperpriorJointStage
-
-        return (HyperpriorHyperStage if config.stage.name == "hyper" else HyperpriorJointStage)(codec, config)
     if config.stage.name == "hyper":
-        from oscar.training.stages.bottleneck import HyperStage
+        from oscar.training.stages.bottleneck import BottleneckStage
 
-        return HyperStage(codec, config)
+        return BottleneckStage(codec, config)
     if config.stage.name == "context":
         from oscar.training.stages.context import ContextStage
 
@@ -121,16 +117,13 @@ def build_codec(config: TrainConfig) -> OscarCodec:
         codec.set_mapping(mapping)
         codec.forget_fingerprint()
     else:
-        bottleneck = config.bottleneck.options()
-        if not config.bottleneck.continuous:
-            bottleneck["rates"] = [rate.id for rate in config.bottleneck.rate_points()]
         architecture = {
-            "bottleneck": bottleneck,
+            "bottleneck": config.bottleneck.options(),
             "denoiser": config.denoiser.options(),
             "timesteps": mapping.to_config(),
         }
         try:
-            codec = checkpoint.build(architecture, build_backbone(config))
+            codec = OscarCodec(*checkpoint.build(architecture, build_backbone(config)))
         except ValueError as error:
             raise ConfigError(str(error)) from None
     if config.denoiser.prompt_init == "text":
@@ -145,13 +138,8 @@ def _continue(config: TrainConfig) -> OscarCodec:
     codec = OscarCodec.from_pretrained(config.init_from, config.backbone.source)
     if config.denoiser.prompt_init == "noise":
         codec.denoiser.init_prompt_from_noise()
-    if config.bottleneck.continuous:
-        return codec
-    own = config.bottleneck
     try:
-        codec.bottleneck.set_stages(own.by_id("stages"), own.by_id("start_from"))
+        codec.bottleneck.adapt(config.bottleneck)
     except ValueError as error:
         raise ConfigError(f"bottleneck: {error}") from None
-    codec.keep_rates(own.rate_points())
-    codec.bottleneck.set_dither(own.by_id("dither"))
     return codec

@@ -14,20 +14,10 @@ from torch import Tensor, nn
 
 from oscar.config import StageConfig
 from oscar.metrics.ssim import MS_SSIM_WEIGHTS, MS_SSIM_WINDOW, ssim_parts
-from oscar.training.perceptual_losses import NETWORKS
 from oscar.metrics.weights import Weights
+from oscar.training.perceptual_losses import NETWORKS
 
 EDGES = "edges_"
-
-
-def cosine_loss_spatial(z_hat: Tensor, z0: Tensor) -> Tensor:
-    """Minus the mean cosine of the vectors over channels, one per position (paper, stage 1)."""
-    return -F.cosine_similarity(z_hat.float(), z0.float(), dim=1).mean()
-
-
-def cosine_loss_channel(z_hat: Tensor, z0: Tensor) -> Tensor:
-    """Minus the mean cosine of the vectors over space, one per channel (paper, stage 2)."""
-    return -F.cosine_similarity(z_hat.float().flatten(2), z0.float().flatten(2), dim=2).mean()
 
 
 def generator_loss(logits: Tensor) -> Tensor:

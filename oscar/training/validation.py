@@ -16,7 +16,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -29,22 +28,19 @@ from accelerate.utils import gather_object
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from oscar.bottlenecks import Point
+from oscar.bottlenecks.vq import perplexity
 from oscar.codec import OscarCodec
 from oscar.config import ConfigError, TrainConfig
-from oscar.continuous import ContinuousCodec
 from oscar.data.folders import find_pictures
 from oscar.data.images import read_image, to_pil, to_tensor
 from oscar.metrics.image import METRICS, MetricSet
 from oscar.models.padding import pad_to_multiple
-from oscar.rates import RatePoint
-from oscar.training.losses import cosine_loss_spatial
-from oscar.training.stages.base import Pass, Stage
-from oscar.training.tables import perplexity, running_frequencies
+from oscar.training.stages.base import Pass, Stage, validation_points
 from oscar.utils.files import write_whole
 
 PRIOR_DRAWS = 4  # timesteps per picture
 _CELL, _CAPTION, _GAP = 256, 18, 4  # pixels of the grid
-QUALITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _OTHERS = {"bpp": False, "cosine": True, "loss": False}  # whether higher is better, of scalars that are no metrics
 
 
@@ -161,42 +157,25 @@ class Validator:
         if self.stage_name == "vae":
             for number, picture in self.pictures:
                 yield self._row(number, None, picture, self._autoencode(stage, picture), "decoded")
-        elif self.config.bottleneck.continuous:
-            codec = stage.current_codec()
-            for number, picture in self.pictures:
-                for quality in self.config.validation.qualities or QUALITIES:
-                    yield self._code_at(codec, quality, number, picture)
         else:
             codec = stage.current_codec()
-            with running_tables(codec):
+            points = validation_points(self.config.validation, codec.bottleneck)
+            with codec.bottleneck.ready_to_code():
+                codec.forget_fingerprint()  # the weights have changed
                 for number, picture in self.pictures:
-                    for rate in self.config.validation.rate_points(codec.bottleneck.rates):
-                        yield self._code(codec, rate, number, picture)
+                    for point in points:
+                        yield self._code(codec, point, number, picture)
+            codec.forget_fingerprint()
 
-    def _code(self, codec: OscarCodec, rate: RatePoint, number: int, picture: Image.Image) -> Row:
-        """One picture through a file and back."""
-        analysis = codec.analyse(to_tensor(picture), rate)
-        (data,) = codec.write(analysis, rate, height=picture.height, width=picture.width)
-        decoded = to_pil(codec.decompress_tensor([data])[0])
-        bpp = 8 * len(data) / (picture.width * picture.height)
-        row = self._row(number, rate.bpp, picture, decoded, f"{rate.bpp:.4f}: {len(data):,} bytes")
-        z_hat = codec.bottleneck.decode(analysis.indices, rate)
-        row.values |= {"bpp": bpp, "cosine": -cosine_loss_spatial(z_hat, analysis.latent).item()}
-        indices = analysis.indices.flatten().cpu().numpy()
-        row.codes = np.bincount(indices, minlength=codec.bottleneck.at(rate).codebook_size)
-        return row
-
-    def _code_at(self, codec: ContinuousCodec, quality: float, number: int, picture: Image.Image) -> Row:
-        """One picture at a quality through a file and back."""
-        latent = codec.encode_latent(to_tensor(picture))
-        point = codec.find_point(quality)
-        (data,) = codec.write_latent(latent, point, picture.height, picture.width)
-        _, symbols = codec.read(data)
-        result = codec.synthesise(torch.from_numpy(symbols)[None].to(latent.device), point)
-        decoded = to_pil(result.image[0, :, : picture.height, : picture.width])
-        row = self._row(number, quality, picture, decoded, f"{quality:.2f}: {len(data):,} bytes")
-        bpp = 8 * len(data) / (picture.width * picture.height)
-        row.values |= {"bpp": bpp, "cosine": -cosine_loss_spatial(result.z_hat, latent).item()}
+    def _code(self, codec: OscarCodec, point: Point, number: int, picture: Image.Image) -> Row:
+        """One image at an operating point through a file and back."""
+        encoded = codec.quantise(codec.encode_latent(to_tensor(picture), point), point)
+        (data,) = codec.write(encoded, point, picture.height, picture.width)
+        parsed = codec.read(data)
+        decoded = to_pil(codec.decode_files([parsed])[0])
+        row = self._row(number, point.value, picture, decoded, f"{point.value:.4g}: {len(data):,} bytes")
+        cosine, row.codes = codec.bottleneck.judge(parsed.symbols, point, encoded.latent)
+        row.values |= {"bpp": 8 * len(data) / (picture.width * picture.height), "cosine": cosine}
         return row
 
     def _autoencode(self, stage: Stage, picture: Image.Image) -> Image.Image:
@@ -226,18 +205,6 @@ class Validator:
                 tracker.log_images({"validation": np.asarray(grid)[None]}, step=step, dataformats="NHWC")
             elif tracker.name == "wandb":
                 tracker.log_images({"validation": [grid]}, step=step)
-
-
-@contextmanager
-def running_tables(codec: OscarCodec) -> Iterator[None]:
-    """Have the codec write files with tables of its present indices, and put its own tables back at the end."""
-    kept, codec.bottleneck.frequencies = codec.bottleneck.frequencies, running_frequencies(codec)
-    codec.forget_fingerprint()  # the weights have changed, too
-    try:
-        yield
-    finally:
-        codec.bottleneck.frequencies = kept
-        codec.forget_fingerprint()
 
 
 def summarise(rows: list[Row]) -> dict[str, float]:

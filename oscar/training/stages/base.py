@@ -2,65 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from oscar.config import ConfigError
+from oscar.bottlenecks import Bottleneck, Output, Point
+from oscar.codec import OscarCodec
+from oscar.config import ConfigError, TrainConfig, ValidationConfig
 from oscar.models.backbone import Backbone
-from oscar.rates import RatePoint
 from oscar.utils.provenance import PROVENANCE
+from oscar.utils.rng import LATENT_STREAM, StepRng
 from oscar.utils.strict_json import write_json
 
-RATE_STREAM, NOISE_STREAM, LATENT_STREAM = 1, 2, 6
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One forward pass of a run: all randomness of a stage follows from it, so that a resumed run repeats it.
-
-    Attributes:
-        number: passes before this one (optimiser steps times accumulation, plus the position within).
-        seed: of the run.
-        rank: of this process.
-    """
-
-    number: int
-    seed: int
-    rank: int = 0
-
-    def shared(self, stream: int) -> np.random.Generator:
-        """A generator that is the same on every process, which keeps the rate of a step equal everywhere."""
-        return np.random.default_rng((self.seed, stream, self.number))
-
-    def seed_torch(self) -> None:
-        """Seed torch's global streams for this pass and process (dropout, dead-code revival, posterior sampling)."""
-        torch.manual_seed(int(np.random.SeedSequence((self.seed, 3, self.number, self.rank)).generate_state(1)[0]))
-
-    def latent_noise(self, mean: Tensor, samples: int) -> Tensor:
-        """Noise for drawing latents around their mean (B, C, h, w): (samples, B, C, h, w)."""
-        generator = self.noise(mean.device, LATENT_STREAM)
-        return torch.randn((samples, *mean.shape), generator=generator, device=mean.device).to(mean)
-
-    def noise(self, device: torch.device, stream: int = NOISE_STREAM) -> torch.Generator:
-        """A torch generator of this process alone."""
-        state = np.random.SeedSequence((self.seed, stream, self.number, self.rank)).generate_state(1)[0]
-        return torch.Generator(device=device).manual_seed(int(state))
-
-
-def draw_rates(turn: Pass, rates: Sequence[RatePoint], weights: Sequence[float], count: int | None) -> list[RatePoint]:
-    """`count` distinct rates drawn by weight, the same on every process; all rates of positive weight if None."""
-    probability = np.asarray(weights, dtype=np.float64) / np.sum(weights)
-    if count is None:
-        return [rate for rate, weight in zip(rates, weights, strict=True) if weight > 0]
-    count = min(count, int(np.count_nonzero(probability)))
-    chosen = turn.shared(RATE_STREAM).choice(len(rates), size=count, replace=False, p=probability)
-    return [rates[position] for position in sorted(chosen)]
+Pass = StepRng
 
 
 def encode_latents(backbone: Backbone, images: Tensor, turn: Pass, samples: int) -> list[Tensor]:
@@ -71,8 +27,14 @@ def encode_latents(backbone: Backbone, images: Tensor, turn: Pass, samples: int)
     """
     if samples == 0:
         return [backbone.encode(images)]
-    latents = backbone.encode(images, lambda mean: turn.latent_noise(mean, samples))  # one more axis, by broadcasting
+    latents = backbone.encode(images, lambda mean: latent_noise(turn, mean, samples))  # one more axis, by broadcasting
     return list(latents)
+
+
+def latent_noise(rng: StepRng, mean: Tensor, samples: int) -> Tensor:
+    """Noise for drawing latents around their mean (B, C, h, w): (samples, B, C, h, w)."""
+    generator = rng.noise(mean.device, LATENT_STREAM)
+    return torch.randn((samples, *mean.shape), generator=generator, device=mean.device).to(mean)
 
 
 def check_posterior(backbone: Backbone) -> None:
@@ -137,6 +99,47 @@ class Stage(nn.Module):
         trained = {id(p) for module in self.trained_modules() for p in module.parameters() if p.requires_grad}
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in trained)
+
+
+class CodecStage(Stage):
+    """What the stages of a codec's bottleneck share, whatever its kind.
+
+    Attributes:
+        codec: the codec.
+        stage: options of the stage.
+    """
+
+    def __init__(self, codec: OscarCodec, config: TrainConfig):
+        super().__init__()
+        self.codec, self.stage = codec, config.stage
+        codec.bottleneck.configure(config.bottleneck, config.stage, codec.backbone.factor)
+        validation_points(config.validation, codec.bottleneck)  # those of `init_from` are known only here
+
+    def weigh(self, output: Output) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of the bottleneck's losses, by `stage.<name>` or 1, and what is logged of them."""
+        loss = sum(getattr(self.stage, name, 1.0) * value for name, value in output.losses.items())
+        return loss, {name: value.detach() for name, value in {**output.losses, **output.statistics}.items()}
+
+    def current_codec(self) -> OscarCodec:
+        """The codec as it stands."""
+        return self.codec
+
+
+def validation_points(options: ValidationConfig, bottleneck: Bottleneck) -> list[Point]:
+    """The operating points that are validated.
+
+    Raises:
+        ConfigError: for one that the bottleneck does not have.
+    """
+    name = "rates" if options.rates is not None else "qualities"
+    values = getattr(options, name)
+    if values is None:
+        return list(bottleneck.validation_points())
+    try:
+        points = {bottleneck.parse(value) for value in values}
+    except ValueError as error:
+        raise ConfigError(f"validation.{name}: {error}") from None
+    return sorted(points, key=lambda point: point.value)
 
 
 def save_backbone(backbone: Backbone, folder: Path, provenance: dict | None) -> None:

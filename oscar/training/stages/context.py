@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from oscar.bottlenecks.context import ContextNetwork
-from oscar.bottlenecks.vq import HyperEncoder
+from oscar.bottlenecks.hyper_encoder import HyperEncoder
+from oscar.bottlenecks.vq import need_rates
 from oscar.codec import OscarCodec
 from oscar.config import ContextConfig, TrainConfig
 from oscar.data.latents import check_latents
-from oscar.training.stages.base import Pass, Stage
+from oscar.training.stages.base import Pass, Stage, validation_points
 
 MEMORY = 2**17  # indices of each rate that are kept to be learned from
 ROWS = 4096  # learned from at once, of each rate
@@ -33,8 +34,9 @@ class ContextStage(Stage):
         self.takes_latents = config.data.latents is not None
         if self.takes_latents:
             check_latents(config.data, codec.backbone)
+        need_rates(codec.bottleneck, "stage context")
         weights = config.stage.draw_weights(codec.bottleneck.rates)
-        config.validation.rate_points(codec.bottleneck.rates)  # those of `init_from` are known only here
+        validation_points(config.validation, codec.bottleneck)  # those of `init_from` are known only here
         self.rates = [rate for rate, weight in zip(codec.bottleneck.rates, weights, strict=True) if weight > 0]
         self.networks = nn.ModuleDict(
             {str(rate.id): build_network(codec.bottleneck.at(rate), config.stage.context) for rate in self.rates}
@@ -52,7 +54,7 @@ class ContextStage(Stage):
     def forward(self, images: Tensor, turn: Pass) -> dict[str, Tensor]:
         with torch.no_grad():
             latent = images if self.takes_latents else self.codec.backbone.encode(images)
-            grids = [self.codec.bottleneck.encode(latent, rate) for rate in self.rates]
+            grids = [self.codec.bottleneck.at(rate).encode(latent) for rate in self.rates]
         result = {"loss": latent.new_zeros(())}
         for rate, grid in zip(self.rates, grids, strict=True):
             network = self.networks[str(rate.id)]
@@ -86,7 +88,7 @@ def build_network(encoder: HyperEncoder, sizes: ContextConfig) -> ContextNetwork
     """An untrained context network for the indices of a hyper-encoder."""
     codebook = encoder.quantizer.codebook.detach().cpu().float()
     embedding = sizes.embedding
-    if encoder.stages > 1:  # what a code means depends on its position in a cell: first layers must tell all apart
+    if encoder.cell > 1:  # what a code means depends on its position in a cell: first layers must tell all apart
         codebook = codebook.mean(dim=0)
         embedding = max(embedding, min(encoder.codebook_size, 16))
     return ContextNetwork(codebook, sizes.neighbours, embedding, sizes.hidden, sizes.features)

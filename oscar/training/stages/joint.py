@@ -1,51 +1,45 @@
-"""Stage `joint`: hyper-encoders and denoiser together, one rate per pass (paper section 3.4, stage 2)."""
+"""Stage `joint`: bottleneck and denoiser together (paper section 3.4, stage 2)."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oscar.codec import OscarCodec, channel_rms, rescale
+from oscar.bottlenecks import Draw
+from oscar.codec import OscarCodec
 from oscar.config import ConfigError, CriticConfig, TrainConfig
 from oscar.models.discriminator import LatentDiscriminator, PublishedHead
-from oscar.rates import RatePoint
 from oscar.timesteps import LearnedMapping
-from oscar.training.losses import ImageLoss, cosine_loss_channel, generator_loss
-from oscar.training.sampling import choose_rates
-from oscar.training.stages.base import Pass, Stage, check_posterior, encode_latents
-from oscar.training.tables import estimate_frequencies, perplexity
+from oscar.training.losses import ImageLoss, generator_loss
+from oscar.training.stages.base import CodecStage, Pass, check_posterior, encode_latents
 from oscar.training.timesteps import LearnedTimesteps
 
 
-class JointStage(Stage):
-    """Image, edge, cosine and adversarial losses on the one-step reconstruction.
+class JointStage(CodecStage):
+    """Image and edge losses on the one-step reconstruction, the bottleneck's own losses, and an adversarial one.
 
-    The critic sees the denoised latent with its graph, so that its gradient reaches denoiser and bottleneck, but where
-    `stage.critic.feature_gradient` is false, as published.
+    The critic sees the denoised latent with its graph, so that its gradient reaches denoiser and bottleneck; the
+    published code computes the critic's features without gradient, so that it does not.
     """
 
     def __init__(self, codec: OscarCodec, config: TrainConfig):
-        super().__init__()
+        super().__init__(codec, config)
         stage = config.stage
-        self.codec = codec
-        self.stage = stage
         if stage.vae != "frozen":
             codec.backbone.source = None  # it becomes another backbone, which the checkpoint must bundle
         if stage.sample_latents:
             check_posterior(codec.backbone)
-        codec.bottleneck.set_training(**config.bottleneck.training_options())
-        self.draw_weights = stage.draw_weights(codec.rates)
-        config.validation.rate_points(codec.rates)  # those of `init_from` are known only here
         self.image_loss = ImageLoss.of(stage)
-        self.metrics = ("loss", "rate", *self.image_loss.weights, "latent", "cosine", "commitment", "gan", "critic")
+        self.metrics = ("loss", *self.image_loss.weights, "latent", "gan", "critic", *codec.bottleneck.columns())
         self.timesteps = None
         if isinstance(codec.mapping, LearnedMapping):
-            self.timesteps = LearnedTimesteps(codec.mapping, codec.rates, len(codec.backbone.schedule))
+            self.timesteps = LearnedTimesteps(codec.mapping, codec.bottleneck.points, len(codec.backbone.schedule))
             self.metrics += ("timestep",)
-        self.metrics += tuple(f"{name}_{rate.bpp:.4f}" for name in ("loss", "perplexity") for rate in codec.rates)
         if stage.gan > 0:
             critic = build_critic(codec, stage.critic)
             check_features(codec, critic, config.data.crop)
@@ -63,39 +57,43 @@ class JointStage(Stage):
 
     def forward(self, images: Tensor, turn: Pass) -> dict[str, Tensor]:
         turn.seed_torch()
-        (rate,) = choose_rates(turn, self.codec.rates, self.draw_weights, 1, self.stage.rate_order)
         with torch.set_grad_enabled(self.stage.vae == "all"):
             # a sample for the codec and a fresh one for the critic, or the mode for both
             latent, *others = encode_latents(self.codec.backbone, images, turn, 2 * self.stage.sample_latents)
-        quantised = self.codec.bottleneck(latent, rate)
-        # Norms and targets carry no gradient: a trained encoder could else grow its latents until the denoiser hardly
-        # counts, or drift towards what is easy to quantise.
+        (draw,) = self.codec.bottleneck.draw(turn, latent, every=False)
+        output = self.codec.bottleneck(latent, draw.point)
         target = latent.detach()
-        timestep = self.timestep(rate, quantised.z_hat, target)
-        x0 = self.codec.denoiser(rescale(quantised.z_hat, channel_rms(target)), timestep)
-        loss, terms = self.image_loss(self.codec.backbone.decode(x0), images)
-        terms["latent"] = F.mse_loss(x0.float(), target.float())
-        terms["cosine"] = cosine_loss_channel(quantised.z_hat, target)
-        terms["commitment"] = quantised.commitment
-        for name in ("latent", "cosine", "commitment"):
-            loss = loss + getattr(self.stage, name) * terms[name]
+        timestep = self.timestep(draw, output.z_hat, target)
+        x0 = self.codec.denoiser(output.z_hat, timestep)
+        decoded = self.codec.backbone.decode(x0)
+        if output.weight is None:
+            loss, terms = self.image_loss(decoded, images)
+        else:
+            distortions, terms = self.image_loss.by_picture(decoded, images)
+            loss = (output.weight * distortions).mean()
+        own, statistics = self.weigh(output)
+        loss = loss + own
+        if self.stage.latent:
+            terms["latent"] = F.mse_loss(x0.float(), target.float())
+            loss = loss + self.stage.latent * terms["latent"]
         if self.timesteps is not None:
             terms["timestep"] = timestep.detach()
         if self.critic is not None:
             terms["gan"] = generator_loss(self.critic(x0, self.codec.denoiser.prompt, turn.noise(x0.device)))
             loss = loss + self.stage.gan * terms["gan"]
             self._last = (others[0].detach() if others else target, x0.detach())
-        terms[f"loss_{rate.bpp:.4f}"] = loss.detach()
-        terms[f"perplexity_{rate.bpp:.4f}"] = perplexity(self.codec.bottleneck.at(rate).usage())
-        return {"loss": loss, "rate": loss.new_tensor(rate.bpp), **terms}
+        if draw.label is not None:
+            statistics = {f"{name}_{draw.label}": value for name, value in {"loss": loss.detach(), **statistics}.items()}
+        result = {"loss": loss, **terms, **statistics}
+        return {name: value for name, value in result.items() if name in self.metrics}
 
-    def timestep(self, rate: RatePoint, z_hat: Tensor, latent: Tensor) -> Tensor | int:
-        """The timestep of this pass: learned, one of each picture (B,), or the rate's."""
+    def timestep(self, draw: Draw, z_hat: Tensor, latent: Tensor) -> Tensor | float:
+        """The timestep of this pass: learned, one of each image (B,), or the operating point's."""
         if self.timesteps is not None:
-            return self.timesteps(rate)
+            return self.timesteps(draw.point)
         if self.codec.mapping.per_picture:
-            return self.codec.measure_timesteps(z_hat.detach(), latent)
-        return self.codec.mapping(rate)
+            return self.codec.backbone.schedule.measure(z_hat.detach(), latent)
+        return self.codec.bottleneck.timesteps(self.codec.mapping, draw.point, latent)
 
     def critic_inputs(self) -> tuple[Tensor, ...]:
         prompt = self.codec.denoiser.prompt
@@ -107,8 +105,12 @@ class JointStage(Stage):
             self.codec.set_mapping(self.timesteps.to_mapping())
         return self.codec
 
-    def finish(self, batches) -> None:
-        estimate_frequencies(self.current_codec(), batches, self.stage.table_batches)
+    @torch.no_grad()
+    def finish(self, batches: Iterable[Tensor]) -> None:
+        codec = self.current_codec().eval()
+        latents = (codec.backbone.encode(batch) for batch in itertools.islice(batches, self.stage.table_batches))
+        codec.bottleneck.finish(latents, None)
+        codec.forget_fingerprint()
 
     def save(self, folder: Path, provenance: dict | None = None) -> None:
         self.codec.provenance = provenance
