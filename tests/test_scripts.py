@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from oscar import OscarCodec
+from oscar.config import ConfigError, job_name
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,3 +99,48 @@ def test_a_tiny_run(photos: Path, tmp_path: Path) -> None:
     codec = OscarCodec.from_pretrained(tmp_path / "run/final")
     assert [rate.bpp for rate in codec.bottleneck.rates] == [0.0019, 0.125]
     assert {path.name for path in tmp_path.iterdir()} <= {"run", ".cache", ".config"}  # nothing beside the output
+
+
+def sweep(script, monkeypatch, *overrides: str) -> None:
+    """Runs scripts/train.py in this process as a sweep of one step each."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    quick = ("experiment=tiny/prior", "data.train=[photos]", "trainer.max_steps=1", "logger.tensorboard=false")
+    monkeypatch.setattr(sys, "argv", ["train.py", "--multirun", *quick, *overrides])
+    try:
+        script.run()
+    finally:
+        GlobalHydra.instance().clear()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+def test_every_job_of_a_sweep_has_its_own_output(script, folder: Path, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    sweep(script, monkeypatch, "seed=0,1", "optimiser.lr=1e-3")
+    outputs = sorted((folder / "runs/tiny/prior").iterdir())
+    assert [len(output.name.split("seed=")) for output in outputs] == [2, 2]
+    seeds, weights = [], []
+    for output in outputs:
+        config = OmegaConf.load(output / "config.yaml")
+        assert config.output == str(output.relative_to(folder)) and config.optimiser.lr == 1e-3
+        seeds.append(config.seed)
+        weights.append((output / "final/unet/diffusion_pytorch_model.safetensors").read_bytes())
+    assert sorted(seeds) == [0, 1] and weights[0] != weights[1]
+    before = {path: path.stat().st_mtime_ns for path in folder.joinpath("runs/tiny").rglob("*") if path.is_file()}
+    sweep(script, monkeypatch, "seed=0,1", "optimiser.lr=1e-3")  # the same again does nothing
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_jobs_of_a_sweep_that_share_an_output_are_refused(script, folder: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises((SystemExit, ConfigError)):
+        sweep(script, monkeypatch, "seed=0,1", "output=same")
+    assert "output is same, which holds another run: seed was 0, is 1" in capsys.readouterr().err
+    assert OmegaConf.load(folder / "same/config.yaml").seed == 0
+
+
+def test_names_of_jobs() -> None:
+    assert job_name(["seed=1", "data.train=[/data/DIV2K]"]) == "data.train=_data_DIV2K_,seed=1"
+    long = [job_name([f"data.train=[{'x' * 200}{end}]"]) for end in "ab"]
+    assert all(len(name) == 120 for name in long) and long[0] != long[1]
