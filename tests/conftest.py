@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+from oscar.inference.load import load
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: no test may wait for a network
 
 import numpy as np
@@ -118,20 +120,18 @@ def make_codec(make_backbone) -> Callable:
 
     Its `rates` are ids; further keyword arguments go to the denoiser.
     """
-    from oscar import checkpoint
+    from oscar import OscarCodec, checkpoint
 
     def make(seed: int = 0, rates=range(8), bottleneck: dict | None = None, **denoiser):
         options = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/bottleneck/tiny.yaml"))
         del options["kind"]
         backbone = make_backbone(seed)
-        codec = checkpoint.build(
-            {
-                "bottleneck": {**options, "rates": list(rates), **(bottleneck or {})},
-                "denoiser": {"lora_rank": 2, "prompt_tokens": 4, **denoiser},
-                "timesteps": {"kind": "table", "timesteps": "paper"},
-            },
-            backbone,
-        )
+        architecture = {
+            "bottleneck": {**options, "rates": list(rates), **(bottleneck or {})},
+            "denoiser": {"lora_rank": 2, "prompt_tokens": 4, **denoiser},
+            "timesteps": {"kind": "table", "timesteps": "paper"},
+        }
+        codec = OscarCodec(*checkpoint.build(architecture, backbone))
         with torch.no_grad():
             for name, parameter in codec.named_parameters():
                 if "lora_B" in name:  # zero at the start, so that adapters would not matter
@@ -144,11 +144,11 @@ def make_codec(make_backbone) -> Callable:
 @pytest.fixture(scope="session")
 def tiny_folder(make_codec, tmp_path_factory) -> Path:
     """A checkpoint of the tiny codec, with counted frequency tables. Not to be changed by tests."""
-    from oscar.training.tables import estimate_frequencies
-
     codec = make_codec()
     images = torch.stack([picture_tensor(128, 128, seed) for seed in range(4)])
-    estimate_frequencies(codec, [images])
+    with torch.no_grad():
+        codec.bottleneck.finish([codec.backbone.encode(images)])
+    codec.forget_fingerprint()
     folder = tmp_path_factory.mktemp("tiny") / "model"
     codec.save_pretrained(folder)
     return folder
@@ -157,9 +157,8 @@ def tiny_folder(make_codec, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_folder):
     """The tiny codec as a user loads it. Not to be changed by tests."""
-    from oscar import OscarCodec
 
-    return OscarCodec.from_pretrained(tiny_folder, dtype=torch.float32)
+    return load(tiny_folder, dtype=torch.float32)
 
 
 def synthetic_picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -211,12 +210,7 @@ def compose() -> Callable:
 @pytest.fixture
 def quick_tables(monkeypatch):
     """Frequency tables from one batch, in place of many."""
-    from oscar.training.stages import bottleneck as hyper
-    from oscar.training.stages import joint
-    from oscar.training.tables import estimate_frequencies
+    from oscar.bottlenecks.vq import VQBottleneck
 
-    def one_batch(codec, batches, limit, latents=False) -> None:
-        estimate_frequencies(codec, batches, 1, latents)
-
-    for module in (hyper, joint):
-        monkeypatch.setattr(module, "estimate_frequencies", one_batch)
+    finish = VQBottleneck.finish
+    monkeypatch.setattr(VQBottleneck, "finish", lambda self, latents, *rest: finish(self, [next(iter(latents))], *rest))

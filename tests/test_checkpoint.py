@@ -15,6 +15,7 @@ from oscar import OscarCodec, checkpoint
 from oscar.bitstream.entropy import normalise_counts
 from oscar.checkpoint import CONFIG, WEIGHTS, CheckpointError
 from oscar.data.images import to_tensor
+from oscar.inference.load import load
 from oscar.rates import PAPER_RATES
 
 TOP = PAPER_RATES[7]
@@ -29,7 +30,7 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
 
 def refused(source: Path | str) -> str:
     with pytest.raises(CheckpointError) as error:
-        OscarCodec.from_pretrained(source)
+        load(source)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -67,7 +68,7 @@ def test_round_trip(make_codec, picture, tmp_path: Path, tuning: str) -> None:
     for rate in codec.bottleneck.rates:
         assert np.array_equal(loaded.bottleneck.frequencies[rate.id], codec.bottleneck.frequencies[rate.id])
     assert_same_outputs(codec, loaded, to_tensor(picture(64, 80)))
-    merged = OscarCodec.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    merged = load(tmp_path / "model", dtype=torch.float32)
     assert merged.model_tag == codec.model_tag
     assert_same_outputs(codec, merged, to_tensor(picture(64, 80)), tolerance=1e-4)
     image = picture(64, 80)
@@ -91,7 +92,7 @@ def test_half_precision_file(make_codec, picture, tmp_path: Path, tuning: str) -
     assert size["half"] < 0.75 * size["whole"]
     assert load_file(tmp_path / "half" / UNET_WEIGHTS)["conv_in.weight"].dtype == torch.float16
     assert load_file(tmp_path / "half" / WEIGHTS)["frequencies.7"].dtype == torch.int32
-    half = OscarCodec.from_pretrained(tmp_path / "half", dtype=torch.float32)
+    half = load(tmp_path / "half", dtype=torch.float32)
     assert half.dtype == torch.float32 and half.model_tag != codec.model_tag  # other weights decode otherwise
     assert half.fingerprint == checkpoint.fingerprint(codec, torch.float16)
     assert codec.dtype == torch.float32  # saving changed nothing
@@ -180,7 +181,7 @@ def test_a_description_that_does_not_fit(folder: Path) -> None:
         edit_config(folder, **{key: {**config[key], **value}})
         refused(folder)
         edit_config(folder, **{key: config[key]})
-    OscarCodec.from_pretrained(folder)
+    load(folder)
 
 
 def test_a_model_that_does_not_exist(tmp_path: Path) -> None:
@@ -342,7 +343,7 @@ def test_codes_in_stages(make_codec, tmp_path: Path) -> None:
         codes[3, 15, 3] += 1e-3
     assert checkpoint.fingerprint(codec) != tag
     image = torch.rand(1, 3, 40, 72) * 2 - 1  # five by nine indices
-    encoder, decoder, whole = (OscarCodec.from_pretrained(tmp_path / "model", dtype=torch.float32, half=half)
+    encoder, decoder, whole = (load(tmp_path / "model", dtype=torch.float32, components=half)
                                for half in ("encoder", "decoder", "both"))  # fmt: skip
     files = encoder.compress_tensor(image, rate)
     assert files == whole.compress_tensor(image, rate)

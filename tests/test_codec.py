@@ -17,6 +17,7 @@ from oscar.bitstream import BitstreamError, Coding, Container, HeaderError, Unkn
 from oscar.bitstream.norms import quantise_rms
 from oscar.codec import OscarCodec, channel_cosine, channel_rms, rescale
 from oscar.data.images import ImageError, to_pil, to_tensor
+from oscar.inference.load import load
 from oscar.metrics.protocol import image_noise
 from oscar.rates import PAPER_RATES, RATES
 from oscar.timesteps import ConstantMapping, LearnedMapping, PerImageMapping, TableMapping, timestep_of_code
@@ -300,7 +301,7 @@ def per_image_folder(tiny_folder, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def per_image(per_image_folder) -> OscarCodec:
-    return OscarCodec.from_pretrained(per_image_folder, dtype=torch.float32)
+    return load(per_image_folder, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("rate", (PAPER_RATES[0], PAPER_RATES[4], TOP), ids=str)
@@ -382,7 +383,7 @@ def test_a_mapping_is_stored(make_codec, picture, tmp_path, mapping) -> None:
     codec = make_codec(rates=[0, 7])
     codec.set_mapping(mapping)
     codec.save_pretrained(tmp_path / "model")
-    loaded = OscarCodec.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    loaded = load(tmp_path / "model", dtype=torch.float32)
     assert loaded.mapping == mapping and loaded.fingerprint == codec.fingerprint
     data = codec.compress(picture(64, 48), TOP)
     before, after = (np.asarray(model.decompress(data)).astype(int) for model in (codec, loaded))
@@ -405,12 +406,12 @@ def encoder(tiny_folder, tmp_path_factory) -> OscarCodec:
     """The encoder half, loaded where nothing of the UNet is."""
     folder = Path(shutil.copytree(tiny_folder, tmp_path_factory.mktemp("encoder") / "model"))
     shutil.rmtree(folder / "unet")
-    return OscarCodec.from_pretrained(folder, half="encoder", dtype=torch.float32)
+    return load(folder, components="encoder", dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
 def decoder(tiny_folder) -> OscarCodec:
-    return OscarCodec.from_pretrained(tiny_folder, half="decoder", dtype=torch.float32)
+    return load(tiny_folder, components="decoder", dtype=torch.float32)
 
 
 @pytest.mark.parametrize("rate", (PAPER_RATES[0], TOP), ids=str)
@@ -445,7 +446,7 @@ def test_a_half_refuses_the_other_direction(encoder, decoder, picture, tmp_path)
 
 def test_a_half_under_timesteps_of_pictures(per_image: OscarCodec, per_image_folder, picture) -> None:
     """That encoder decodes to the quantised latent, to measure the timestep."""
-    half = OscarCodec.from_pretrained(per_image_folder, half="encoder", dtype=torch.float32)
+    half = load(per_image_folder, components="encoder", dtype=torch.float32)
     assert half.compress(picture(96, 72), TOP) == per_image.compress(picture(96, 72), TOP)
 
 
@@ -471,11 +472,11 @@ def test_pictures_of_several_sizes_at_once(tiny: OscarCodec, picture) -> None:
 )
 def test_options_that_are_not_allowed(tiny_folder, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        OscarCodec.from_pretrained(tiny_folder, **options)
+        load(tiny_folder, **options)
 
 
 def test_half_precision(tiny_folder, tiny: OscarCodec, picture) -> None:
-    half = OscarCodec.from_pretrained(tiny_folder, dtype=torch.bfloat16)
+    half = load(tiny_folder, dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16 and half.model_tag == tiny.model_tag
     data = half.compress(picture(64, 48), TOP)
     assert isinstance(tiny.decompress(data), Image.Image)  # a file does not say in which precision it was made

@@ -19,6 +19,7 @@ from oscar.bottlenecks.rdo import MAX_EFFORT
 from oscar.checkpoint import CONFIG, WEIGHTS, CheckpointError
 from oscar.config import ContextConfig
 from oscar.data.images import to_tensor
+from oscar.inference.load import load
 from oscar.rate_control import TargetError
 from oscar.rates import PAPER_RATES
 from oscar.timesteps import PerImageMapping
@@ -56,7 +57,7 @@ def folder(tiny_folder: Path, picture, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def codec(folder: Path) -> OscarCodec:
-    return OscarCodec.from_pretrained(folder, dtype=torch.float32)
+    return load(folder, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_symbols_do_not_depend_on_threads_or_batch(codec: OscarCodec, picture, d
 READ = """
 import sys
 from oscar import OscarCodec
-codec = OscarCodec.from_pretrained(sys.argv[1], half="decoder")
+codec = load(sys.argv[1], components="decoder")
 sys.stdout.buffer.write(codec.read(open(sys.argv[2], "rb").read())[1].tobytes())
 """
 
@@ -118,7 +119,7 @@ def test_another_process_reads_the_same(codec: OscarCodec, folder: Path, data: b
 def test_files_of_other_context_models(codec: OscarCodec, tiny: OscarCodec, tiny_folder: Path, data: bytes) -> None:
     with pytest.raises(WrongModelError, match="coded by context; this model has none for rate 0.1250"):
         tiny.read(data)
-    other = OscarCodec.from_pretrained(tiny_folder, dtype=torch.float32)
+    other = load(tiny_folder, dtype=torch.float32)
     other.bottleneck.contexts[TOP.id] = codec.bottleneck.contexts[SMALL.id]
     with pytest.raises(WrongModelError, match="written with model"):
         other.read(data)
@@ -142,11 +143,11 @@ def test_damaged_files_end_in_named_errors(codec: OscarCodec, data: bytes) -> No
 
 
 def test_halves_have_them_too(folder: Path, codec: OscarCodec, picture, data: bytes) -> None:
-    encoder = OscarCodec.from_pretrained(folder, half="encoder", dtype=torch.float32)
-    decoder = OscarCodec.from_pretrained(folder, half="decoder", dtype=torch.float32)
+    encoder = load(folder, components="encoder", dtype=torch.float32)
+    decoder = load(folder, components="decoder", dtype=torch.float32)
     assert encoder.compress(picture(333, 200, 9), TOP) == data
     assert decoder.decompress(data) == codec.decompress(data)
-    half = OscarCodec.from_pretrained(folder, dtype=torch.bfloat16)
+    half = load(folder, dtype=torch.bfloat16)
     assert half.bottleneck.contexts[TOP.id].digest == codec.bottleneck.contexts[TOP.id].digest
 
 

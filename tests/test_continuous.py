@@ -19,12 +19,12 @@ from oscar.benchmark.speed.timing import WHOLE, stage_costs
 from oscar.bitstream import BitstreamError, Coding, Container, PayloadError, WrongModelError
 from oscar.bitstream.container import MAX_QUALITY
 from oscar.checkpoint import CheckpointError
-from oscar.continuous import ContinuousCodec, Quality
 from oscar.convert.merge import merge_rates
 from oscar.convert.published import export
 from oscar.data.images import ImageError, to_pil, to_tensor
 from oscar.evaluation.calibration import calibrate
 from oscar.evaluation.codecs import OscarImageCodec
+from oscar.inference.load import load
 from oscar.rate_control import TargetError
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +52,7 @@ def folder(make_backbone, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def codec(folder) -> ContinuousCodec:
     """It as a user loads it. Not to be changed by tests."""
-    codec = OscarCodec.from_pretrained(folder, dtype=torch.float32)
+    codec = load(folder, dtype=torch.float32)
     assert isinstance(codec, ContinuousCodec)
     return codec
 
@@ -106,7 +106,7 @@ def test_another_process_reads_the_same_symbols(codec, folder, picture, tmp_path
     (tmp_path / "a.oscar").write_bytes(data)
     script = (
         "import sys, hashlib, torch; from oscar import OscarCodec; torch.set_num_threads(2);"
-        "codec = OscarCodec.from_pretrained(sys.argv[1], half='decoder', dtype=torch.float32);"
+        "codec = load(sys.argv[1], half='decoder', dtype=torch.float32);"
         "print(hashlib.sha256(codec.read(open(sys.argv[2], 'rb').read())[1].tobytes()).hexdigest())"
     )
     run = subprocess.run([sys.executable, "-c", script, folder, tmp_path / "a.oscar"], cwd=ROOT, text=True,
@@ -116,7 +116,7 @@ def test_another_process_reads_the_same_symbols(codec, folder, picture, tmp_path
 
 def test_halves(codec, folder, picture) -> None:
     image = picture(96, 72)
-    encoder, decoder = (OscarCodec.from_pretrained(folder, half=half, dtype=torch.float32)
+    encoder, decoder = (load(folder, components=half, dtype=torch.float32)
                         for half in ("encoder", "decoder"))  # fmt: skip
     data = encoder.compress(image, quality=0.4)
     assert data == codec.compress(image, quality=0.4)
@@ -129,7 +129,7 @@ def test_halves(codec, folder, picture) -> None:
 
 def test_bfloat16(codec, folder, picture) -> None:
     """What is written in one precision is read in the other: symbols are integers."""
-    low = OscarCodec.from_pretrained(folder, dtype=torch.bfloat16)
+    low = load(folder, dtype=torch.bfloat16)
     data = low.compress(picture(96, 72), quality=0.5)
     assert np.array_equal(low.read(data)[1], codec.read(data)[1])
     assert low.decompress(data).size == codec.decompress(data).size == (96, 72)

@@ -33,6 +33,7 @@ from oscar.convert.published import (
     to_published,
 )
 from oscar.data.images import to_tensor
+from oscar.inference.load import load
 from oscar.models.backbone import Backbone, BackboneError
 from oscar.rates import PAPER_RATES, RATES
 from oscar.timesteps import ConstantMapping, PerImageMapping
@@ -151,7 +152,7 @@ def test_a_bundled_backbone_needs_nothing_else(official: Path, picture, tmp_path
     for bundle, name in ((True, "bundled"), (False, "named")):
         convert([official / "oscar.pkl"], tmp_path / name, backbone, bundle=bundle, dtype=torch.float16)
     shutil.rmtree(backbone)
-    codec = OscarCodec.from_pretrained(tmp_path / "bundled", dtype=torch.float32)
+    codec = load(tmp_path / "bundled", dtype=torch.float32)
     assert codec.decompress(codec.compress(picture(40, 30), 0.125)).size == (40, 30)
     with pytest.raises(checkpoint.CheckpointError, match=str(backbone)):
         OscarCodec.from_pretrained(tmp_path / "named")

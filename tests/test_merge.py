@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from oscar.training.tables import estimate_frequencies
 
-from oscar import OscarCodec, checkpoint
+from oscar import OscarCodec
 from oscar.checkpoint import CheckpointError
 from oscar.convert.merge import merge_rates
+from oscar.inference.load import load
 from oscar.timesteps import ConstantMapping
-from oscar.training.tables import estimate_frequencies
 
 
 @pytest.fixture
@@ -43,11 +44,11 @@ def test_merged_rates_are_those_of_their_sources(save, tmp_path: Path, picture) 
                save("high", [7], bottleneck={"dither": {"7": 0.1}}),
                save("middle", [3, 4], bottleneck={"codebook_sizes": {"4": 19}})]  # fmt: skip
     merge_rates(sources, tmp_path / "all")
-    merged = OscarCodec.from_pretrained(tmp_path / "all", dtype=torch.float32)
+    merged = load(tmp_path / "all", dtype=torch.float32)
     assert [rate.id for rate in merged.bottleneck.rates] == [0, 1, 3, 4, 7]
     latent = torch.randn(1, 4, 8, 8)
     for path in sources:
-        codec = OscarCodec.from_pretrained(path, dtype=torch.float32)
+        codec = load(path, dtype=torch.float32)
         for rate in codec.bottleneck.rates:
             one, other = codec.bottleneck.at(rate), merged.bottleneck.at(rate)
             for name in ("codebook_size", "dither", "stages"):

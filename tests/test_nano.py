@@ -10,6 +10,7 @@ from PIL import Image
 from oscar import OscarCodec
 from oscar.baselines import make_baseline
 from oscar.checkpoint import SHIPPED
+from oscar.inference.load import load
 from oscar.metrics.image import ms_ssim, psnr
 from oscar.rates import PAPER_RATES
 
@@ -18,7 +19,7 @@ MEGABYTE = 10**6
 
 @pytest.fixture(scope="module")
 def nano() -> OscarCodec:
-    return OscarCodec.from_pretrained("nano", dtype=torch.float32)
+    return load("nano", dtype=torch.float32)
 
 
 def test_it_is_small_and_has_the_papers_rates(nano):

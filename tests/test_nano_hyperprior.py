@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from oscar import OscarCodec
 from oscar.baselines import make_baseline
 from oscar.checkpoint import SHIPPED
-from oscar.continuous import ContinuousCodec
 from oscar.data.images import to_tensor
 from oscar.evaluation.codecs import OscarImageCodec
+from oscar.inference.load import load
 from oscar.metrics.image import ms_ssim, psnr
 
 MEGABYTE = 10**6
@@ -19,7 +18,7 @@ MEGABYTE = 10**6
 
 @pytest.fixture(scope="module")
 def nano() -> ContinuousCodec:
-    return OscarCodec.from_pretrained("nano-hyperprior", dtype=torch.float32)
+    return load("nano-hyperprior", dtype=torch.float32)
 
 
 def test_it_is_small() -> None:

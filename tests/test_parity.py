@@ -7,6 +7,7 @@ import torch
 
 from oscar.codec import OscarCodec
 from oscar.convert.published import convert
+from oscar.inference.load import load
 from oscar.rates import PAPER_RATES
 
 
@@ -15,7 +16,7 @@ def converted(golden, golden_pkl, tmp_path_factory) -> OscarCodec:
     """The tiny published checkpoint as a user gets it: converted, saved, loaded with merged adapters."""
     folder = tmp_path_factory.mktemp("converted") / "model"
     convert([golden_pkl], folder, golden / "sd_tiny")
-    return OscarCodec.from_pretrained(folder, dtype=torch.float32)
+    return load(folder, dtype=torch.float32)
 
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -11,8 +11,8 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from oscar import OscarCodec
 from oscar.config import ConfigError, job_name
+from oscar.inference.load import load
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,7 +96,7 @@ def test_a_tiny_run(photos: Path, tmp_path: Path) -> None:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
     assert OmegaConf.load(tmp_path / "run/config.yaml").trainer.max_steps == 4
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
-    codec = OscarCodec.from_pretrained(tmp_path / "run/final")
+    codec = load(tmp_path / "run/final")
     assert [rate.bpp for rate in codec.bottleneck.rates] == [0.0019, 0.125]
     assert {path.name for path in tmp_path.iterdir()} <= {"run", ".cache", ".config"}  # nothing beside the output
 

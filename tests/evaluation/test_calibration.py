@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from scipy.stats import kstest, kurtosis, skew
 
-from oscar import OscarCodec, checkpoint
+from oscar import OscarCodec
 from oscar.bitstream import Container
 from oscar.config import AblateTimestepsConfig, CalibrateTimestepsConfig, MetricsConfig, PackagedPicturesConfig
 from oscar.data.images import to_pil, to_tensor
 from oscar.evaluation import ablation, calibration
 from oscar.evaluation.ablation import BEST, OWN, TimestepCodec
 from oscar.evaluation.evaluate import EvaluationError
+from oscar.inference.load import load
 from oscar.rates import PAPER_RATES
 from oscar.timesteps import ConstantMapping, PerImageMapping, TableMapping, mapping_from_config, timestep_of_code
 
@@ -133,7 +134,7 @@ def test_files_of_a_calibration(photos: Path, tiny_folder: Path, tmp_path: Path,
     assert len(pd.read_csv(tmp_path / "out/pictures.csv")) == 2 * 8
     for suffix, magic in (("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89PNG")):
         assert (tmp_path / f"out/calibration.{suffix}").read_bytes().startswith(magic)
-    saved = OscarCodec.from_pretrained(tmp_path / "model")
+    saved = load(tmp_path / "model")
     assert saved.mapping == result.mappings["snr"]
     assert str(tmp_path / "out/calibration.json") in capsys.readouterr().out
 

@@ -16,10 +16,10 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from oscar import OscarCodec
 from oscar.inference import optimise as inference
 from oscar.inference.cpu.group_norm import exact_norms
 from oscar.inference.cpu.winograd import WinogradConv2d
+from oscar.inference.load import load
 from oscar.inference.loading import WeightsError
 from oscar.inference.optimise import (
     LeanResnetBlock2D,
@@ -263,7 +263,7 @@ def test_where_a_precision_is_imitated(monkeypatch) -> None:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
         assert imitates(torch.device("cpu"), torch.bfloat16) == expected
         assert not imitates(torch.device("cpu"), torch.float32)
-        codec = OscarCodec.from_pretrained("nano", dtype=torch.bfloat16)
+        codec = load("nano", dtype=torch.bfloat16)
         assert bool(kinds(codec, WideConv2d)) == expected and bool(kinds(codec, nn.Conv2d)) != expected
     assert not imitates(torch.device("cuda"), torch.float16)
 
@@ -299,10 +299,10 @@ def test_compiling(tiny_folder, monkeypatch) -> None:
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda module, mode: compiled.append((type(module).__name__, mode)))
     monkeypatch.setattr(inference.shutil, "which", lambda name: name)
-    OscarCodec.from_pretrained(tiny_folder, compile=True)
+    load(tiny_folder, compile=True)
     assert compiled == [("Encoder", None), ("Decoder", None), ("UNet2DConditionModel", None)]
     compiled.clear()
-    codec = OscarCodec.from_pretrained(tiny_folder, half="decoder", compile=True)
+    codec = load(tiny_folder, components="decoder", compile=True)
     assert compiled == [("Decoder", None), ("UNet2DConditionModel", None)]
     assert not kinds(codec, WinogradConv2d) and not kinds(codec, SharedUpsample2D)
     compile_networks([codec.denoiser.unet], torch.device("cuda"), graphs=True)
@@ -324,7 +324,7 @@ def tiny_vae(tmp_path):
 
 
 def test_previews(tiny_folder, tiny, tiny_vae, picture) -> None:
-    codec = OscarCodec.from_pretrained(tiny_folder, half="decoder", dtype=torch.float32, tiny_vae=tiny_vae())
+    codec = load(tiny_folder, components="decoder", dtype=torch.float32, tiny_vae=tiny_vae())
     assert not [name for name, _ in codec.backbone.vae.named_parameters()]  # neither half of the VAE is kept
     data = tiny.compress(picture(70, 50), 0.125)
     assert codec.decompress(data).size == (70, 50)
@@ -350,7 +350,7 @@ def test_previews_that_do_not_fit(tiny_vae, tmp_path) -> None:
 def test_a_loaded_codec_decodes_as_the_plain_one(golden_codec, golden_cases, tmp_path) -> None:
     """Stable Diffusion's layers, at tiny size: within 1e-4 of the published way, unmerged, and the same indices."""
     golden_codec.save_pretrained(tmp_path / "model")
-    quick = OscarCodec.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    quick = load(tmp_path / "model", dtype=torch.float32)
     assert quick.denoiser.merged and not golden_codec.denoiser.merged
     assert kinds(quick, WinogradConv2d) and kinds(quick, SharedUpsample2D) and not kinds(quick, ResnetBlock2D)
     for rate in quick.rates[::4]:

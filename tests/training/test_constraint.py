@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from oscar.training.tables import estimate_frequencies
 
 from oscar import OscarCodec
 from oscar.data.images import read_image
+from oscar.inference.load import load
 from oscar.rates import PAPER_RATES
 from oscar.training.constraint import constrain_codes
-from oscar.training.tables import estimate_frequencies
 
 STAGED, PLAIN = PAPER_RATES[4], PAPER_RATES[5]
 
@@ -58,13 +59,13 @@ def test_the_script(script, codec: OscarCodec, photos: Path, tmp_path: Path) -> 
     codec.save_pretrained(tmp_path / "model")
     command = [str(photos), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--pictures", "3"]
     assert script.main([*command, "--strength", "0.0625=0.5"]) == 0
-    loaded = OscarCodec.from_pretrained(tmp_path / "out")
+    loaded = load(tmp_path / "out")
     quantizer = loaded.bottleneck.at(STAGED).quantizer
     assert (quantizer.penalty > 0).all()
     assert not torch.equal(quantizer.codebook, codec.bottleneck.at(STAGED).quantizer.codebook)
     image = read_image(sorted(photos.glob("*.png"))[4])
     data = loaded.compress(image, STAGED)
-    encoder, decoder = (OscarCodec.from_pretrained(tmp_path / "out", half=half) for half in ("encoder", "decoder"))
+    encoder, decoder = (load(tmp_path / "out", components=half) for half in ("encoder", "decoder"))
     assert encoder.compress(image, STAGED) == data
     assert decoder.decompress(data) == loaded.decompress(data)
 

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from oscar.training.tables import estimate_frequencies
 
-from oscar import OscarCodec, checkpoint
+from oscar import OscarCodec
 from oscar.bitstream.context import estimated_bits
 from oscar.bottlenecks.context import ContextNetwork, similarity_order
 from oscar.config import ConfigError
+from oscar.inference.load import load
 from oscar.training.build import build_stage
 from oscar.training.stages.base import Pass
-from oscar.training.tables import estimate_frequencies
 from oscar.training.trainer import Trainer
 
 SMALL = ("stage.context.neighbours=6", "stage.context.hidden=12", "stage.context.features=8")
@@ -64,7 +65,7 @@ def run(compose, photos: Path, output: Path, source: Path, *overrides: str):
 def test_only_context_models_are_new(compose, photos: Path, tmp_path: Path, tiny_folder: Path, picture) -> None:
     config, trainer = run(compose, photos, tmp_path / "run", tiny_folder, "+stage.rate_weights={0.0019: 0}")
     assert trainer.run()
-    before, after = OscarCodec.from_pretrained(tiny_folder), OscarCodec.from_pretrained(tmp_path / "run/final")
+    before, after = load(tiny_folder), load(tmp_path / "run/final")
     assert sorted(after.contexts) == [1, 2, 3, 4, 5, 6, 7] and not before.contexts
     assert after.fingerprint == before.fingerprint
     old = before.compress(picture(200, 120), 0.125)

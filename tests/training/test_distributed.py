@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from oscar import checkpoint
+from oscar.codec import OscarCodec
 from oscar.config import TrainConfig
 from oscar.training.checkpoints import find_checkpoints
 

@@ -12,10 +12,10 @@ from accelerate.state import AcceleratorState, GradientState
 from oscar import checkpoint
 from oscar.config import TrainConfig
 from oscar.convert.merge import merge_rates
+from oscar.metrics.weights import WeightsUnavailable
 from oscar.models.backbone import Backbone
 from oscar.training.build import build_stage
 from oscar.training.trainer import Trainer
-from oscar.metrics.weights import WeightsUnavailable
 
 FOLDER = Path(__file__).parents[2] / "configs/experiment"
 EXPERIMENTS = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))

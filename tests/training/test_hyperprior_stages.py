@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from oscar.training.stages.hyperprior import calibrate, latent_cosine
 
-from oscar import OscarCodec, checkpoint
+from oscar import OscarCodec
 from oscar.bottlenecks.hyperprior import KNOTS, Coded
 from oscar.config import ConfigError, TrainConfig
+from oscar.inference.load import load
 from oscar.timesteps import CurveMapping
 from oscar.training.build import build_stage
 from oscar.training.stages.base import Pass
-from oscar.training.stages.hyperprior import calibrate, latent_cosine
 from oscar.training.trainer import Trainer
 
 QUICK = ("logger.tensorboard=false", "trainer.threads=1", "stage.table_batches=1")
@@ -112,7 +113,7 @@ def test_stages_follow_one_another(configure, picture, tmp_path: Path) -> None:
                       f"validation.images={folder}", "validation.qualities=[0,1]",
                       "validation.metrics.names=[psnr]")  # fmt: skip
     assert Trainer(build_stage(joint), joint).run()
-    codec = OscarCodec.from_pretrained(tmp_path / "joint/final", dtype=torch.float32)
+    codec = load(tmp_path / "joint/final", dtype=torch.float32)
     assert codec.mapping == mapping
     data = codec.compress(picture(70, 50), quality=1.0)
     assert codec.decompress(data).size == (70, 50)

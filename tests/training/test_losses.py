@@ -9,10 +9,10 @@ from torch import Tensor
 
 from oscar.config import StageConfig
 from oscar.metrics.squeezenet import CAFFE_NAMES, SqueezeNetFeatures
+from oscar.metrics.weights import DOWNLOAD_TIMEOUT, WeightsUnavailable
 from oscar.training import losses
 from oscar.training.losses import ImageLoss
 from oscar.training.perceptual_losses import FeatureDistance
-from oscar.metrics.weights import DOWNLOAD_TIMEOUT, WeightsUnavailable
 
 
 def images(side: int = 64, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -18,17 +18,17 @@ import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState, GradientState
 from diffusers import UNet2DConditionModel
+from oscar.training.data import PhotoDataset
+from oscar.training.loop import Trainer
+from oscar.training.stage import Pass
 from torch import Tensor
 
 from oscar.config import ConfigError, StageConfig, TrainConfig
 from oscar.models.discriminator import LatentDiscriminator, PublishedHead
 from oscar.training import losses
 from oscar.training.build import build_stage
-from oscar.training.data import PhotoDataset
-from oscar.training.loop import Trainer
 from oscar.training.losses import ImageLoss, critic_loss
 from oscar.training.processes import check_total_batch
-from oscar.training.stage import Pass
 
 ADAMW = {  # T1, T2: one group, decay on everything
     "lr": 5e-5,  # S1, S2

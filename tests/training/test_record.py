@@ -11,7 +11,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from omegaconf import OmegaConf
 
-from oscar import checkpoint
+from oscar.codec import OscarCodec
 from oscar.config import ConfigError, TrainConfig
 from oscar.training.build import build_stage
 from oscar.training.checkpoints import find_checkpoints

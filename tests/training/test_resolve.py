@@ -13,6 +13,7 @@ import torch
 from oscar import OscarCodec, checkpoint
 from oscar.checkpoint import CheckpointError
 from oscar.config import ConfigError, TrainConfig
+from oscar.inference.load import load
 from oscar.training.build import build_stage
 from oscar.training.resolve import resolve
 
@@ -78,7 +79,7 @@ def test_fewer_rates(configure, tiny_folder: Path, tmp_path: Path) -> None:
     for rate in stage.codec.bottleneck.rates:
         assert torch.equal(stage.codec.bottleneck.at(rate).proj[0].weight, whole.bottleneck.at(rate).proj[0].weight)
     stage.save(tmp_path / "fewer")
-    assert [rate.id for rate in OscarCodec.from_pretrained(tmp_path / "fewer").rates] == [0, 7]
+    assert [rate.id for rate in load(tmp_path / "fewer").rates] == [0, 7]
 
 
 def test_a_new_prompt(configure, tiny_folder: Path) -> None:
@@ -134,7 +135,7 @@ def named(make_backbone, make_codec, tmp_path: Path) -> Path:
 
 
 def test_a_backbone_that_has_moved(named: Path, configure, picture, tmp_path: Path) -> None:
-    before = OscarCodec.from_pretrained(named, dtype=torch.float32)
+    before = load(named, dtype=torch.float32)
     data = before.compress(picture(64, 64))
     expected = before.decompress(data).tobytes()
     moved = (tmp_path / "backbone").rename(tmp_path / "elsewhere")
@@ -143,11 +144,11 @@ def test_a_backbone_that_has_moved(named: Path, configure, picture, tmp_path: Pa
         with pytest.raises(CheckpointError, match=hint) as error:
             load(named)
         assert "\n" not in str(error.value) and f"{tmp_path / 'backbone'}" in str(error.value)
-    after = OscarCodec.from_pretrained(named, dtype=torch.float32, backbone=moved)
+    after = load(named, dtype=torch.float32, backbone=moved)
     assert after.compress(picture(64, 64)) == data and after.decompress(data).tobytes() == expected
     for half in ("encoder", "decoder"):
         for dtype in (torch.float32, torch.bfloat16):
-            OscarCodec.from_pretrained(named, half=half, dtype=dtype, backbone=moved)
+            load(named, components=half, dtype=dtype, backbone=moved)
     stage = build_stage(configure(f"backbone.source={moved}", source=named))
     assert stage.codec.backbone.source == str(moved)
     OscarCodec.from_pretrained(named, backbone=moved).save_pretrained(named)  # for good
@@ -167,7 +168,7 @@ def test_another_backbone_is_noticed(named: Path, configure, make_backbone, tmp_
     message = "is not the one that this checkpoint was made with: its "
     for half in halves:
         with pytest.raises(CheckpointError, match=message):
-            OscarCodec.from_pretrained(named, half=half, backbone=other)
+            load(named, components=half, backbone=other)
     with pytest.raises(CheckpointError, match=message):
         build_stage(configure(f"backbone.source={other}", source=named))
     shutil.rmtree(tmp_path / "backbone")
@@ -182,7 +183,7 @@ def test_a_checkpoint_from_before_backbones_had_digests(named: Path, make_backbo
     assert sorted(config.pop("backbone_sha256")) == ["decoder", "encoder", "unet"]
     path.write_text(json.dumps(config))
     moved = (tmp_path / "backbone").rename(tmp_path / "elsewhere")
-    OscarCodec.from_pretrained(named, backbone=moved)
+    load(named, backbone=moved)
     make_backbone(seed=1).save_pretrained(tmp_path / "other")
     for load in (checkpoint.load, OscarCodec.from_pretrained):
         with pytest.raises(CheckpointError, match="is not the one that this checkpoint was made with"):

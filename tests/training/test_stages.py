@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from oscar.training.sampling import choose_rates
 
-from oscar import checkpoint
+from oscar.codec import OscarCodec
 from oscar.config import ConfigError, TrainConfig
 from oscar.models.backbone import Backbone
 from oscar.rates import PAPER_RATES, RATES
 from oscar.timesteps import CalibratedMapping, LearnedMapping, PerImageMapping, RampMapping, TableMapping
 from oscar.training.build import build_stage
-from oscar.training.sampling import choose_rates
 from oscar.training.stages import bottleneck as hyper
 from oscar.training.stages.base import Pass, Stage, draw_rates
 from oscar.training.trainer import Trainer

@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from oscar.training.tables import perplexity, running_frequencies
 from PIL import Image
 
 from oscar.config import ConfigError, TrainConfig
@@ -22,7 +23,6 @@ from oscar.metrics.image import psnr
 from oscar.training import validation
 from oscar.training.build import build_stage
 from oscar.training.stages.base import Pass, Stage
-from oscar.training.tables import perplexity, running_frequencies
 from oscar.training.validation import Validator, centre, running_tables, summarise
 
 SIZES = [(200, 170), (70, 50), (64, 64)]  # the last two are too small for MS-SSIM
