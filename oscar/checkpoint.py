@@ -140,7 +140,7 @@ def save(
         CheckpointError: if the folder exists and is not a checkpoint.
     """
     if getattr(parts, "components", "both") != "both":
-        raise CheckpointError(f"components is {parts.components!r}, so the others are not there to be saved; "
+        raise CheckpointError(f"components is {parts.components!r}, so the other one is not there to be saved; "
                               "allowed: both")  # fmt: skip
     folder = Path(folder)
     if folder.exists() and not (folder / CONFIG).is_file() and (not folder.is_dir() or any(folder.iterdir())):

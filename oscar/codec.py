@@ -147,7 +147,8 @@ class OscarCodec(nn.Module):
         if max_bytes is None:
             return self.compress_batch([image], self.find_point(point, **named), effort)[0]
         if effort or point is not None or any(value is not None for value in named.values()):
-            raise ValueError("max_bytes is set, which chooses operating point and effort itself; allowed: it alone")
+            raise ValueError(f"max_bytes is set, which chooses {self.bottleneck.point_name} and effort itself; "
+                             "allowed: it alone")  # fmt: skip
         return rate_control.compress_within(self, as_batch(image), max_bytes)
 
     def compress_batch(
@@ -216,7 +217,7 @@ class OscarCodec(nn.Module):
         if encoded.timesteps is not None:
             codes = timestep_code(encoded.timesteps, len(self.backbone.schedule)).tolist()
         return [
-            Container(payload.coding, point.code, self.model_tag(payload, point), width, height, payload.side,
+            Container(payload.coding, point.code, self.file_tag(payload, point), width, height, payload.side,
                       payload.data, code).pack()
             for payload, code in zip(payloads, codes, strict=True)
         ]  # fmt: skip
@@ -242,7 +243,7 @@ class OscarCodec(nn.Module):
             raise WrongModelError(f"the file was written by a model with {container.coding.model}; "
                                   f"this one has {self.bottleneck.codings[0].model}")  # fmt: skip
         point = self.bottleneck.point_of_code(container.point_code)
-        tag = self.model_tag(_payload(container), point)
+        tag = self.file_tag(_payload(container), point)
         if container.model_tag != tag:
             raise WrongModelError(f"the file was written with model {container.model_tag:04x}; this model is {tag:04x}")
         if (container.timestep is not None) != self.mapping.per_picture:
@@ -305,7 +306,8 @@ class OscarCodec(nn.Module):
         own = self.bottleneck.point_name
         for name, value in named.items():
             if name != own and value is not None:
-                raise ValueError(f"{name} is {value}, but this model has a {own}; allowed: {own} or max_bytes")
+                raise ValueError(f"{name} is {value}, but this model has {self.bottleneck.point_words}; "
+                                 f"allowed: {own} or max_bytes")  # fmt: skip
             point = value if point is None else point
         return self.bottleneck.default_point if point is None else self.bottleneck.parse(point)
 
@@ -316,6 +318,9 @@ class OscarCodec(nn.Module):
             ValueError: if it lacks an operating point, or points outside the schedule.
         """
         mapping.check(self.bottleneck.points, len(self.backbone.schedule))
+        if mapping.per_picture and not self.bottleneck.per_image_timesteps:
+            raise ValueError(f"timesteps.kind is {mapping.kind!r}, but this model has {self.bottleneck.point_words}; "
+                             "allowed: a mapping of operating points")  # fmt: skip
         self.mapping = mapping
         self.forget_fingerprint()
 
@@ -335,10 +340,16 @@ class OscarCodec(nn.Module):
             self.forget_fingerprint()  # the weights are about to change
         return super().train(mode)
 
-    def model_tag(self, payload: Payload, point: Point) -> int:
-        """The 16 bits by which a file names its model: of the fingerprint, and of what its coding needs beyond."""
-        tag, more = bytes.fromhex(self.fingerprint), self.bottleneck.digest(payload.coding, point)
-        return int.from_bytes((hashlib.sha256(tag + more).digest() if more else tag)[:2], "big")
+    @property
+    def model_tag(self) -> int:
+        """The first 16 bits of the fingerprint, by which most files name their model."""
+        return int(self.fingerprint[:4], 16)
+
+    def file_tag(self, payload: Payload, point: Point) -> int:
+        """The tag that a file carries: `model_tag`, or 16 bits that depend on what its coding needs beyond, too."""
+        more = self.bottleneck.digest(payload.coding, point)
+        digest = hashlib.sha256(bytes.fromhex(self.fingerprint) + more).digest()
+        return int.from_bytes(digest[:2], "big") if more else self.model_tag
 
     def latent_shape(self, container: Container) -> tuple[int, int]:
         """Rows and columns of the latent of a file's image, before padding to the bottleneck's multiple."""

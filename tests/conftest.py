@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from oscar.inference.load import load
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: no test may wait for a network
 
@@ -157,6 +156,7 @@ def tiny_folder(make_codec, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_folder):
     """The tiny codec as a user loads it. Not to be changed by tests."""
+    from oscar.inference.load import load
 
     return load(tiny_folder, dtype=torch.float32)
 

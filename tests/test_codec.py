@@ -14,11 +14,13 @@ from PIL import Image
 
 from oscar import checkpoint
 from oscar.bitstream import BitstreamError, Coding, Container, HeaderError, UnknownRateError, WrongModelError
-from oscar.bitstream.norms import quantise_rms
-from oscar.codec import OscarCodec, channel_cosine, channel_rms, rescale
+from oscar.bitstream.norms import dequantise_rms, quantise_rms
+from oscar.bottlenecks.vq import channel_rms, rescale
+from oscar.codec import OscarCodec
 from oscar.data.images import ImageError, to_pil, to_tensor
+from oscar.diffusion import channel_cosine
 from oscar.inference.load import load
-from oscar.metrics.protocol import image_noise
+from oscar.metrics.protocol import image_noise, sample_of
 from oscar.rates import PAPER_RATES, RATES
 from oscar.timesteps import ConstantMapping, LearnedMapping, PerImageMapping, TableMapping, timestep_of_code
 
@@ -33,7 +35,7 @@ def no_networks(monkeypatch) -> None:
     def fail(*_):
         raise AssertionError("damage reached the networks")
 
-    monkeypatch.setattr(OscarCodec, "synthesise", fail)
+    monkeypatch.setattr(OscarCodec, "decode", fail)
 
 
 @pytest.mark.parametrize("rate", PAPER_RATES, ids=str)
@@ -46,8 +48,7 @@ def test_round_trip_at_every_rate(tiny: OscarCodec, picture, rate) -> None:
     assert (container.point_code, container.width, container.height) == (rate.id, 96, 72)
     assert container.model_tag == tiny.model_tag
     in_process = tiny.reconstruct(to_tensor(image), rate, protocol="bitstream")
-    _, indices = tiny.read(data)
-    assert np.array_equal(indices, in_process.indices[0].numpy())
+    assert torch.equal(tiny.read(data).symbols.indices, in_process.symbols.indices)
     assert np.array_equal(np.asarray(decoded), np.asarray(to_pil(in_process.image)))
 
 
@@ -86,8 +87,8 @@ def test_tables_pay(tiny: OscarCodec, picture) -> None:
     data = tiny.compress(picture(256, 256), TOP)
     nominal = TOP.nominal_bits(256, 256) / 8
     assert len(data) < 0.9 * nominal
-    container, indices = tiny.read(data)
-    estimated = tiny.estimated_bits(torch.from_numpy(indices), TOP) / 8
+    container, point, symbols = tiny.read(data)
+    estimated = tiny.bottleneck.estimated_bits(symbols, point)[0] / 8
     assert abs(len(container.payload) - estimated) < 16
 
 
@@ -126,7 +127,7 @@ def test_what_is_no_picture_is_refused(tiny: OscarCodec, image) -> None:
 
 
 def test_too_wide_a_picture_is_refused_before_it_is_encoded(tiny: OscarCodec, monkeypatch) -> None:
-    monkeypatch.setattr(OscarCodec, "analyse", lambda *_: pytest.fail("was encoded"))
+    monkeypatch.setattr(OscarCodec, "encode_latent", lambda *_: pytest.fail("was encoded"))
     with pytest.raises(ImageError, match="65537x1 pixels is not allowed; allowed: 65536 a side"):
         tiny.compress(np.zeros((1, 65537, 3), dtype=np.uint8))
 
@@ -146,7 +147,7 @@ def test_reconstruction_has_its_parts(tiny: OscarCodec, picture) -> None:
     whole = torch.cat([to_tensor(picture(80, 64, seed)) for seed in range(2)])
     for images, protocol in ((batch, "bitstream"), (whole, "paper")):  # the latter pads nothing
         result = tiny.reconstruct(images, 0.0313, protocol)
-        assert result.indices.shape == (2, 4, 5) and result.z_hat.shape == result.x0.shape == (2, 4, 8, 10)
+        assert result.symbols.indices.shape == (2, 4, 5) and result.z_hat.shape == result.x0.shape == (2, 4, 8, 10)
         assert result.image.shape == images.shape and result.image.abs().max() <= 1
     with pytest.raises(ValueError, match="70x50 pixels are not allowed in protocol paper, .* multiples of 128"):
         tiny.reconstruct(batch, 0.0313, "paper")
@@ -161,23 +162,26 @@ def test_protocols_differ_by_the_sample_and_the_norms(tiny: OscarCodec, picture)
         posterior = tiny.backbone.vae.encode(batch).latent_dist
     noise = image_noise(batch, posterior.mean.shape)
     latent = (posterior.mean + posterior.std * noise) * tiny.backbone.vae.config.scaling_factor
-    assert torch.equal(paper.indices, tiny.bottleneck.encode(latent, TOP))
-    assert torch.equal(tiny.analyse(batch, TOP, is_sampled=True).latent, latent)
-    expected = tiny.denoiser(paper.z_hat * latent.norm(dim=(2, 3), keepdim=True)
-                             / paper.z_hat.norm(dim=(2, 3), keepdim=True), TOP.timestep)  # fmt: skip
+    assert torch.equal(paper.symbols.indices, tiny.bottleneck.at(TOP).encode(latent))
+    assert torch.equal(tiny.encode_latent(batch, TOP, sample_of(batch)), latent)
+    z_hat = tiny.bottleneck.at(TOP).decode(paper.symbols.indices)
+    expected = tiny.denoiser(z_hat * latent.norm(dim=(2, 3), keepdim=True)
+                             / z_hat.norm(dim=(2, 3), keepdim=True), TOP.timestep)  # fmt: skip
     torch.testing.assert_close(paper.x0, expected, rtol=1e-4, atol=1e-5)
-    mode = tiny.analyse(batch, TOP).latent
+    mode = tiny.encode_latent(batch, TOP)
     assert torch.equal(mode, posterior.mode() * tiny.backbone.vae.config.scaling_factor)
-    stored = tiny.stored_rms(torch.from_numpy(quantise_rms(channel_rms(mode).numpy())))
-    torch.testing.assert_close(file.x0, tiny.denoise(file.z_hat, stored, TOP))
+    stored = torch.from_numpy(dequantise_rms(quantise_rms(channel_rms(mode).numpy())))
+    z_hat = tiny.bottleneck.at(TOP).decode(file.symbols.indices)
+    torch.testing.assert_close(file.x0, tiny.denoiser(rescale(z_hat, stored), TOP.timestep))
     assert not torch.equal(paper.x0, file.x0)
 
 
 def test_the_sample_is_the_image_s_own(tiny: OscarCodec, picture) -> None:
     """So that a run can be repeated, in any order and any batch."""
     images = [to_tensor(picture(128, 64, seed)) for seed in range(2)]
-    single = [tiny.analyse(image, TOP, is_sampled=True).latent for image in images]
-    both = tiny.analyse(torch.cat(images[::-1]), TOP, is_sampled=True).latent
+    single = [tiny.encode_latent(image, TOP, sample_of(image)) for image in images]
+    batch = torch.cat(images[::-1])
+    both = tiny.encode_latent(batch, TOP, sample_of(batch))
     torch.testing.assert_close(both, torch.cat(single[::-1]))
     noise = image_noise(torch.cat(images), (2, 4, 8, 16))
     assert torch.equal(image_noise(images[1], (1, 4, 8, 16))[0], noise[1]) and not torch.equal(noise[0], noise[1])
@@ -273,7 +277,7 @@ def test_damage_behind_a_valid_checksum(tiny: OscarCodec, picture, no_networks) 
             container.coding, container.point_code, container.model_tag, 160, 96, container.side, bytes(payload)
         )
         try:
-            _, indices = tiny.read(crafted.pack())
+            indices = tiny.read(crafted.pack()).symbols.indices
             assert indices.shape == (12, 20) and 0 <= indices.min() and indices.max() < TOP.codebook_size
         except BitstreamError:
             refused += 1
@@ -311,16 +315,16 @@ def test_a_picture_carries_its_own_timestep(per_image: OscarCodec, tiny: OscarCo
         data, plain = per_image.compress(image, rate), tiny.compress(image, rate)
         container = Container.unpack(data)
         assert len(data) == len(plain) + 1 and container.header_bytes <= 17
-        analysis = per_image.analyse(to_tensor(image), rate)
-        z_hat = per_image.bottleneck.decode(analysis.indices, rate)
+        encoded = per_image.quantise(per_image.encode_latent(to_tensor(image), rate), rate)
+        z_hat = per_image.bottleneck.dequantise(per_image.bottleneck.stored(encoded.symbols, rate), rate)
         signal = per_image.backbone.schedule.alphas_cumprod.sqrt()
-        distance = (signal - channel_cosine(z_hat, analysis.latent).mean()).abs()
+        distance = (signal - channel_cosine(z_hat, encoded.latent).mean()).abs()
         reached = [timestep_of_code(code, 1000) for code in range(256)]
         timestep = timestep_of_code(container.timestep, 1000)
         assert abs(timestep - distance.argmin().item()) <= 2 and timestep in reached  # the nearest of 256
         decoded = per_image.decompress(data)
-        expected = per_image.denoiser(rescale(z_hat, per_image.stored_rms(
-            torch.tensor([list(container.side)]))), timestep)  # fmt: skip
+        assert container.side == quantise_rms(encoded.symbols.rms.numpy()).tobytes()
+        expected = per_image.denoiser(z_hat, timestep)
         in_process = per_image.reconstruct(to_tensor(image), rate)
         torch.testing.assert_close(in_process.x0, expected)
         assert np.array_equal(np.asarray(decoded), np.asarray(to_pil(in_process.image)))
@@ -434,9 +438,9 @@ def test_a_half_has_nothing_of_the_other(tiny, encoder, decoder) -> None:
 
 def test_a_half_refuses_the_other_direction(encoder, decoder, picture, tmp_path) -> None:
     image = picture(64, 48)
-    with pytest.raises(ValueError, match="half is 'encoder', which cannot decompress; allowed: both, decoder"):
+    with pytest.raises(ValueError, match="components is 'encoder', which cannot decompress; allowed: both, decoder"):
         encoder.decompress(encoder.compress(image))
-    with pytest.raises(ValueError, match="half is 'decoder', which cannot compress; allowed: both, encoder"):
+    with pytest.raises(ValueError, match="components is 'decoder', which cannot compress; allowed: both, encoder"):
         decoder.compress(image)
     for codec in (encoder, decoder):
         with pytest.raises(checkpoint.CheckpointError, match="the other one is not there to be saved"):
@@ -463,7 +467,7 @@ def test_pictures_of_several_sizes_at_once(tiny: OscarCodec, picture) -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"half": "left"}, "half is 'left'; allowed: both, encoder, decoder"),
+        ({"components": "left"}, "components is 'left'; allowed: both, encoder, decoder"),
         ({"compile": "max"}, "compile is 'max'; allowed: False, True, graphs"),
         ({"compile": "graphs"}, "compile is 'graphs' on device cpu; allowed: a CUDA device"),
         ({"memory": "much"}, "memory is 'much'; allowed: auto, or a size"),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from oscar import OscarCodec, checkpoint
 from oscar.bitstream import BitstreamError, Coding, Container, PayloadError, WrongModelError
-from oscar.bottlenecks import rdo as effort
+from oscar.bottlenecks import Payload, rdo
 from oscar.bottlenecks.rdo import MAX_EFFORT
 from oscar.checkpoint import CONFIG, WEIGHTS, CheckpointError
 from oscar.config import ContextConfig
@@ -26,6 +26,19 @@ from oscar.timesteps import PerImageMapping
 from oscar.training.stages.context import build_network
 
 TOP, SMALL = PAPER_RATES[7], PAPER_RATES[4]
+
+
+def indices_of(codec: OscarCodec, data: bytes) -> np.ndarray:
+    """The indices of a file, int64 (rows, columns)."""
+    return codec.read(data).symbols.indices[0].numpy()
+
+
+def read_prefix(codec: OscarCodec, data: bytes) -> tuple[np.ndarray, float]:
+    """The indices that the first bytes of a file tell or suggest, and the share that was read."""
+    container, point = codec.open(data, whole=False)
+    payload = Payload(container.coding, container.side, container.payload)
+    symbols, share = codec.bottleneck.read_prefix(payload, point, codec.latent_shape(container))
+    return symbols.indices[0].numpy(), share
 
 
 def train_contexts(codec: OscarCodec, picture, rates=(SMALL, TOP)) -> None:
@@ -74,15 +87,15 @@ def test_no_file_is_longer_than_without(codec: OscarCodec, tiny: OscarCodec, pic
         image = picture(*size)
         data, plain = codec.compress(image, rate), tiny.compress(image, rate)
         assert len(data) <= len(plain)
-        assert np.array_equal(codec.read(data)[1], tiny.read(plain)[1])
+        assert np.array_equal(indices_of(codec, data), indices_of(tiny, plain))
         assert (Container.unpack(data).coding == Coding.CONTEXT) == (len(data) < len(plain))
         assert codec.decompress(plain) == tiny.decompress(plain)  # written without context models
 
 
 def test_estimates_are_those_of_files(codec: OscarCodec, picture) -> None:
     data = codec.compress(picture(512, 512, 5), TOP)
-    container, indices = codec.read(data)
-    estimate = codec.estimated_bits(torch.from_numpy(indices), TOP)
+    container, _, symbols = codec.read(data)
+    (estimate,) = codec.bottleneck.estimated_bits(symbols, TOP)
     assert estimate <= 8 * len(container.payload) <= 1.01 * estimate + 100 or len(container.payload) == 64
 
 
@@ -92,19 +105,19 @@ def test_symbols_do_not_depend_on_threads_or_batch(codec: OscarCodec, picture, d
         for count in (1, 2):
             torch.set_num_threads(count)
             assert codec.compress_batch(pictures, TOP)[-1] == data
-            _, indices = codec.read(data)
+            indices = indices_of(codec, data)
             (image,) = codec.decompress_batch([data])
             assert codec.decompress_batch([data] * 8)[3].size == image.size
-            assert hashlib.sha256(indices.tobytes()).digest() == hashlib.sha256(codec.read(data)[1].tobytes()).digest()
+            assert hashlib.sha256(indices.tobytes()).digest() == hashlib.sha256(indices_of(codec, data).tobytes()).digest()
     finally:
         torch.set_num_threads(threads)
 
 
 READ = """
 import sys
-from oscar import OscarCodec
-codec = load(sys.argv[1], components="decoder")
-sys.stdout.buffer.write(codec.read(open(sys.argv[2], "rb").read())[1].tobytes())
+import oscar
+codec = oscar.load(sys.argv[1], components="decoder")
+sys.stdout.buffer.write(codec.read(open(sys.argv[2], "rb").read()).symbols.indices.numpy().tobytes())
 """
 
 
@@ -113,7 +126,7 @@ def test_another_process_reads_the_same(codec: OscarCodec, folder: Path, data: b
     (tmp_path / "a.oscar").write_bytes(data)
     command = [sys.executable, "-c", READ, str(folder), str(tmp_path / "a.oscar")]
     result = subprocess.run(command, capture_output=True, timeout=120)
-    assert result.stdout == codec.read(data)[1].tobytes(), result.stderr
+    assert result.stdout == indices_of(codec, data).tobytes(), result.stderr
 
 
 def test_files_of_other_context_models(codec: OscarCodec, tiny: OscarCodec, tiny_folder: Path, data: bytes) -> None:
@@ -172,9 +185,9 @@ def test_damaged_context_models_are_refused(folder: Path, tmp_path: Path, change
     config = json.loads((copy / CONFIG).read_text())
     config["sha256"][WEIGHTS] = checkpoint._sha256(copy / WEIGHTS)
     (copy / CONFIG).write_text(json.dumps(config))
-    for load in (checkpoint.load, OscarCodec.from_pretrained):
+    for read in (load, OscarCodec.from_pretrained):
         with pytest.raises(CheckpointError, match=message) as error:
-            load(copy)
+            read(copy)
         assert "\n" not in str(error.value)
 
 
@@ -184,9 +197,8 @@ def test_damaged_context_models_are_refused(folder: Path, tmp_path: Path, change
 def distance(codec: OscarCodec, image, rate, indices: np.ndarray) -> float:
     """Squared distance of the codes to the picture's features."""
     encoder = codec.bottleneck.at(rate)
-    latent = codec.analyse(to_tensor(image), rate).latent
-    features = encoder.codebook_features(latent)[0]
-    if encoder.stages == 1:
+    features = encoder.codebook_features(codec.encode_latent(to_tensor(image), rate))[0]
+    if encoder.cell == 1:
         codes = encoder.quantizer.codebook[torch.from_numpy(indices)]
     else:
         cells = encoder._cells(torch.from_numpy(indices)[None])[0]
@@ -196,12 +208,12 @@ def distance(codec: OscarCodec, image, rate, indices: np.ndarray) -> float:
 
 @pytest.mark.parametrize("rate", [PAPER_RATES[3], TOP], ids=["table", "context"])
 def test_effort_trades_distance_for_bytes(codec: OscarCodec, picture, monkeypatch, rate) -> None:
-    monkeypatch.setattr(effort, "STEP", 0.3)  # codes of random networks are far apart
+    monkeypatch.setattr(rdo, "STEP", 0.3)  # codes of random networks are far apart
     image = picture(512, 384, 5)
     files = [codec.compress(image, rate, degree) for degree in (0, 3, MAX_EFFORT)]
     assert files[0] == codec.compress(image, rate)
     assert len(files[0]) > len(files[1]) >= len(files[2])
-    distances = [distance(codec, image, rate, codec.read(data)[1]) for data in files]
+    distances = [distance(codec, image, rate, indices_of(codec, data)) for data in files]
     assert distances[0] < distances[1] < distances[2]
     assert codec.decompress(files[2]).size == image.size
     assert codec.compress_batch([image, image], rate, 3) == [files[1]] * 2
@@ -209,7 +221,7 @@ def test_effort_trades_distance_for_bytes(codec: OscarCodec, picture, monkeypatc
 
 @pytest.mark.parametrize("context", [False, True])
 def test_effort_with_codes_in_stages(make_codec, picture, monkeypatch, context: bool) -> None:
-    monkeypatch.setattr(effort, "STEP", 0.3)
+    monkeypatch.setattr(rdo, "STEP", 0.3)
     codec = make_codec(rates=[SMALL.id], bottleneck={"stages": {str(SMALL.id): 4}})
     if context:
         train_contexts(codec, picture, [SMALL])
@@ -217,8 +229,8 @@ def test_effort_with_codes_in_stages(make_codec, picture, monkeypatch, context: 
         codec.bottleneck.frequencies[SMALL.id] = np.array([2**16 - 1 - 15 * 100] + [100] * 15)
     image = picture(512, 384, 5)
     files = [codec.compress(image, SMALL, degree) for degree in (0, 3, MAX_EFFORT)]
-    grids = [codec.read(data)[1] for data in files]
-    costs = [codec.estimated_bits(torch.from_numpy(grid), SMALL) for grid in grids]
+    grids = [indices_of(codec, data) for data in files]
+    costs = [codec.bottleneck.estimated_bits(codec.read(data).symbols, SMALL)[0] for data in files]
     assert costs[0] > costs[1] > costs[2]
     distances = [distance(codec, image, SMALL, grid) for grid in grids]
     assert distances[0] < distances[1] < distances[2]
@@ -231,11 +243,11 @@ def test_effort_with_timesteps_of_pictures(make_codec, picture) -> None:
     codec.set_mapping(PerImageMapping())
     image = picture(128, 96)
     data = codec.compress(image, TOP, MAX_EFFORT)
-    analysis = codec.economise(codec.analyse(to_tensor(image), TOP), TOP, MAX_EFFORT)
-    indices = torch.from_numpy(codec.read(data)[1])[None]
-    assert torch.equal(indices, analysis.indices)
-    expected = codec.measure_timesteps(codec.bottleneck.decode(indices, TOP), analysis.latent)
-    assert torch.equal(analysis.timesteps, expected)
+    encoded = codec.quantise(codec.encode_latent(to_tensor(image), TOP), TOP, MAX_EFFORT)
+    indices = codec.read(data).symbols.indices
+    assert torch.equal(indices, encoded.symbols.indices)
+    expected = codec.backbone.schedule.measure(codec.bottleneck.at(TOP).decode(indices), encoded.latent)
+    assert torch.equal(encoded.timesteps, expected)
 
 
 @pytest.mark.parametrize("degree", [-1, 10, 0.5])
@@ -290,11 +302,11 @@ def test_a_prefix_shows_the_picture_coarsely(codec: OscarCodec, data: bytes) -> 
     whole = codec.decompress_prefix(data)
     assert whole.share == 1
     assert np.array_equal(np.asarray(whole.image), np.asarray(codec.decompress(data)))
-    _, indices = codec.read(data)
+    indices = indices_of(codec, data)
     header = len(data) - len(Container.unpack(data).payload)
     shares, right = [], []
     for length in np.linspace(header, len(data), 6).astype(int):
-        found, share = codec.read_prefix(codec.open(data[:length], whole=False))
+        found, share = read_prefix(codec, data[:length])
         shares.append(share)
         right.append((found == indices).mean())
         assert codec.decompress_prefix(data[:length]).image.size == (333, 200)
@@ -303,8 +315,8 @@ def test_a_prefix_shows_the_picture_coarsely(codec: OscarCodec, data: bytes) -> 
 
 
 def test_a_prefix_tells_the_coarse_lattice_first(codec: OscarCodec, data: bytes) -> None:
-    found, share = codec.read_prefix(codec.open(data[: len(data) // 2], whole=False))
-    _, indices = codec.read(data)
+    found, share = read_prefix(codec, data[: len(data) // 2])
+    indices = indices_of(codec, data)
     assert 0.2 < share < 0.6
     assert np.array_equal(found[::4, ::4], indices[::4, ::4])  # a sixteenth of all positions
     assert not np.array_equal(found, indices)
@@ -328,6 +340,6 @@ def test_damage_in_a_prefix(codec: OscarCodec, data: bytes) -> None:
         broken = bytearray(data[: random.integers(20, len(data))])
         broken[random.integers(2, len(broken))] ^= 1 << random.integers(8)
         try:
-            codec.read_prefix(codec.open(bytes(broken), whole=False))
+            read_prefix(codec, bytes(broken))
         except BitstreamError:
             pass

@@ -18,6 +18,8 @@ from oscar import OscarCodec, checkpoint
 from oscar.benchmark.speed.timing import WHOLE, stage_costs
 from oscar.bitstream import BitstreamError, Coding, Container, PayloadError, WrongModelError
 from oscar.bitstream.container import MAX_QUALITY
+from oscar.bottlenecks import Payload
+from oscar.bottlenecks.hyperprior import Quality
 from oscar.checkpoint import CheckpointError
 from oscar.convert.merge import merge_rates
 from oscar.convert.published import export
@@ -35,14 +37,14 @@ SIZES = [(1, 1), (7, 5), (133, 217), (64, 1024)]
 def folder(make_backbone, tmp_path_factory) -> Path:
     """A checkpoint of the tiny codec with a hyperprior. Not to be changed by tests."""
     options = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/bottleneck/tiny_hyperprior.yaml"))
-    codec = checkpoint.build(
+    codec = OscarCodec(*checkpoint.build(
         {
             "bottleneck": {"kind": "hyperprior", **options["hyperprior"]},
             "denoiser": {"lora_rank": 2, "prompt_tokens": 4},
             "timesteps": {"kind": "curve"},
         },
         make_backbone(),
-    )
+    ))  # fmt: skip
     codec.bottleneck.update()
     folder = tmp_path_factory.mktemp("continuous") / "model"
     codec.save_pretrained(folder)
@@ -50,11 +52,14 @@ def folder(make_backbone, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def codec(folder) -> ContinuousCodec:
+def codec(folder) -> OscarCodec:
     """It as a user loads it. Not to be changed by tests."""
-    codec = load(folder, dtype=torch.float32)
-    assert isinstance(codec, ContinuousCodec)
-    return codec
+    return load(folder, dtype=torch.float32)
+
+
+def symbols_of(codec: OscarCodec, data: bytes) -> np.ndarray:
+    """The decoded latent of a file in the coder's integers, (C, h, w)."""
+    return codec.read(data).symbols.values[0].numpy()
 
 
 @pytest.mark.parametrize("quality", [0, 0.3, 0.5, 1])
@@ -63,12 +68,13 @@ def test_round_trip(codec, picture, quality) -> None:
     data = codec.compress(image, quality=quality)
     container = Container.unpack(data)
     assert (container.coding, container.width, container.height) == (Coding.HYPERPRIOR, 96, 72)
-    assert container.quality == Quality.of(quality).code == round(quality * MAX_QUALITY)
+    assert container.point_code == Quality.of(quality).code == round(quality * MAX_QUALITY)
+    assert container.quality == container.point_code / MAX_QUALITY and container.rate is None
     assert container.model_tag == codec.model_tag
     decoded = codec.decompress(data)
     assert decoded.size == image.size
     in_process = codec.reconstruct(to_tensor(image), quality)
-    assert np.array_equal(codec.read(data)[1], in_process.symbols[0].numpy())
+    assert np.array_equal(symbols_of(codec, data), in_process.symbols.values[0].numpy())
     assert np.array_equal(np.asarray(decoded), np.asarray(to_pil(in_process.image)))
 
 
@@ -80,11 +86,13 @@ def test_any_size(codec, picture, size) -> None:
 def test_quality_is_precision(codec) -> None:
     """More of a latent is left at a higher quality: finer steps, longer files."""
     latent = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(0))
-    codes = [Quality.of(quality).code for quality in (0, 0.25, 0.5)]  # untrained, it expects values of about 1
-    payloads = [codec.bottleneck.encode(latent, code) for code in codes]
-    decoded = [codec.bottleneck.decode(own, (12, 12), code) for own, code in zip(payloads, codes, strict=True)]
-    errors = [(z_hat - latent).square().mean() for z_hat in decoded]
-    assert len(payloads[0][0]) < len(payloads[1][0]) < len(payloads[2][0])
+    points = [Quality.of(quality) for quality in (0, 0.25, 0.5)]  # untrained, it expects values of about 1
+    found = [codec.bottleneck.quantise(latent, point) for point in points]
+    payloads = [codec.bottleneck.write(symbols, point)[0] for symbols, point in zip(found, points, strict=True)]
+    read = [codec.bottleneck.read(payload, point, (12, 12)) for payload, point in zip(payloads, points, strict=True)]
+    errors = [(codec.bottleneck.dequantise(symbols, point) - latent).square().mean()
+              for symbols, point in zip(read, points, strict=True)]  # fmt: skip
+    assert len(payloads[0].data) < len(payloads[1].data) < len(payloads[2].data)
     assert errors[0] > errors[1] > errors[2]
 
 
@@ -93,10 +101,10 @@ def test_batches_and_threads_change_no_symbol(codec, picture) -> None:
     together = codec.compress_batch(pictures, 0.7)
     torch.set_num_threads(2)
     one_by_one = [codec.compress(image, quality=0.7) for image in pictures]
-    symbols = [codec.read(data)[1] for data in together]
+    symbols = [symbols_of(codec, data) for data in together]
     for data, again, found in zip(together, one_by_one, symbols, strict=True):
         assert len(data) == len(again)  # networks in floating point: a batch may round a latent differently
-        assert np.array_equal(codec.read(data)[1], found)
+        assert np.array_equal(symbols_of(codec, data), found)
     for image, data in zip(codec.decompress_batch(together), together, strict=True):
         assert np.abs(np.asarray(image, dtype=int) - np.asarray(codec.decompress(data), dtype=int)).max() <= 1
 
@@ -105,13 +113,14 @@ def test_another_process_reads_the_same_symbols(codec, folder, picture, tmp_path
     data = codec.compress(picture(96, 72), quality=0.6)
     (tmp_path / "a.oscar").write_bytes(data)
     script = (
-        "import sys, hashlib, torch; from oscar import OscarCodec; torch.set_num_threads(2);"
-        "codec = load(sys.argv[1], half='decoder', dtype=torch.float32);"
-        "print(hashlib.sha256(codec.read(open(sys.argv[2], 'rb').read())[1].tobytes()).hexdigest())"
+        "import sys, hashlib, torch, oscar; torch.set_num_threads(2);"
+        "codec = oscar.load(sys.argv[1], components='decoder', dtype=torch.float32);"
+        "symbols = codec.read(open(sys.argv[2], 'rb').read()).symbols.values[0].numpy();"
+        "print(hashlib.sha256(symbols.tobytes()).hexdigest())"
     )
     run = subprocess.run([sys.executable, "-c", script, folder, tmp_path / "a.oscar"], cwd=ROOT, text=True,
                          capture_output=True, check=True)  # fmt: skip
-    assert run.stdout.split()[-1] == hashlib.sha256(codec.read(data)[1].tobytes()).hexdigest()
+    assert run.stdout.split()[-1] == hashlib.sha256(symbols_of(codec, data).tobytes()).hexdigest()
 
 
 def test_halves(codec, folder, picture) -> None:
@@ -121,9 +130,9 @@ def test_halves(codec, folder, picture) -> None:
     data = encoder.compress(image, quality=0.4)
     assert data == codec.compress(image, quality=0.4)
     assert np.array_equal(np.asarray(decoder.decompress(data)), np.asarray(codec.decompress(data)))
-    with pytest.raises(ValueError, match="half is 'decoder', which cannot compress"):
+    with pytest.raises(ValueError, match="components is 'decoder', which cannot compress"):
         decoder.compress(image)
-    with pytest.raises(ValueError, match="half is 'encoder', which cannot decompress"):
+    with pytest.raises(ValueError, match="components is 'encoder', which cannot decompress"):
         encoder.decompress(data)
 
 
@@ -131,7 +140,7 @@ def test_bfloat16(codec, folder, picture) -> None:
     """What is written in one precision is read in the other: symbols are integers."""
     low = load(folder, dtype=torch.bfloat16)
     data = low.compress(picture(96, 72), quality=0.5)
-    assert np.array_equal(low.read(data)[1], codec.read(data)[1])
+    assert np.array_equal(symbols_of(low, data), symbols_of(codec, data))
     assert low.decompress(data).size == codec.decompress(data).size == (96, 72)
 
 
@@ -150,7 +159,7 @@ def test_trained_on_from_half_precision(folder, tmp_path) -> None:
     bottleneck = OscarCodec.from_pretrained(tmp_path / "half").bottleneck.train()
     latent = torch.zeros(1, sum(bottleneck.groups), 4, 4)
     latent[..., 0, 0] = 1e4
-    assert bottleneck(latent, torch.tensor([1.0])).bits.isfinite().all()
+    assert bottleneck.estimate(latent, torch.tensor([1.0])).bits.isfinite().all()
 
 
 def test_the_fingerprint_follows_what_decoding_depends_on(folder) -> None:
@@ -217,7 +226,7 @@ def test_protocol_paper_is_refused(codec, picture) -> None:
         codec.reconstruct(to_tensor(picture(96, 72)), 0.5, protocol="paper")
     with pytest.raises(ValueError, match="protocol 'file' does not exist"):
         codec.reconstruct(to_tensor(picture(96, 72)), 0.5, protocol="file")
-    with pytest.raises(ValueError, match="allowed: bitstream"):
+    with pytest.raises(ValueError, match="protocol 'paper' is for models with rates"):
         OscarImageCodec(codec, "tiny", "paper")
 
 
@@ -261,11 +270,13 @@ def test_a_prefix_shows_the_picture(codec, picture) -> None:
     whole = codec.decompress_prefix(data)
     assert whole.share == 1
     assert np.array_equal(np.asarray(whole.image), np.asarray(codec.decompress(data)))
-    symbols = codec.read(data)[1]
+    symbols = symbols_of(codec, data)
     errors, header = [], Container.unpack(data).header_bytes
     for length in np.linspace(header, len(data), 5).astype(int):
-        found, share = codec.read_prefix(codec.open(data[:length], whole=False))
-        errors.append(np.abs(found - symbols).mean())
+        container, point = codec.open(data[:length], whole=False)
+        payload = Payload(container.coding, b"", container.payload)
+        found, _ = codec.bottleneck.read_prefix(payload, point, codec.latent_shape(container))
+        errors.append(np.abs(found.values[0].numpy() - symbols).mean())
         assert codec.decompress_prefix(data[:length]).image.size == (160, 128)
     assert errors == sorted(errors, reverse=True) and errors[0] > errors[2] > errors[4] == 0
     for length in range(header):
@@ -284,9 +295,9 @@ def test_a_checkpoint_with_damaged_integers_is_refused(folder, tmp_path) -> None
     config = json.loads((tmp_path / "bad" / "oscar.json").read_text())
     config["sha256"]["oscar.safetensors"] = checkpoint._sha256(tmp_path / "bad" / "oscar.safetensors")
     (tmp_path / "bad" / "oscar.json").write_text(json.dumps(config))
-    for load in (checkpoint.load, OscarCodec.from_pretrained):
+    for read in (load, OscarCodec.from_pretrained):
         with pytest.raises(CheckpointError, match="coder"):
-            load(tmp_path / "bad")
+            read(tmp_path / "bad")
 
 
 def test_under_evaluation(codec, picture) -> None:

@@ -94,15 +94,17 @@ class Bottleneck(nn.Module, ABC):
     Attributes:
         kind: its name in configurations and checkpoints.
         point_name: what an operating point is called, "rate" or "quality".
+        point_words: what a model with it has, in messages: "rates", "a hyperprior".
         codings: of the files that it writes.
         latent_channels: C.
         max_effort: the highest effort of `quantise`.
         factor: pixels per latent position that it is made for; None if any will do.
-        measurable: whether the cosine similarity of z_hat and z0 over space says a timestep (mapping `per_image`).
+        per_image_timesteps: whether files can hold a timestep of the image's own (mapping `per_image`).
     """
 
     kind: ClassVar[str]
     point_name: ClassVar[str]
+    point_words: ClassVar[str]
     codings: ClassVar[tuple[Coding, ...]]
     latent_channels: int
     max_effort: int = 0
@@ -174,7 +176,7 @@ class Bottleneck(nn.Module, ABC):
 
     def check_published(self, point: Point, height: int, width: int) -> None:
         """Refuse (ValueError) what the published evaluation (protocol `paper`) cannot do for an image of this size."""
-        raise ValueError(f"protocol 'paper' is the published quantiser's, and this model has a {self.point_name}; "
+        raise ValueError(f"protocol 'paper' is the published quantiser's, and this model has {self.point_words}; "
                          "allowed: bitstream")  # fmt: skip
 
     def stored(self, symbols: Any, point: Point) -> Any:

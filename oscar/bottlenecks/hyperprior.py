@@ -128,6 +128,7 @@ class HyperpriorBottleneck(Bottleneck):
 
     kind = "hyperprior"
     point_name = "quality"
+    point_words = "a hyperprior"
     codings = (Coding.HYPERPRIOR,)
 
     def __init__(

@@ -70,6 +70,7 @@ class VQBottleneck(Bottleneck):
 
     kind = "vq"
     point_name = "rate"
+    point_words = "rates"
     codings = INDEX_CODINGS
     max_effort = MAX_EFFORT
     factor = PIXELS_PER_LATENT

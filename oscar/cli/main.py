@@ -63,7 +63,6 @@ _HEADROOM = 2**24  # of TIFF's tables, and of what its compression may add to no
 OSCAR_SUFFIX = ".oscar"
 _STDIN = "standard input"  # in messages
 DTYPES = ("float32", "float16", "bfloat16")
-_WORDS = {"rate": "rates", "quality": "a hyperprior"}  # what models have, by the name of their operating points
 _COMPILE = {"off": False, "on": True, "graphs": "graphs"}  # as the codec has them
 
 # Typer has Click within it in some versions and beside it in others; this is the base of both's usage errors.
@@ -610,14 +609,14 @@ def _check_point(codec: OscarCodec, rate: float | None, quality: float | None, e
         if value is None:
             continue
         if name != bottleneck.point_name:
-            raise CommandError(f"--{name} is {value}, but this model has {_WORDS[bottleneck.point_name]}; "
+            raise CommandError(f"--{name} is {value}, but this model has {bottleneck.point_words}; "
                                f"allowed: {allowed}")  # fmt: skip
         try:
             bottleneck.parse(value)
         except ValueError as error:
             raise CommandError(_one_line(error)) from error
     if effort > bottleneck.max_effort:
-        raise CommandError(f"--effort is {effort}, but this model has {_WORDS[bottleneck.point_name]}; "
+        raise CommandError(f"--effort is {effort}, but this model has {bottleneck.point_words}; "
                            f"allowed: {allowed}")  # fmt: skip
     return codec
 

@@ -138,7 +138,7 @@ def read(
             network = checkpoint.read_backbone(folder, config, backbone, components, dtype, change)
             denoiser = None
             if components != "encoder":
-                denoiser = Denoiser(network.unet, network.schedule, **config["denoiser"], merged=True)
+                denoiser = Denoiser(network.unet, network.schedule, **config["denoiser"], merged=True).to(dtype)
                 check_names((name for name in stored if "lora_" in name), adapter_names(denoiser))
             bottleneck = from_config(config["bottleneck"], network.latent_channels).to(dtype)
             check_names(*(
@@ -147,7 +147,8 @@ def read(
             bottleneck.keep(components, mapping.per_picture)
             own = {*bottleneck.tensors(), *(denoiser.tensors() if denoiser is not None else ())}
             wanted = [name for name in stored if name in own or not name.startswith(("bottleneck.", "denoiser."))]
-            state = {name: value.to(dtype) if value.is_floating_point() else value
+            networks = ("bottleneck.", "denoiser.")  # the rest is integers
+            state = {name: value.to(dtype) if name.startswith(networks) and value.is_floating_point() else value
                      for name, value in read_tensors(path, wanted)}  # fmt: skip
             checkpoint.fill(bottleneck, denoiser, state)
         except WeightsError as error:

@@ -175,12 +175,12 @@ class SpeedBench:
     def trainers(self, schedules: tuple[str, ...], workers: int = 0) -> dict[str, Trainer]:
         """A trainer for each schedule, all of the same codec."""
         from oscar.training.build import build_stage
-        from oscar.training.stages.bottleneck import HyperStage
+        from oscar.training.stages.bottleneck import BottleneckStage
         from oscar.training.trainer import Trainer
 
         configs = {schedule: self.train_config(schedule, workers) for schedule in schedules}
         codec = build_stage(next(iter(configs.values()))).codec
-        return {name: Trainer(HyperStage(codec, config), config, self.accelerator) for name, config in configs.items()}
+        return {name: Trainer(BottleneckStage(codec, config), config, self.accelerator) for name, config in configs.items()}
 
 
 def make_pictures(folder: Path, count: int, size: tuple[int, int] = DIV2K_SIZE) -> None:
