@@ -63,6 +63,12 @@ def astronaut(photographs) -> Image.Image:
 
 
 @pytest.fixture(scope="session")
+def make_goldens() -> ModuleType:
+    """The module by which our own golden data were made."""
+    return load_module(GOLDEN / "make.py", "make_goldens")
+
+
+@pytest.fixture(scope="session")
 def golden() -> Path:
     """Outputs of the published implementation for tiny weights."""
     return GOLDEN / "published"
