@@ -252,7 +252,8 @@ class HyperEncoder(nn.Module):
         """
         features = self.backbone(self.add_dither(latent)).permute(0, 2, 3, 1)
         quantise = self._quantise if self.stages == 1 else self._quantise_in_stages
-        quantised, indices, commitment = quantise(features)
+        with torch.autocast(latent.device.type, enabled=False):  # the codes, and their averages, are in float32
+            quantised, indices, commitment = quantise(features.to(self.proj[-1].weight.dtype))
         z_hat = self.proj(quantised.view_as(features).permute(0, 3, 1, 2))
         return BottleneckOutput(z_hat, indices, commitment.mean())
 

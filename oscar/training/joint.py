@@ -40,12 +40,13 @@ class JointStage(Stage):
         self.draw_weights = stage.draw_weights(codec.rates)
         config.validation.rate_points(codec.rates)  # those of `init_from` are known only here
         self.image_loss = ImageLoss.of(stage)
-        self.metrics = ("loss", "rate", *self.image_loss.weights, "latent", "cosine", "commitment", "gan", "critic")
+        self.metrics = ("loss", *self.image_loss.weights, "latent", "cosine", "commitment", "gan", "critic")
         self.timesteps = None
         if isinstance(codec.mapping, LearnedMapping):
             self.timesteps = LearnedTimesteps(codec.mapping, codec.rates, len(codec.backbone.schedule))
             self.metrics += ("timestep",)
-        self.metrics += tuple(f"{name}_{rate.bpp:.4f}" for name in ("loss", "perplexity") for rate in codec.rates)
+        by_rate = ("loss", "cosine", "perplexity")
+        self.metrics += tuple(f"{name}_{rate.bpp:.4f}" for name in by_rate for rate in codec.rates)
         if stage.gan > 0:
             critic = build_critic(codec, stage.critic)
             check_features(codec, critic, config.data.crop)
@@ -86,8 +87,9 @@ class JointStage(Stage):
             loss = loss + self.stage.gan * terms["gan"]
             self._last = (others[0].detach() if others else target, x0.detach())
         terms[f"loss_{rate.bpp:.4f}"] = loss.detach()
+        terms[f"cosine_{rate.bpp:.4f}"] = terms["cosine"].detach()
         terms[f"perplexity_{rate.bpp:.4f}"] = perplexity(self.codec.bottleneck.at(rate).usage())
-        return {"loss": loss, "rate": loss.new_tensor(rate.bpp), **terms}
+        return {"loss": loss, **terms}
 
     def timestep(self, rate: RatePoint, z_hat: Tensor, latent: Tensor) -> Tensor | int:
         """The timestep of this pass: learned, one of each picture (B,), or the rate's."""
