@@ -533,18 +533,20 @@ class TrainerConfig:
     accumulation: int = 1
     """forward passes per optimiser step"""
     mixed_precision: str = "no"
+    """no, bf16, or fp16 with a scaled loss, which takes a GPU: on a CPU the run says so and is in float32"""
     ema_decay: Optional[float] = None
     """of the averaged weights that are saved at the end; None keeps no average"""
     checkpoint_every: int = 1000
     keep_last: int = 2
     """checkpoints that are kept, beside that of the best validation"""
     log_every: int = 10
+    """steps of which each row of log.csv holds the means"""
     resume: bool = True
     """continue from the newest checkpoint in `output`, if there is one"""
     final: str = "last"
     """weights of the result: last, or best by validation"""
     non_finite: str = "stop"
-    """a loss that is no number: stop names the pictures and stops; skip leaves the step out on every process"""
+    """a loss or gradient that is no number: stop names the pictures and stops; skip leaves the step out everywhere"""
     max_skipped: int = 10
     """skip: so many such steps in a row stop the run"""
     gradient_checkpointing: bool = False

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: no test may wait for a network
 
 import numpy as np
@@ -61,6 +60,12 @@ def photographs() -> dict[str, Image.Image]:
 def astronaut(photographs) -> Image.Image:
     """One of them, 512x512."""
     return photographs["astronaut"]
+
+
+@pytest.fixture(scope="session")
+def make_goldens() -> ModuleType:
+    """The module by which our own golden data were made."""
+    return load_module(GOLDEN / "make.py", "make_goldens")
 
 
 @pytest.fixture(scope="session")

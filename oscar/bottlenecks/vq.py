@@ -314,8 +314,8 @@ class VQBottleneck(Bottleneck):
         return [Draw(rate, f"{rate.bpp:.4f}") for rate in rates]
 
     def columns(self) -> tuple[str, ...]:
-        names = ("loss", "cosine", "commitment", "perplexity")
-        return tuple(f"{name}_{rate.bpp:.4f}" for name in names for rate in self.rates)
+        names = ("loss", "cosine", "perplexity")
+        return ("cosine", "commitment", *(f"{name}_{rate.bpp:.4f}" for name in names for rate in self.rates))
 
     def forward(self, latent: Tensor, point: RatePoint) -> Output:
         encoder = self.at(point)

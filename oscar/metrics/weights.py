@@ -96,7 +96,10 @@ class Weights:
         if name in self.paths:
             return self.paths[name]
         if not self.is_cached(name):
-            fetch(name, self.cached(name))
+            try:
+                fetch(name, self.cached(name))
+            except WeightsUnavailable as error:
+                raise WeightsUnavailable(f"{error}; allowed: +{self.key}.{name}=FILE") from error
         return self.cached(name)
 
     def read(self, name: str) -> Any:

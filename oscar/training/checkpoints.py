@@ -16,12 +16,14 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 
-from oscar.training.train_state import Learner
+from oscar.training.train_state import Learner, NonFiniteError
 from oscar.utils.errors import first_line
 from oscar.utils.files import write_whole
 from oscar.utils.provenance import PROVENANCE
@@ -50,8 +52,15 @@ class Checkpoints:
             state: as `torch.load` reads it with `weights_only`.
             name: step-NNNNNNN or best.
             learners: whose engines, if they have any, write their shares.
+
+        Raises:
+            NonFiniteError: on every process, if a tensor holds what is no number; then nothing is written.
         """
         main, target = self.accelerator.is_main_process, self.folder / f"{name}.pt"
+        (bad,) = broadcast_object_list([find_non_finite(state)])
+        if bad is not None:
+            raise NonFiniteError(f"checkpoint {target} is not written: {bad} holds values that are not finite; "
+                                 "earlier checkpoints are as they were")  # fmt: skip
         if main:
             self.folder.mkdir(parents=True, exist_ok=True)
         engines = [learner for learner in learners if learner.has_engine]
@@ -112,6 +121,16 @@ class Checkpoints:
     def engine_folder(path: Path, number: int) -> Path:
         """Where the share of the learner of this number is, for a checkpoint."""
         return path.with_suffix("") / str(number)
+
+
+def find_non_finite(state: Any, name: str = "") -> str | None:
+    """The name of a tensor in a nested state that holds values that are not finite, or None."""
+    if isinstance(state, Tensor):
+        finite = not state.is_floating_point() or torch.isfinite(state).all()
+        return None if finite else name
+    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
+    found = (find_non_finite(value, f"{name}.{key}".lstrip(".")) for key, value in items)
+    return next((bad for bad in found if bad is not None), None)
 
 
 def find_checkpoints(output: Path) -> list[Path]:

@@ -54,7 +54,7 @@ def read_log(path: Path, column: str = "loss") -> pd.DataFrame:
 def curves(rows: pd.DataFrame, column: str = "loss") -> dict[float, pd.Series]:
     """The column by nominal bpp, each a series over steps; empty for a run without rates.
 
-    Taken from columns such as loss_0.0625 or, where a step trains one rate, from the column `rate`.
+    Taken from columns such as loss_0.0625 or, in logs of older versions, whose rows are of one rate, from `rate`.
     """
     rows = rows.set_index("step")
     by_rate = {}

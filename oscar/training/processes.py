@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from datetime import timedelta
@@ -14,6 +15,8 @@ from vector_quantize_pytorch import VectorQuantize
 
 from oscar.config import ConfigError, TrainConfig
 from oscar.training.stages.base import Stage
+
+log = logging.getLogger(__name__)
 
 TIMEOUT = timedelta(hours=2)  # while the first process counts entropy tables, the others wait
 
@@ -47,6 +50,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     check_total_batch(config, accelerator.num_processes)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.data.batch_size
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu" and accelerator.is_main_process:
+        log.warning("trainer.mixed_precision is 'fp16', which takes a GPU: on this CPU all is computed in float32; "
+                    "allowed on a CPU: no, bf16")  # fmt: skip
     return accelerator
 
 
@@ -79,6 +85,9 @@ def check_processes(config: TrainConfig, stage: Stage, accelerator: Accelerator)
     if kind == DistributedType.DEEPSPEED and config.stage.independent_rates and config.optimiser.grad_clip is not None:
         raise ConfigError("stage.independent_rates is true, but DeepSpeed clips all gradients together; allowed with "
                           "DeepSpeed: false, or optimiser.grad_clip=null")  # fmt: skip
+    if kind == DistributedType.DEEPSPEED and config.trainer.non_finite == "skip":
+        raise ConfigError("trainer.non_finite is 'skip', but DeepSpeed makes its step before the gradients can be "
+                          "looked at; allowed with DeepSpeed: stop")  # fmt: skip
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ConfigError("fsdp_version is 1; allowed: 2, as in configs/accelerate/fsdp.yaml")
     if accelerator.num_processes > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from oscar.config import OptimiserConfig
 
 
+class NonFiniteError(RuntimeError):
+    """A loss, a gradient or a weight that is no number; says which, and the step or the checkpoint."""
+
+
 class Learner:
     """A module with its optimiser, learning-rate schedule and gradient clipping, wrapped by Accelerate.
 
@@ -25,6 +30,9 @@ class Learner:
         module: what a training pass calls, which gathers gradients over the processes.
         parameters: those that are trained.
         clip_groups: parameters whose gradients are clipped by their norm together.
+        scaler: of the loss, in float16 on a GPU, or None. Each learner has its own: Accelerate's, shared by several
+            optimisers, would divide the gradients of all by the scale as soon as one of them is clipped, and change
+            the scale between the passes that another one adds up.
     """
 
     def __init__(
@@ -37,7 +45,7 @@ class Learner:
     ):
         self.accelerator = accelerator
         self.set_to_none = config.set_to_none
-        self.clip = config.grad_clip
+        self.clip_norm = config.grad_clip
         optimiser = torch.optim.AdamW(
             [parameter for parameter in module.parameters() if parameter.requires_grad],
             lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay,
@@ -54,19 +62,65 @@ class Learner:
         with warnings.catch_warnings():  # of a name that torch changes and Accelerate still uses
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             self.module, self.optimiser = accelerator.prepare(module, optimiser)
+        self.scaler = copy.deepcopy(accelerator.scaler)
+        if self.scaler is not None:
+            self.optimiser.scaler = None  # Accelerate's would step and change the scale by itself
+            self.scaler.scale(torch.zeros((), device=accelerator.device))  # makes its state, which else comes later
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]  # FSDP makes new
         self.clip_groups = clip_groups() or [self.parameters]
 
+    def backward(self, loss: Tensor) -> None:
+        """Add a pass's share to the gradients."""
+        if self.scaler is None:
+            self.accelerator.backward(loss)
+        else:
+            self.scaler.scale(loss / self.accelerator.gradient_accumulation_steps).backward()
+
+    def clip(self) -> Tensor:
+        """Clip the gradients of all passes, once for each step; returns the norm of all before, a scalar.
+
+        It is alike on every process, and not finite if any gradient is not.
+        """
+        if self.has_engine:  # which has clipped and stepped within `backward`
+            norm = self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm()
+            return torch.as_tensor(0.0 if norm is None else norm, device=self.accelerator.device)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimiser.optimizer)
+        largest = torch.inf if self.clip_norm is None else self.clip_norm
+        norms = [torch.nn.utils.clip_grad_norm_(group, largest) for group in self.clip_groups]
+        norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+        return torch.linalg.vector_norm(torch.stack([norm.to(self.accelerator.device) for norm in norms]))
+
+    def has_overflowed(self) -> bool:
+        """Whether gradients that are not finite come of the loss's scale, which is then halved.
+
+        That is no fault: the scale is tried out this way. At a scale of 1 the gradients are not finite by themselves.
+        """
+        if self.scaler is None:
+            return False
+        scale = self.scaler.get_scale()
+        self.scaler.update()
+        return scale > 1 and self.scaler.get_scale() < scale
+
     def update(self) -> None:
-        """One optimiser step from the gathered gradients (call under `accelerator.sync_gradients`)."""
-        if self.clip is not None:
-            for group in self.clip_groups:
-                self.accelerator.clip_grad_norm_(group, self.clip)
+        """One optimiser step from the gathered and clipped gradients (call under `accelerator.sync_gradients`)."""
         self.optimiser.step()
-        self.skip()
+        if self.scaler is not None:
+            self.scaler.update()
+        self._go_on()
 
     def skip(self) -> None:
         """Pass over this step: forget the gradients, and take the next learning rate all the same."""
+        for parameter in self.parameters:
+            if parameter not in self.optimiser.state:  # its first gradient: a zero in its place would move it
+                parameter.grad = None
+        if self.scaler is not None:
+            self.scaler.update(self.scaler.get_scale())  # unchanged, and ready for the next step's gradients
+        with warnings.catch_warnings():  # that the rate changes without a step of the optimiser
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            self._go_on()
+
+    def _go_on(self) -> None:
         self.schedule.step()
         self.optimiser.zero_grad(set_to_none=self.set_to_none)
 
@@ -77,7 +131,12 @@ class Learner:
         processes. DeepSpeed's optimiser is not in it, see `save_engine`.
         """
         optimiser = None if self.has_engine else gathered(self.optimiser.state_dict())
-        return {"model": gathered(self._model()), "optimiser": optimiser, "schedule": self.schedule.state_dict()}
+        return {
+            "model": gathered(self._model()),
+            "optimiser": optimiser,
+            "schedule": self.schedule.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+        }
 
     def _model(self) -> dict[str, Tensor]:
         trained = {name for name, parameter in self.plain.named_parameters() if parameter.requires_grad}
@@ -103,6 +162,8 @@ class Learner:
             made = "with" if state["optimiser"] is None else "without"
             raise ValueError(f"checkpoint: made {made} DeepSpeed, whose optimiser does not go with others; "
                              f"allowed: to go on {made} it")  # fmt: skip
+        if (state.get("scaler") is None) != (self.scaler is None):
+            raise ValueError("checkpoint: scaler does not fit this configuration")
         self.plain.load_state_dict({name: spread(value, own[name]) for name, value in state["model"].items()},
                                    strict=False)  # fmt: skip
         if not self.has_engine:
@@ -111,6 +172,8 @@ class Learner:
                 for parameter in self.optimiser.state:
                     parameter.grad = torch.zeros_like(parameter)
         self.schedule.load_state_dict(state["schedule"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
 
     def _spread_optimiser(self, state: dict) -> dict:
         moments = {

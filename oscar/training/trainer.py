@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -29,18 +30,17 @@ from tqdm.auto import tqdm
 from oscar.config import ConfigError, TrainConfig
 from oscar.data.crops import build_loader
 from oscar.training.checkpoints import BEST, Checkpoints, CsvLog, reset
+from oscar.training.interval import Interval
 from oscar.training.losses import critic_loss
 from oscar.training.processes import check_processes, critic_accelerator, make_accelerator, start_trackers
 from oscar.training.record import FINAL, RunRecord
 from oscar.training.resolve import resolve
 from oscar.training.stages.base import Pass, Stage
-from oscar.training.train_state import Learner, gathered, spread
+from oscar.training.train_state import Learner, NonFiniteError, gathered, spread
 
 log = logging.getLogger(__name__)
 
-
-class NonFiniteLossError(RuntimeError):
-    """A loss that is not a number; says the step and the pictures of the batch."""
+OVERFLOW = "a gradient overflowed"  # what float16's scaler is there for, and no fault
 
 
 class Trainer:
@@ -95,6 +95,10 @@ class Trainer:
         self.validated = 0  # the last step after which there was a validation
         self.best: float | None = None  # what it gave
         self.skipped = self.skipped_in_a_row = 0
+        self.interval = Interval()
+        self.seconds = 0.0  # of the run before this process
+        self._faults: dict[Learner, str] = {}  # by learner, why this step's update is left out
+        self._indices: list[list[int]] = []  # of the pictures of this step's passes, on this process
         self.checkpoints = Checkpoints(self.output, self.accelerator, trainer.keep_last)
         newest = self.checkpoints.newest() if trainer.resume else None
         if newest is not None:
@@ -114,7 +118,7 @@ class Trainer:
             False if a signal stopped it early; then a checkpoint of the last step is there to resume from.
 
         Raises:
-            NonFiniteLossError: see `trainer.non_finite`.
+            NonFiniteError: see `trainer.non_finite`.
         """
         trainer, main = self.config.trainer, self.accelerator.is_main_process
         if self.step == trainer.max_steps and self.record.is_finished(self.step):
@@ -129,12 +133,12 @@ class Trainer:
         with self._catch_signals():
             self._validate_if_due()  # if that of the checkpoint's step was not finished
             while self.step < trainer.max_steps and not self._stopping:
-                metrics = self._optimise(batches)
+                self._optimise(batches)
                 self.step += 1
                 progress.update()
                 last = self.step == trainer.max_steps
                 if self.step % trainer.log_every == 0 or last:
-                    progress.set_postfix(loss=f"{self._log(metrics):.4f}")
+                    progress.set_postfix(loss=f"{self._log():.4f}")
                 if self.step % trainer.checkpoint_every == 0 or last or self._stopping:
                     self._save(f"step-{self.step:07d}")
                 if not self._stopping:
@@ -150,90 +154,136 @@ class Trainer:
 
     # One step.
 
-    def _optimise(self, batches: Iterator[dict]) -> dict[str, Tensor]:
-        """One optimiser step over `accumulation` passes; returns the last pass's metrics."""
-        accelerator, skips = self.accelerator, self.config.trainer.non_finite == "skip"
-        codebooks = [(buffer, buffer.clone()) for buffer in self.stage.buffers()] if skips else []
-        metrics: dict[str, Tensor] = {}
-        bad = None
-        for micro in range(self.config.trainer.accumulation):
+    def _optimise(self, batches: Iterator[dict]) -> None:
+        """One optimiser step over `accumulation` passes; what they measure is added to the interval."""
+        started = time.perf_counter()
+        accumulation = self.config.trainer.accumulation
+        keep = self.config.trainer.non_finite == "skip" or self.learner.scaler is not None
+        buffers = [(buffer, buffer.clone()) for buffer in self.stage.buffers()] if keep else []
+        self._faults.clear()
+        self._indices.clear()
+        found = []
+        for micro in range(accumulation):
             batch = next(batches)
-            number = self.step * self.config.trainer.accumulation + micro
-            turn = Pass(number, self.config.seed, accelerator.process_index)
-            with accelerator.accumulate(*(learner.module for learner in self.learners)):
-                if bad is None:
-                    metrics, bad = self._learn(batch, turn)
-        if bad is not None:
-            self._skip(bad, codebooks)
-        else:
-            self.skipped_in_a_row = 0
-            if self.ema is not None:
-                self.ema.step(self.learner.parameters)
-        return {name: value.detach() for name, value in metrics.items()}
+            turn = Pass(self.step * accumulation + micro, self.config.seed, self.accelerator.process_index)
+            with self.accelerator.accumulate(*(learner.module for learner in self.learners)):
+                if self.learner not in self._faults:
+                    self._indices.append(batch["index"].tolist())
+                    found.append(self._learn(self._images(batch), turn))
+        self._conclude(found, buffers)
+        self.interval.add_time(self.batch, time.perf_counter() - started)
 
-    def _learn(self, batch: dict, turn: Pass) -> tuple[dict[str, Tensor], str | None]:
-        """One pass, and the update if it is a step's last; or what is wrong with its loss."""
-        accelerator = self.accelerator
+    def _learn(self, images: Tensor, turn: Pass) -> dict[str, float]:
+        """One pass, and the updates if it is a step's last; returns what it measures."""
         if self.critic is not None:
             self.stage.critic.requires_grad_(False)  # its weights get no gradient from the codec's loss
-        metrics = self.learner.module(self._images(batch), turn)
-        bad = self._find_non_finite(metrics["loss"], batch)
-        if bad is None:
-            accelerator.backward(metrics["loss"])
-            if accelerator.sync_gradients:
-                self.learner.update()
+        metrics = self.learner.module(images, turn)
+        values = self._descend(self.learner, metrics["loss"], metrics, "loss", "grad_norm")
         if self.critic is not None:
             for parameter in self.critic.parameters:
                 parameter.requires_grad_(True)
-            if bad is None:
-                metrics["critic"], bad = self._train_critic(turn, batch)
-        return metrics, bad
+            if not self._faults:
+                loss = self._criticise(turn)
+                weighted = self.config.stage.critic.weight * loss
+                values |= self._descend(self.critic, weighted, {"critic": loss}, "critic", "critic_grad_norm")
+        return values
 
     def _images(self, batch: dict) -> Tensor:
         images = batch["latent" if self.stage.takes_latents else "image"]
         return images.to(self.accelerator.device, memory_format=self.layout, non_blocking=True)
 
-    def _train_critic(self, turn: Pass, batch: dict) -> tuple[Tensor, str | None]:
+    def _criticise(self, turn: Pass) -> Tensor:
+        """The critic's loss."""
         real, fake, prompt = self.stage.critic_inputs()
         if isinstance(prompt, DTensor):
             prompt = prompt.full_tensor()
         latents = torch.cat([real, fake])
         logits = self.critic.module(latents, prompt, turn.noise(latents.device, stream=4))
-        loss = critic_loss(*logits.chunk(2), self.config.stage.critic.reduction)
-        bad = self._find_non_finite(loss, batch)
-        if bad is None:
-            self.critic.accelerator.backward(self.config.stage.critic.weight * loss)
-            if self.accelerator.sync_gradients:
-                self.critic.update()
-        return loss, bad
+        return critic_loss(*logits.chunk(2), self.config.stage.critic.reduction)
 
-    def _find_non_finite(self, loss: Tensor, batch: dict) -> str | None:
-        """What is wrong if the loss of any process is no number; the processes also tell each other of signals."""
-        signalled = torch.tensor(float(self._signalled), device=loss.device)
-        flags = torch.stack([(~torch.isfinite(loss.detach())).float().reshape(()), signalled])
-        bad, stop = self.accelerator.reduce(flags, "sum").tolist()
+    def _descend(
+        self, learner: Learner, loss: Tensor, metrics: dict[str, Tensor], name: str, norm_name: str
+    ) -> dict[str, float]:
+        """Gradients of a loss, and the update on a step's last pass if they are finite on all processes.
+
+        Args:
+            learner: what is trained.
+            loss: scalar.
+            metrics: scalars that are measured.
+            name: which of them must be finite.
+            norm_name: what the norm of the gradients is called among them.
+
+        Returns:
+            Means of the metrics over the processes; no others than finite ones if the update is left out.
+        """
+        learner.backward(loss)
+        if self.accelerator.sync_gradients:
+            metrics = {**metrics, norm_name: learner.clip()}
+        values = self._share(metrics)
+        if not math.isfinite(values[name]):
+            self._faults[learner] = self._describe(name, metrics[name])
+            return {}
+        if not math.isfinite(values.get(norm_name, 0)):
+            overflow = learner.has_overflowed()
+            self._faults[learner] = OVERFLOW if overflow else self._describe(norm_name, metrics[norm_name])
+            del values[norm_name]
+        elif self.accelerator.sync_gradients:
+            learner.update()
+        return values
+
+    def _share(self, metrics: dict[str, Tensor]) -> dict[str, float]:
+        """Means over the processes, the same on each; they also tell each other of signals.
+
+        This is the one place where a pass waits for the device.
+        """
+        values = [value.detach().float().reshape(()) for value in metrics.values()]
+        signalled = torch.tensor(float(self._signalled), device=self.accelerator.device)
+        *means, stop = self.accelerator.reduce(torch.stack([*values, signalled]), "mean").tolist()
         self._stopping = self._stopping or stop > 0
-        if not bad:
-            return None
-        own = [] if torch.isfinite(loss) else [(loss.item(), [str(self.paths[i]) for i in batch["index"].tolist()])]
+        return dict(zip(metrics, means, strict=True))
+
+    def _describe(self, name: str, value: Tensor) -> str:
+        """What is not finite, and the pictures behind it: of this pass, or of all passes for a norm."""
+        passes = self._indices if name.endswith("grad_norm") else self._indices[-1:]
+        own = [] if torch.isfinite(value) else [(value.item(), [str(self.paths[i]) for i in chain(*passes)])]
         found = gather_object(own)
-        names = ", ".join(name for _, paths in found for name in paths)
-        message = f"loss is {found[0][0]} at step {self.step + 1}; pictures of the batch: {names}"
+        names = ", ".join(path for _, paths in found for path in paths)
+        title = {"grad_norm": "norm of the gradients", "critic": "loss of the critic",
+                 "critic_grad_norm": "norm of the critic's gradients"}.get(name, name)  # fmt: skip
+        message = f"{title} is {found[0][0]} at step {self.step + 1}; pictures of the batch: {names}"
         if self.config.trainer.non_finite == "stop":
-            raise NonFiniteLossError(message)
+            raise NonFiniteError(message)
         return message
 
-    def _skip(self, message: str, codebooks: list[tuple[Tensor, Tensor]]) -> None:
-        """Leave a step out on every process: weights, averages and codebooks stay as they were."""
-        with torch.no_grad():
-            for buffer, before in codebooks:
-                buffer.copy_(before)
+    def _conclude(self, found: list[dict[str, float]], buffers: list[tuple[Tensor, Tensor]]) -> None:
+        """End a step on every process: if the stage's update was left out, all is as it was before.
+
+        If only the critic's was, the stage's stands.
+        """
+        fault = self._faults.get(self.learner)
         for learner in self.learners:
-            learner.skip()
+            if fault is not None or learner in self._faults:
+                learner.skip()
+        if fault is None or fault is OVERFLOW:
+            for values in found:
+                self.interval.add(values)
+        if fault is None and self.ema is not None:
+            self.ema.step(self.learner.parameters)
+        if fault is not None:
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+        messages = [message for message in self._faults.values() if message is not OVERFLOW]
+        if messages:
+            self._count_skip(messages[0])
+        elif not self._faults:
+            self.skipped_in_a_row = 0
+
+    def _count_skip(self, message: str) -> None:
         self.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= self.config.trainer.max_skipped:
-            raise NonFiniteLossError(f"{self.skipped_in_a_row} steps in a row were skipped; {message}")
+            raise NonFiniteError(f"{self.skipped_in_a_row} steps in a row were skipped; {message}")
         if self.accelerator.is_main_process:
             log.warning("step skipped: %s", message)
 
@@ -253,24 +303,41 @@ class Trainer:
     def _open_tables(self) -> None:
         self._tables: dict[str, CsvLog] = {}
         self._started = time.perf_counter()
+        norms = ["grad_norm"] if self.critic is None else ["grad_norm", "critic_grad_norm"]
+        columns = ["step", "seconds", *self._status(), *norms, *self.stage.metrics]
         if self.accelerator.is_main_process:
-            skipped = ["skipped"] if self.config.trainer.non_finite == "skip" else []
-            columns = ["step", "seconds", "lr", *skipped, *self.stage.metrics]
             self._tables["log"] = CsvLog(self.output / "log.csv", self.step, columns)
             if self.validator is not None:
                 self._tables["validation"] = CsvLog(self.output / "validation.csv", self.validated)
 
-    def _log(self, metrics: dict[str, Tensor]) -> float:
-        """Write the metrics, means over the processes, and return the loss."""
-        means = self.accelerator.reduce(torch.stack([value.float().reshape(()) for value in metrics.values()]), "mean")
-        values = dict(zip(metrics, means.tolist(), strict=True))
-        lr = self.learner.schedule.get_last_lr()[0]
-        self.accelerator.log({**values, "lr": lr}, step=self.step)
+    def _total_seconds(self) -> float:
+        """Since the run began, without the time between its end and a resume."""
+        return self.seconds + time.perf_counter() - self._started
+
+    def _status(self) -> dict[str, float]:
+        """What a row of the log holds beside the interval's means; collective."""
+        values = {"images_per_second": round(self.interval.images_per_second, 3)}
+        device = self.accelerator.device
+        if device.type == "cuda":  # of the process that took the most
+            peak = torch.tensor([torch.cuda.max_memory_allocated(device)], device=device)
+            values["gpu_memory_gib"] = round(self.accelerator.gather(peak).max().item() / 2**30, 3)
+        values["lr"] = self.learner.schedule.get_last_lr()[0]
+        if self.learner.scaler is not None:
+            values["loss_scale"] = self.learner.scaler.get_scale()
+        if self.config.trainer.non_finite == "skip":
+            values["skipped"] = self.skipped
+        return values
+
+    def _log(self) -> float:
+        """Write a row of means over the interval, and return the loss; NaN if all of its steps were skipped."""
+        means = self.interval.means()
+        values = {**self._status(), **means}
+        self.accelerator.log(values, step=self.step)
         if "log" in self._tables:
-            seconds = round(time.perf_counter() - self._started, 3)
-            row = {"step": self.step, "seconds": seconds, "lr": lr, "skipped": self.skipped, **values}
-            self._tables["log"].write(row)
-        return values["loss"]
+            self._tables["log"].write({"step": self.step, "seconds": round(self._total_seconds(), 3), **values})
+        if self.step % self.config.trainer.log_every == 0:  # else the last step's row, and a longer run goes on
+            self.interval.clear()
+        return means.get("loss", math.nan)
 
     def _validate_if_due(self) -> None:
         last = self.step == self.config.trainer.max_steps
@@ -339,10 +406,11 @@ class Trainer:
             "validated": self.validated,
             "best": self.best,
             "skipped": [self.skipped, self.skipped_in_a_row],
+            "interval": self.interval.state(),
+            "clock": [self._total_seconds(), self.interval.seconds],
             "learner": self.learner.state(),
             "critic": self.critic.state() if self.critic else None,
             "ema": gathered(self.ema.state_dict()) if self.ema else None,
-            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
         }
         self.checkpoints.save(state, name, self.learners)
 
@@ -355,7 +423,7 @@ class Trainer:
                 f"(processes {processes} x data.batch_size {self.config.data.batch_size} x trainer.accumulation "
                 f"{trainer.accumulation}); allowed: a product of {state['batch']}, which keeps the order of the data"
             )
-        for name, target in (("critic", self.critic), ("ema", self.ema), ("scaler", self.accelerator.scaler)):
+        for name, target in (("critic", self.critic), ("ema", self.ema)):
             if (state[name] is None) != (target is None):
                 raise ValueError(f"checkpoint {path}: {name} does not fit this configuration")
         self.learner.restore(state["learner"])
@@ -366,10 +434,11 @@ class Trainer:
             averages = zip(state["ema"]["shadow_params"], self.learner.parameters, strict=True)
             self.ema.load_state_dict({**state["ema"], "shadow_params": [spread(*pair) for pair in averages]})
             self.ema.to(self.accelerator.device)
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.validated, self.best = state["step"], state["validated"], state["best"]
         self.skipped, self.skipped_in_a_row = state["skipped"]
+        if "interval" in state:  # not in those of older versions
+            self.seconds, in_interval = state["clock"]
+            self.interval.restore(state["interval"], in_interval)
 
     @contextmanager
     def _catch_signals(self):

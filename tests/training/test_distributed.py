@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from oscar.codec import OscarCodec
 from oscar.config import TrainConfig
 from oscar.training.checkpoints import find_checkpoints
 
@@ -40,6 +39,7 @@ class Job:
     Attributes:
         gradients: folder for the gradients of the first step and the buffers after it.
         broken: (process, pass) whose loss is no number.
+        poisoned: (process, step) whose loss is one, but has a gradient that is not.
         pause: seconds that each step takes longer.
         report: folder for the message of an error.
         fsdp: spread the networks over the processes; Accelerate itself does so on GPUs only.
@@ -47,6 +47,7 @@ class Job:
 
     gradients: Path | None = None
     broken: tuple[int, int] | None = None
+    poisoned: tuple[int, int] | None = None
     pause: float = 0.0
     report: Path | None = None
     fsdp: bool = False
@@ -59,8 +60,8 @@ def train(config: TrainConfig, rank: int, world: int, port: int, job: Job) -> No
     from oscar.models.discriminator import LatentDiscriminator
     from oscar.training.build import build_stage
     from oscar.training.processes import make_accelerator
-    from oscar.training.train_state import Learner
-    from oscar.training.trainer import NonFiniteLossError, Trainer
+    from oscar.training.train_state import Learner, NonFiniteError
+    from oscar.training.trainer import Trainer
 
     torch.set_num_threads(1)
     if job.fsdp:
@@ -81,6 +82,10 @@ def train(config: TrainConfig, rank: int, world: int, port: int, job: Job) -> No
             return (latent + noise) / 2**0.5, torch.full((len(latent),), 500)
 
         Learner.update, LatentDiscriminator.renoise = keep, renoise
+    if job.poisoned is not None:
+        trainer.learner.parameters[0].register_hook(
+            lambda gradient: gradient * float("nan" if (rank, trainer.step) == job.poisoned else 1)
+        )
     if job.broken is not None or job.pause:
         forward = type(trainer.stage).forward
 
@@ -93,7 +98,7 @@ def train(config: TrainConfig, rank: int, world: int, port: int, job: Job) -> No
         type(trainer.stage).forward = wrapped
     try:
         trainer.run()
-    except NonFiniteLossError as error:
+    except NonFiniteError as error:
         (job.report / f"{rank}.txt").write_text(str(error))
         sys.exit(2)
     if job.gradients is not None:
@@ -211,13 +216,19 @@ def test_another_number_of_processes_goes_on_with_the_same_data(configure, runs)
         assert float(a["loss"]) == pytest.approx(float(b["loss"]), abs=2e-3)
 
 
-def test_a_loss_without_a_number_on_one_process(configure, runs, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "what", "pictures"),
+    [("broken", "loss", 2), ("poisoned", "norm of the gradients", 4)],  # a gradient's process is not known
+)
+def test_what_is_no_number_on_one_process(
+    configure, runs, tmp_path: Path, fault: str, what: str, pictures: int
+) -> None:
     """Stopping names its pictures everywhere; skipping leaves the step out everywhere."""
-    job = Job(broken=(1, 2), report=tmp_path)
+    job = Job(**{fault: (1, 2)}, report=tmp_path)
     finish(start([configure("joint", "stop", "trainer.max_steps=5")] * 2, job), 2, 2)
     messages = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
-    assert messages[0] == messages[1] and messages[0].startswith("loss is nan at step 3; pictures of the batch: ")
-    assert messages[0].count(".png") == 2
+    assert messages[0] == messages[1] and messages[0].startswith(f"{what} is nan at step 3; pictures of the batch: ")
+    assert messages[0].count(".png") == pictures
     skip = configure("joint", "skip", "trainer.max_steps=5", "trainer.non_finite=skip")
     finish(start([skip] * 2, job), 0, 0)
     state = runs.newest(skip)
@@ -234,7 +245,7 @@ def test_fsdp_trains_alike_and_shares_checkpoints(configure, runs, photos: Path)
     mixed, plain = (configure("joint", name, "trainer.max_steps=6", *options) for name in ("mixed", "plain"))
     finish(start([plain] * 2), 0, 0)
     for a, b in zip(runs.rows(mixed), runs.rows(plain), strict=True):
-        assert a["rate"] == b["rate"]
+        assert drawn(a) == drawn(b) and len(drawn(a)) == 1
         for name in ("loss", "gan", "critic"):
             assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-3), (name, a["step"])
     one, other = (runs.newest(config) for config in (mixed, plain))
@@ -273,6 +284,11 @@ def test_killed_ten_times_and_resumed_equals_uninterrupted(configure, runs, stag
     assert 2 * KILLS <= last_step(killed) < 60, "the run ended before the last kill"
     finish(start([killed] * 2), 0, 0)
     runs.assert_same(whole, killed)
+
+
+def drawn(row: dict[str, str]) -> set[str]:
+    """The rates that a row of the log has values of."""
+    return {name for name, value in row.items() if name.startswith("loss_") and value}
 
 
 def last_step(config: TrainConfig) -> int:

@@ -409,7 +409,7 @@ def test_each_hyper_encoder_is_clipped_by_its_own_norm(configure) -> None:
     config = configure(1, "optimiser.grad_clip=0.01")
     trainer = Trainer(build_stage(config), config)
     groups = trainer.learner.clip_groups
-    encoders = [list(trainer.stage.codec.bottleneck.at(rate).parameters()) for rate in trainer.stage.codec.rates]
+    encoders = [list(trainer.stage.codec.bottleneck.at(rate).parameters()) for rate in trainer.stage.codec.bottleneck.rates]
     assert [list(map(id, group)) for group in groups] == [list(map(id, encoder)) for encoder in encoders]
     norms = []
     trainer.learner.optimiser.step = lambda: norms.extend(total_norm(group) for group in groups)
@@ -465,8 +465,8 @@ def test_rates_that_are_not_drawn(configure, monkeypatch, set_to_none: bool) -> 
     trainer._batches = lambda first: iter(batches[first:])
     parameters = [p for p in plain.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2)
-    first, second = (plain.codec.bottleneck.at(rate).proj[0].weight for rate in plain.codec.rates)
-    own = [stage.codec.bottleneck.at(rate).proj[0].weight for rate in stage.codec.rates]
+    first, second = (plain.codec.bottleneck.at(rate).proj[0].weight for rate in plain.codec.bottleneck.rates)
+    own = [stage.codec.bottleneck.at(rate).proj[0].weight for rate in stage.codec.bottleneck.rates]
     for number, batch in enumerate(batches):
         before = first.clone(), second.clone()
         plain(batch["image"], Pass(number, config.seed))["loss"].backward()
@@ -485,12 +485,13 @@ def test_rates_that_are_not_drawn(configure, monkeypatch, set_to_none: bool) -> 
 def test_a_resume_keeps_moving_rates_that_are_not_drawn(configure, runs) -> None:
     """Their gradients of zero are no part of a checkpoint, and are there again all the same."""
     options = ("optimiser.warmup_steps=0", "optimiser.lr=1e-3", "trainer.checkpoint_every=1", "seed=3")
-    whole = configure(2, *options, "trainer.max_steps=5", output="whole")
+    whole = configure(2, *options, "trainer.max_steps=4", output="whole")
     assert Trainer(build_stage(whole), whole).run()
-    for steps in (1, 2, 5):
+    for steps in (2, 4):
         part = configure(2, *options, f"trainer.max_steps={steps}", output="part")
         assert Trainer(build_stage(part), part).run()
-    assert len({row["rate"] for row in runs.rows(whole)[:2]}) == 2, "this seed draws both rates early"
+    drawn = {name for row in runs.rows(whole)[:2] for name, value in row.items() if name.startswith("loss_") and value}
+    assert len(drawn) == 2, "this seed draws both rates early"
     runs.assert_same(whole, part)
 
 
@@ -606,8 +607,9 @@ def test_the_critic_of_a_published_run(configure) -> None:
     without = configure(2, "stage.gan=0", output="without")
     other = Trainer(build_stage(without), without)
     advance(other, 3)
+    state = trainer.stage.state_dict()
     for name, value in other.stage.state_dict().items():
-        assert torch.equal(trainer.stage.state_dict()[name], value), name
+        assert torch.equal(state[name], value), name
 
 
 def test_the_corrected_critic_teaches_the_codec(configure, compose, photos: Path) -> None:
@@ -696,7 +698,7 @@ def test_flags_of_the_gpu_libraries(configure) -> None:
 def test_the_quantisers_defaults(configure) -> None:
     """[lib], of a library release that is not the published one."""
     codec = build_stage(configure(2)).codec
-    for rate in codec.rates:
+    for rate in codec.bottleneck.rates:
         quantizer = codec.bottleneck.at(rate).quantizer
         codebook = quantizer._codebook
         assert (codebook.decay, codebook.eps, codebook.threshold_ema_dead_code) == (0.8, 1e-5, 0)

@@ -16,7 +16,6 @@ import pytest
 import torch
 from oscar.training.sampling import choose_rates
 
-from oscar.codec import OscarCodec
 from oscar.config import ConfigError, TrainConfig
 from oscar.models.backbone import Backbone
 from oscar.rates import PAPER_RATES, RATES
@@ -161,10 +160,11 @@ def test_joint_logs_by_rate(configure, quick_tables) -> None:
     Trainer(build_stage(config), config).run()
     with (Path(config.output) / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["rate"][:5] for row in rows} == {"0.031", "0.125"}  # balanced: each once
+    assert {row["loss_0.0313"] == "" for row in rows} == {True, False}  # balanced: each once
     for row in rows:
-        mine, other = ("0.0313", "0.1250") if row["rate"][:5] == "0.031" else ("0.1250", "0.0313")
+        mine, other = ("0.0313", "0.1250") if row["loss_0.0313"] else ("0.1250", "0.0313")
         assert row[f"loss_{mine}"] == row["loss"] and row[f"loss_{other}"] == ""
+        assert row[f"cosine_{mine}"] == row["cosine"] and row[f"cosine_{other}"] == ""
         assert 1 <= float(row[f"perplexity_{mine}"]) <= 256.01 and row[f"perplexity_{other}"] == ""
 
 
@@ -314,7 +314,7 @@ def test_learned_timesteps(configure, quick_tables) -> None:
     stage = build_stage(config)
     assert isinstance(stage.codec.mapping, LearnedMapping)
     metrics = stage.train()(images(), Pass(0, 0))
-    rate = next(rate for rate in stage.codec.bottleneck.rates if abs(rate.bpp - metrics["rate"].item()) < 1e-6)
+    rate = next(rate for rate in stage.codec.bottleneck.rates if f"loss_{rate.bpp:.4f}" in metrics)
     assert metrics["timestep"].item() == pytest.approx(rate.timestep, abs=0.01)
     metrics["loss"].backward()
     gradient = stage.timesteps.offset.grad

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from oscar.bottlenecks import Bottleneck, Output, Point
+from oscar.bottlenecks import Bottleneck, Draw, Output, Point
 from oscar.codec import OscarCodec
 from oscar.config import ConfigError, TrainConfig, ValidationConfig
 from oscar.models.backbone import Backbone
@@ -119,6 +119,11 @@ class CodecStage(Stage):
         """The weighted sum of the bottleneck's losses, by `stage.<name>` or 1, and what is logged of them."""
         loss = sum(getattr(self.stage, name, 1.0) * value for name, value in output.losses.items())
         return loss, {name: value.detach() for name, value in {**output.losses, **output.statistics}.items()}
+
+    def logged(self, common: dict[str, Tensor], draw: Draw, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a pass returns: `common` scalars and those of the draw under its label, as far as there are columns."""
+        labelled = {} if draw.label is None else {f"{name}_{draw.label}": value for name, value in own.items()}
+        return {name: value for name, value in {**common, **labelled}.items() if name in self.metrics}
 
     def current_codec(self) -> OscarCodec:
         """The codec as it stands."""

@@ -50,10 +50,9 @@ class BottleneckStage(CodecStage):
             output = self.codec.bottleneck(latent, draw.point)
             loss, terms = self.weigh(output)
             result["loss"] = result["loss"] + loss / (1 if self.stage.independent_rates else len(draws))
-            if draw.label is None:
-                result |= terms
-                continue
-            result |= {f"{name}_{draw.label}": value for name, value in {"loss": loss.detach(), **terms}.items()}
+            for name, value in terms.items():
+                result[name] = result.get(name, 0.0) + value / len(draws)
+            result |= self.logged({}, draw, {"loss": loss.detach(), **terms})
         return {name: value for name, value in result.items() if name in self.metrics}
 
     def clip_groups(self) -> list[list[nn.Parameter]] | None:

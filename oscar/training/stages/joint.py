@@ -72,20 +72,15 @@ class JointStage(CodecStage):
             distortions, terms = self.image_loss.by_picture(decoded, images)
             loss = (output.weight * distortions).mean()
         own, statistics = self.weigh(output)
-        loss = loss + own
-        if self.stage.latent:
-            terms["latent"] = F.mse_loss(x0.float(), target.float())
-            loss = loss + self.stage.latent * terms["latent"]
+        terms["latent"] = F.mse_loss(x0.float(), target.float())
+        loss = loss + own + self.stage.latent * terms["latent"]
         if self.timesteps is not None:
             terms["timestep"] = timestep.detach()
         if self.critic is not None:
             terms["gan"] = generator_loss(self.critic(x0, self.codec.denoiser.prompt, turn.noise(x0.device)))
             loss = loss + self.stage.gan * terms["gan"]
             self._last = (others[0].detach() if others else target, x0.detach())
-        if draw.label is not None:
-            statistics = {f"{name}_{draw.label}": value for name, value in {"loss": loss.detach(), **statistics}.items()}
-        result = {"loss": loss, **terms, **statistics}
-        return {name: value for name, value in result.items() if name in self.metrics}
+        return self.logged({"loss": loss, **terms, **statistics}, draw, {"loss": loss.detach(), **statistics})
 
     def timestep(self, draw: Draw, z_hat: Tensor, latent: Tensor) -> Tensor | float:
         """The timestep of this pass: learned, one of each image (B,), or the operating point's."""
