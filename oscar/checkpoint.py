@@ -16,6 +16,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -38,7 +39,7 @@ from oscar.models.denoiser import Denoiser, lora_targets
 from oscar.models.hyper_encoder import VQBottleneck
 from oscar.models.hyperprior import HyperpriorBottleneck
 from oscar.models.inference import merge_lora
-from oscar.models.loading import WeightsError, drop, fill, read_tensors, tensor_names
+from oscar.models.loading import WeightsError, count_numbers, drop, fill, part_files, read_tensors, tensor_names
 from oscar.provenance import MODEL, SHIPPED
 from oscar.rates import rate_by_id
 from oscar.timesteps import mapping_from_config
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CONFIG, WEIGHTS = MODEL, "oscar.safetensors"
+LARGE_MODEL = 100_000_000  # parameters from which a narrow precision pays
 # Statistics that only training reads, and CompressAI's tables, for which checkpoints keep the codes, or integers,
 # themselves; and its constants, of which float16 would make a least likelihood of 0.
 _TRAINING_ONLY = ("cluster_size", "embed_avg", "initted", "_quantized_cdf", "_cdf_length", "_offset", "scale_table",
@@ -240,6 +242,7 @@ def load_merged(
     half: Half = "both",
     dtype: torch.dtype = torch.float32,
     backbone: str | Path | None = None,
+    large_dtype: torch.dtype | None = None,
 ) -> OscarCodec:
     """Read a checkpoint for inference: the adapters in the UNet's weights, and of a half only what that half uses.
 
@@ -250,6 +253,7 @@ def load_merged(
         half: "encoder" can only compress, "decoder" only decompress.
         dtype: of the networks.
         backbone: as `load`.
+        large_dtype: in its place for models of `LARGE_MODEL` parameters and more, if given.
 
     Raises:
         CheckpointError: as `load`.
@@ -258,6 +262,8 @@ def load_merged(
         path, mapping = folder / WEIGHTS, mapping_from_config(config["timesteps"])
         _check_hashes(folder, {name: digest for name, digest in config["sha256"].items()
                                if half != "encoder" or not name.startswith("unet/")})  # fmt: skip
+        if large_dtype not in (None, dtype) and count_parameters(folder, config, backbone) >= LARGE_MODEL:
+            dtype = large_dtype
         stored = tensor_names(path)
         adapters = {}
         if half != "encoder":
@@ -342,6 +348,19 @@ def _read_backbone(folder: Path, config: dict, moved: str | Path | None, *option
             raise CheckpointError(f"backbone {place!r} is not the one that this checkpoint was made with: "
                                   f"its {part} has other weights")  # fmt: skip
     return backbone
+
+
+def count_parameters(folder: Path, config: dict, moved: str | Path | None = None) -> float:
+    """Numbers in the files of a checkpoint and its backbone; infinity if the backbone's are on the hub, or in no
+    safetensors files. Both halves of a model have the same count."""
+    own = sum(count_numbers(folder / name) for name in config["sha256"])
+    if config["backbone"] is None:
+        return own
+    source = str(moved or config["backbone"])
+    places = [part_files(source, part) if Path(source).is_dir() else {} for part in ("vae", "unet")]
+    if not all(places):
+        return math.inf
+    return own + sum(count_numbers(path) for part in places for path in {path for path, _ in part.values()})
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ from oscar.bitstream.context import ContextModel, decode_grid, decode_prefix, en
 from oscar.bitstream.entropy import uniform_frequencies
 from oscar.bitstream.norms import dequantise_rms, quantise_rms
 from oscar.effort import cheaper_indices, check_effort
-from oscar.models.backbone import VAE_DECODER, Backbone, Half, decode
+from oscar.models.backbone import VAE_DECODER, Backbone, Half, decode, encode
 from oscar.models.denoiser import Denoiser
 from oscar.models.hyper_encoder import VQBottleneck
 from oscar.models.inference import (
@@ -51,6 +51,7 @@ from oscar.models.inference import (
 )
 from oscar.models.loading import drop
 from oscar.models.padding import pad_to_multiple
+from oscar.models.precision import compute_finite, widen, without_tf32
 from oscar.models.reuse import give_back_memory
 from oscar.models.tiling import MemoryBudget
 from oscar.protocol import PAPER_MULTIPLE, Protocol, check_protocol, image_noise
@@ -164,7 +165,9 @@ class OscarCodec(nn.Module):
         Args:
             source: "nano" (in the package), a checkpoint folder or a hub id.
             device: where the networks run.
-            dtype: their precision; "auto" takes bfloat16 or float16 where the device computes in it, else float32.
+            dtype: their precision; "auto" takes float32 for models of fewer than 100 million parameters, so that their
+                files are the same on every device; for larger ones bfloat16 or float16 where the device computes in it,
+                else float32.
             half: "encoder" or "decoder" reads only what compressing or decompressing needs.
             compile: whether to have torch.compile compile the networks on their first call for each size of picture;
                 "graphs" replays them as CUDA graphs too.
@@ -181,11 +184,11 @@ class OscarCodec(nn.Module):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")
         device = torch.device(device)
-        dtype = auto_dtype(device) if dtype == "auto" else dtype
+        small, large = (torch.float32, auto_dtype(device)) if dtype == "auto" else (dtype, dtype)
         budget = MemoryBudget.parse(memory)
-        codec = checkpoint.load_merged(source, half, dtype, backbone)
+        codec = checkpoint.load_merged(source, half, small, backbone, large)
         if tiny_vae is not None and half != "encoder":
-            codec.preview = load_tiny_vae(tiny_vae, codec.backbone.latent_channels, dtype)
+            codec.preview = load_tiny_vae(tiny_vae, codec.backbone.latent_channels, codec.dtype)
             drop(codec.backbone.vae, VAE_DECODER)
         codec.eval().requires_grad_(False).to(device)
         codec.prepare(compile)
@@ -492,15 +495,38 @@ class OscarCodec(nn.Module):
 
         The latent is the posterior's mode, or as protocol `paper` has it a sample (`oscar.protocol.image_noise`).
         """
-        self._need("encoder", "compress")
-        padded = pad_to_multiple(batch.to(self.device, self.dtype), rate.pixels_per_index)
-        draw = (lambda mean: image_noise(batch, mean.shape).to(mean)) if is_sampled else None
-        latent = self.backbone.encode(padded, draw)
-        indices = self.bottleneck.encode(latent, rate)
+        latent = self.encode_latent(batch, rate.pixels_per_index, is_sampled)
+        with without_tf32():
+            indices = self.bottleneck.encode(latent, rate)
         timesteps = None
         if self.mapping.per_picture:
             timesteps = self.measure_timesteps(self.bottleneck.decode(indices, rate), latent)
         return Analysis(latent, indices, channel_rms(latent), timesteps)
+
+    def encode_latent(self, batch: Tensor, multiple: int | None = None, is_sampled: bool = False) -> Tensor:
+        """Encoder half: images (B, 3, H, W), padded here by replicating the edge -> latent (B, C, h, w), float32.
+
+        Args:
+            batch: images in [-1, 1].
+            multiple: that the padded sides are of; by default the pixels per latent position.
+            is_sampled: see `analyse`.
+
+        Raises:
+            ImageError: for images whose values are not finite.
+            NotFiniteError: if the latent's are not.
+        """
+        self._need("encoder", "compress")
+        if not batch.isfinite().all():
+            raise images.ImageError("image has values that are not finite; allowed: -1 to 1")
+
+        def run(vae: nn.Module, padded: Tensor, batch: Tensor) -> Tensor:
+            draw = (lambda mean: image_noise(batch, mean.shape).to(mean)) if is_sampled else None
+            return encode(vae, padded, self.backbone.memory, draw)
+
+        batch = batch.to(self.device)
+        padded = pad_to_multiple(batch, multiple or self.backbone.factor)
+        with without_tf32():
+            return compute_finite("the latent", self.backbone.vae, run, padded, batch)
 
     def economise(self, analysis: Analysis, rate: RatePoint, effort: int) -> Analysis:
         """Encoder half: the analysis with indices that cost fewer bits (see `oscar.effort`)."""
@@ -508,7 +534,8 @@ class OscarCodec(nn.Module):
             return analysis
         table, model = self.frequencies[rate.id], self.contexts.get(rate.id)
         encoder = self.bottleneck.at(rate)
-        indices = cheaper_indices(encoder, analysis.latent, analysis.indices, effort, table, model)
+        with without_tf32():
+            indices = cheaper_indices(encoder, analysis.latent, analysis.indices, effort, table, model)
         timesteps = analysis.timesteps
         if self.mapping.per_picture:
             timesteps = self.measure_timesteps(self.bottleneck.decode(indices, rate), analysis.latent)
@@ -528,8 +555,9 @@ class OscarCodec(nn.Module):
 
     def render(self, x0: Tensor) -> Tensor:
         """Denoised latent (B, 4, h, w) -> images in [-1, 1]."""
-        image = self.backbone.decode(x0) if self.preview is None else decode(self.preview, x0, self.backbone.memory)
-        return image.clamp(-1, 1)
+        vae, memory = self.backbone.vae if self.preview is None else self.preview, self.backbone.memory
+        image = compute_finite("the decoded image", vae, lambda vae, x0: decode(vae, x0, memory), x0)
+        return image.clamp_(-1, 1)
 
     def denoise(
         self, z_hat: Tensor, rms: Tensor, rate: RatePoint, timesteps: Tensor | float | None = None
@@ -578,7 +606,7 @@ class OscarCodec(nn.Module):
 
     def stored_rms(self, codes: Tensor) -> Tensor:
         """The rms (B, 4) that a decoder reads from codes (B, 4) in a file."""
-        return torch.from_numpy(dequantise_rms(codes.numpy().astype(np.uint8))).to(self.device, self.dtype)
+        return torch.from_numpy(dequantise_rms(codes.numpy().astype(np.uint8))).to(self.device)
 
     def stored_timesteps(self, containers: Sequence[Container]) -> Tensor | None:
         """The timesteps (B,) that a decoder reads from files, None where the rate determines them."""
@@ -622,8 +650,8 @@ def as_batch(picture: Image.Image | np.ndarray | Tensor) -> Tensor:
 
 
 def channel_rms(latent: Tensor) -> Tensor:
-    """Root mean square over space of each channel: (B, C, h, w) -> (B, C)."""
-    return latent.square().mean(dim=(2, 3)).sqrt()
+    """Root mean square over space of each channel: (B, C, h, w) -> (B, C), at least in float32."""
+    return widen(latent).square().mean(dim=(2, 3)).sqrt()
 
 
 def channel_cosine(z_hat: Tensor, latent: Tensor) -> Tensor:

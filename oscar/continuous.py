@@ -19,7 +19,7 @@ from torch import Tensor
 from oscar.bitstream import MAX_QUALITY, Coding, Container, WrongModelError
 from oscar.bitstream.rans import MEAN_STATE_BITS
 from oscar.codec import OscarCodec, as_batch
-from oscar.models.padding import pad_to_multiple
+from oscar.models.precision import without_tf32
 from oscar.protocol import check_protocol
 from oscar.rates import RatePoint
 from oscar.targets import quality_within
@@ -126,17 +126,14 @@ class ContinuousCodec(OscarCodec):
             raise ValueError(f"effort is {effort}, but this model has a hyperprior; allowed: 0")
         return self.write_latent(self.encode_latent(batch), self.find_point(rate), *batch.shape[-2:])
 
-    def encode_latent(self, batch: Tensor) -> Tensor:
-        """Encoder half: images (B, 3, H, W), padded here by replicating the edge -> latent (B, C, h, w)."""
-        self._need("encoder", "compress")
-        return self.backbone.encode(pad_to_multiple(batch.to(self.device, self.dtype), self.backbone.factor))
-
     @torch.inference_mode()
     def write_latent(self, latent: Tensor, quality: Quality, height: int, width: int) -> list[bytes]:
         """Latents (B, C, h, w) of images of `height` x `width` -> the bytes of one file each."""
+        with without_tf32():
+            payloads = self.bottleneck.encode(latent, quality.code)
         return [
             Container(Coding.HYPERPRIOR, None, self.model_tag, width, height, b"", payload, quality=quality.code).pack()
-            for payload in self.bottleneck.encode(latent, quality.code)
+            for payload in payloads
         ]
 
     def read(self, data: bytes) -> tuple[Container, np.ndarray]:

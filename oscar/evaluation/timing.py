@@ -214,7 +214,7 @@ def _stages(codec: OscarCodec, direction: str) -> tuple[tuple[str, object, str],
         return _continuous_stages(codec, direction)
     if direction == "encode":
         return (
-            ("vae_encode", codec.backbone, "encode"),
+            ("vae_encode", codec, "encode_latent"),
             ("bottleneck_encode", codec.bottleneck, "encode"),
             ("entropy_encode", flow, "encode_grid"),
             ("container_write", codec, "write"),
@@ -224,14 +224,14 @@ def _stages(codec: OscarCodec, direction: str) -> tuple[tuple[str, object, str],
         ("entropy_decode", flow, "decode_grid"),
         ("bottleneck_decode", codec.bottleneck, "decode"),
         ("rescale_unet_step", codec, "denoise"),
-        ("vae_decode", codec.backbone, "decode"),
+        ("vae_decode", codec, "render"),
     )
 
 
 def _continuous_stages(codec: OscarCodec, direction: str) -> tuple[tuple[str, object, str], ...]:
     if direction == "encode":
         return (
-            ("vae_encode", codec.backbone, "encode"),
+            ("vae_encode", codec, "encode_latent"),
             ("bottleneck_encode", codec.bottleneck, "analyse"),
             ("entropy_encode", codec.bottleneck, "encode"),
             ("container_write", codec, "write_latent"),
@@ -241,7 +241,7 @@ def _continuous_stages(codec: OscarCodec, direction: str) -> tuple[tuple[str, ob
         ("entropy_decode", codec, "read"),
         ("bottleneck_decode", codec.bottleneck, "dequantise"),
         ("unet_step", codec.denoiser, "forward"),
-        ("vae_decode", codec.backbone, "decode"),
+        ("vae_decode", codec, "render"),
     )
 
 

@@ -135,18 +135,7 @@ class Backbone(nn.Module):
             draw: gives standard normal noise like the mean that it is called with, such as `torch.randn_like`; with it
                 a sample takes the mode's place. A VAE without posterior has only its latent.
         """
-        if tiling.cuts(self.vae, *images.shape[-2:]):
-            moments = tiling.encode(self.vae, images, self.memory)
-            has_posterior = moments.shape[1] > self.latent_channels
-            posterior = DiagonalGaussianDistribution(moments) if has_posterior else None
-            latent = moments[:, : self.latent_channels]
-        else:
-            encoded = self.vae.encode(images)
-            posterior = getattr(encoded, "latent_dist", None)
-            latent = encoded.latent if posterior is None else posterior.mode()
-        if draw is not None and posterior is not None:
-            latent = latent + posterior.std * draw(latent)
-        return latent * self.vae.config.scaling_factor
+        return encode(self.vae, images, self.memory, draw)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Scaled latent (B, 4, h, w) -> images (B, 3, 8h, 8w), about [-1, 1], not clamped."""
@@ -209,6 +198,26 @@ def _load(
     for name, value in model.state_dict().items():
         value.copy_(change(name, value))
     return model.to(dtype)
+
+
+def encode(
+    vae: nn.Module,
+    images: Tensor,
+    memory: MemoryBudget | None = None,
+    draw: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Encode images with an autoencoder of diffusers; see `Backbone.encode`."""
+    if tiling.cuts(vae, *images.shape[-2:]):
+        moments, channels = tiling.encode(vae, images, memory), vae.config.latent_channels
+        posterior = DiagonalGaussianDistribution(moments) if moments.shape[1] > channels else None
+        latent = moments[:, :channels]
+    else:
+        encoded = vae.encode(images)
+        posterior = getattr(encoded, "latent_dist", None)
+        latent = encoded.latent if posterior is None else posterior.mode()
+    if draw is not None and posterior is not None:
+        latent = latent + posterior.std * draw(latent)
+    return latent * vae.config.scaling_factor
 
 
 def decode(vae: nn.Module, latent: Tensor, memory: MemoryBudget | None = None) -> Tensor:

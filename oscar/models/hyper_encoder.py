@@ -18,6 +18,7 @@ from torch import Tensor, distributed, nn
 from vector_quantize_pytorch import VectorQuantize
 
 from oscar.models.padding import pad_to_multiple
+from oscar.models.precision import compute_finite
 from oscar.models.residual_vq import ResidualQuantizer
 from oscar.rates import MAX_DOWNSAMPLE, PAPER_RATES, RatePoint, find_rate, rate_by_id
 
@@ -163,8 +164,11 @@ class HyperEncoder(nn.Module):
 
     def codebook_features(self, latent: Tensor) -> Tensor:
         """Unit-norm features (B, rows, columns, codebook_dim), of cells, whose nearest codes are the indices."""
-        features = self.backbone(self.add_dither(latent)).permute(0, 2, 3, 1)
-        return F.normalize(self.quantizer.project_in(features), dim=-1)
+        features = compute_finite("the hyper-encoder's features", self, HyperEncoder._project, latent)
+        return F.normalize(features, dim=-1)
+
+    def _project(self, latent: Tensor) -> Tensor:
+        return self.quantizer.project_in(self.backbone(self.add_dither(latent)).permute(0, 2, 3, 1))
 
     def add_dither(self, latent: Tensor) -> Tensor:
         """The latent with the encoder's noise: random in training, else a fixed pattern, so that files repeat."""
@@ -218,7 +222,8 @@ class HyperEncoder(nn.Module):
     def encode(self, latent: Tensor) -> Tensor:
         """Latent (B, 4, h, w), h and w multiples of the rate's downsample -> indices, int64 (B, rows, columns)."""
         if self.stages == 1:
-            return (self.codebook_features(latent) @ self.quantizer.codebook.t().to(latent.dtype)).argmax(dim=-1)
+            features = self.codebook_features(latent)
+            return (features @ self.quantizer.codebook.t().to(features.dtype)).argmax(dim=-1)
         rows, columns = (side // self.rate.downsample for side in latent.shape[-2:])
         features = self.codebook_features(pad_to_multiple(latent, self.rate.downsample * self.cell))
         present = self._cells(torch.ones(len(latent), rows, columns, dtype=torch.bool, device=latent.device))
@@ -372,7 +377,7 @@ class VQBottleneck(nn.Module):
     def decode(self, indices: Tensor, rate: RatePoint) -> Tensor:
         """Decoder half: indices (B, rows, columns) -> quantised latent before rescaling (B, 4, h, w)."""
         # Networks keep the order in memory of their input; on a CPU, torch's normalisations are most exact in this one.
-        return self.at(rate).decode(indices).contiguous()
+        return compute_finite("the quantised latent", self.at(rate), HyperEncoder.decode, indices).contiguous()
 
     def forward(self, latent: Tensor, rate: RatePoint) -> BottleneckOutput:
         """The training pass at one rate."""

@@ -32,6 +32,7 @@ from oscar.bitstream.hyperprior import (
     HyperpriorCoder,
 )
 from oscar.bitstream.rans import PRECISION
+from oscar.models.precision import compute_finite
 
 SCALE_MIN, SCALE_MAX = 0.11, 64.0
 _ACTIVATION_LIMIT, _WEIGHT_LIMIT = 32767 / ACTIVATION_STEPS, 31.0
@@ -137,7 +138,8 @@ class HyperpriorBottleneck(nn.Module):
         """Encoder half: latent (B, C, h, w) -> scaled latent (B, C, h, w) and side information (B, Z, hz, wz), both
         before they are rounded."""
         knots = knot_weights(quality)
-        side = self.hyper_encoder(latent.to(self.log_gain.dtype)) * _at(self.log_side_gain.float(), knots).exp()
+        side = compute_finite("the side information", self.hyper_encoder, nn.Module.__call__, latent)
+        side = side * _at(self.log_side_gain.float(), knots).exp()
         return latent.float() * _at(self.log_gain.float(), knots).exp(), side
 
     @torch.no_grad()
@@ -161,7 +163,7 @@ class HyperpriorBottleneck(nn.Module):
         """The coder's integers (B, C, h, w) at a quality -> decoded latent."""
         knots = knot_weights(torch.tensor([code / MAX_QUALITY], device=values.device))
         inverse = _at(self.log_inverse.float(), knots).exp()
-        return (values.float() / ACTIVATION_STEPS * inverse).to(self.log_inverse.dtype)
+        return values.float() / ACTIVATION_STEPS * inverse
 
     @torch.no_grad()
     def update(self) -> None:

@@ -38,7 +38,7 @@ def noisy(codec: OscarCodec, monkeypatch) -> dict[int, int]:
     draws = torch.Generator().manual_seed(0)
     scale = torch.tensor([0.5, 1.0, 2.0, 3.0])[:, None, None]
 
-    def encode(images, draw=None):
+    def encode(images, *_):
         return scale * torch.randn(len(images), 4, images.shape[2] // 8, images.shape[3] // 8, generator=draws)
 
     def decode(indices, rate):
@@ -52,7 +52,7 @@ def noisy(codec: OscarCodec, monkeypatch) -> dict[int, int]:
         latents.append(latent)
         return torch.zeros(len(latent), 1, 1, dtype=torch.long)
 
-    monkeypatch.setattr(codec.backbone, "encode", encode)
+    monkeypatch.setattr(codec, "encode_latent", encode)
     monkeypatch.setattr(codec.bottleneck, "encode", remember)
     monkeypatch.setattr(codec.bottleneck, "decode", decode)
     return timesteps
