@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from oscar import checkpoint, rate_control
 from oscar.bitstream import Container, HeaderError, WrongModelError
 from oscar.bottlenecks import Bottleneck, Components, Payload, Point, concatenate
-from oscar.data.images import as_batch, to_pil
+from oscar.data.images import ImageError, as_batch, to_pil
 from oscar.metrics.protocol import Protocol, check_protocol, sample_of
-from oscar.models.backbone import Backbone, NoiseSource
+from oscar.models.backbone import Backbone, SampleRule
 from oscar.models.denoiser import Denoiser
 from oscar.models.padding import pad_to_multiple
+from oscar.models.precision import without_tf32
 from oscar.timesteps import TimestepMapping, timestep_code, timestep_of_code
 from oscar.utils.groups import group
 
@@ -196,16 +197,21 @@ class OscarCodec(nn.Module):
         encoded = self.quantise(self.encode_latent(batch, point), point, effort)
         return self.write(encoded, point, *batch.shape[-2:])
 
-    def encode_latent(self, batch: Tensor, point: Point, draw: NoiseSource | None = None) -> Tensor:
+    def encode_latent(self, batch: Tensor, point: Point, sample: SampleRule | None = None) -> Tensor:
         """Images (B, 3, H, W), padded by replicating the edge -> latent z0 (B, C, h, w): the posterior's mode, or with
-        `draw` a sample (see `Backbone.encode`)."""
+        `sample` a sample (see `Backbone.encode_finite`)."""
         self.need("encoder")
+        if not batch.isfinite().all():
+            raise ImageError("image has values that are not finite; allowed: -1 to 1")
         multiple = self.backbone.factor * self.bottleneck.multiple(point)
-        return self.backbone.encode(pad_to_multiple(batch.to(self.device, self.dtype), multiple), draw)
+        batch = batch.to(self.device)
+        with without_tf32():
+            return self.backbone.encode_finite(pad_to_multiple(batch, multiple), batch, sample)
 
     def quantise(self, latent: Tensor, point: Point, effort: int = 0) -> Encoded:
         """Latent z0 (B, C, h, w) -> symbols."""
-        symbols, timesteps = self.bottleneck.quantise(latent, point, effort), None
+        with without_tf32():
+            symbols, timesteps = self.bottleneck.quantise(latent, point, effort), None
         if self.mapping.per_picture:
             timesteps = self.backbone.schedule.measure(self.bottleneck.dequantise(symbols, point), latent)
         return Encoded(latent, symbols, timesteps)
@@ -272,7 +278,11 @@ class OscarCodec(nn.Module):
         self.need("decoder")
         z_hat = self.bottleneck.dequantise(symbols, point)
         x0 = self.denoiser(z_hat, self.mapping(point) if timesteps is None else timesteps)
-        return Decoded(symbols, z_hat, x0, self.backbone.decode(x0).clamp(-1, 1))
+        return Decoded(symbols, z_hat, x0, self.decode_image(x0))
+
+    def decode_image(self, x0: Tensor) -> Tensor:
+        """Denoised latent (B, C, h, w) -> images in [-1, 1]."""
+        return self.backbone.decode_finite(x0).clamp_(-1, 1)
 
     @torch.inference_mode()
     def reconstruct(
@@ -289,7 +299,7 @@ class OscarCodec(nn.Module):
         point, paper = self.find_point(point), check_protocol(protocol) == "paper"
         if paper:
             self.bottleneck.check_published(point, *batch.shape[-2:])
-        encoded = self.quantise(self.encode_latent(batch, point, sample_of(batch) if paper else None), point)
+        encoded = self.quantise(self.encode_latent(batch, point, sample_of if paper else None), point)
         symbols = encoded.symbols if paper else self.bottleneck.stored(encoded.symbols, point)
         decoded = self.decode(symbols, point, encoded.timesteps)
         return decoded._replace(image=decoded.image[..., : batch.shape[-2], : batch.shape[-1]])

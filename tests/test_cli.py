@@ -18,30 +18,40 @@ from PIL import Image
 
 import oscar
 from oscar.bitstream import Coding, Container, WrongModelError
-from oscar.cli.main import main as cli
+from oscar.cli import main as cli
 from oscar.data.images import image_suffixes
 from oscar.rate_control import TargetError
-from oscar.rates import PAPER_RATES, find_rate
+from oscar.rates import PAPER_RATES, RatePoint, find_rate
 from oscar.utils import files as jobs
 
 ROOT = Path(__file__).parents[1]
 TAG = 0x0ABC
 
 
+class FakeRates:
+    """Stands for the bottleneck of a model with the paper's rates."""
+
+    point_name, point_words, max_effort = "rate", "rates", 9
+    points = tuple(sorted(PAPER_RATES, key=lambda rate: rate.bpp))
+
+    def parse(self, value: float) -> RatePoint:
+        return find_rate(value, self.points)
+
+
 class FakeCodec:
     """Writes real containers with empty content and decodes to a grey picture of the right size."""
 
-    rates = PAPER_RATES
-    default_point = 0.0625
+    bottleneck = FakeRates()
+    default_point: ClassVar[float] = 0.0625
     efforts: ClassVar[list[int]] = []
 
     def compress(self, image: Image.Image, rate: float | None = None, max_bytes: int | None = None) -> bytes:
         if max_bytes is not None:
-            fitting = [point.bpp for point in self.rates if self.length(image, point.bpp) <= max_bytes]
+            fitting = [point.bpp for point in self.bottleneck.points if self.length(image, point.bpp) <= max_bytes]
             if not fitting:
                 raise TargetError(f"max_bytes is {max_bytes}, which no rate meets")
             rate = max(fitting)
-        point = find_rate(rate, self.rates)
+        point = self.bottleneck.parse(rate)
         blank = _container(image.width, image.height, point.id)
         return blank.pack()
 
@@ -54,9 +64,10 @@ class FakeCodec:
     def length(self, image: Image.Image, rate: float) -> int:
         return len(self.compress(image, rate))
 
-    def compress_batch(self, pictures: list[Image.Image], rate: float, effort: int = 0) -> list[bytes]:
+    def compress_batch(self, pictures: list[Image.Image], point: float | None, effort: int = 0) -> list[bytes]:
         self.efforts.append(effort)
-        return [self.compress(picture, rate) for picture in pictures]
+        point = self.default_point if point is None else point
+        return [self.compress(picture, point) for picture in pictures]
 
     def decompress_prefix(self, data: bytes) -> tuple[Image.Image, float]:
         container = Container.unpack(data, whole=False)
@@ -134,22 +145,32 @@ def test_one_file_there_and_back(tmp_path, photo, loads, suffix):
     assert no_leftovers(tmp_path)
 
 
-class ContinuousFake(FakeCodec):
+class FakeQualities:
+    """Stands for the bottleneck of a model with a hyperprior."""
+
+    point_name, point_words, max_effort = "quality", "a hyperprior", 0
+
+    def parse(self, value: float) -> float:
+        return value
+
+
+class QualityFake(FakeCodec):
     """Stands for a model with a hyperprior."""
 
-    rates = ()
+    bottleneck = FakeQualities()
     default_point = 0.5
 
     def compress(self, image: Image.Image, quality: float) -> bytes:
         code = round(quality * 4095)
-        return Container(Coding.HYPERPRIOR, None, TAG, image.width, image.height, b"", b"x", quality=code).pack()
+        return Container(Coding.HYPERPRIOR, code, TAG, image.width, image.height, b"", b"x").pack()
 
 
 def test_quality(tmp_path, photo, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_load_codec", lambda *args, **options: ContinuousFake())
+    monkeypatch.setattr(cli, "_load_codec", lambda *args, **options: QualityFake())
     for options, code in (((), 2048), (("--quality", 0.4), 1638), (("--quality", 0), 0), (("--quality", 1), 4095)):
         assert run("compress", photo, tmp_path / "a.oscar", *options, "--overwrite") == 0
-        assert Container.unpack((tmp_path / "a.oscar").read_bytes()).quality == code
+        container = Container.unpack((tmp_path / "a.oscar").read_bytes())
+        assert container.point_code == code and container.quality == code / 4095 and container.rate is None
     capsys.readouterr()
     assert run("info", tmp_path / "a.oscar") == 0
     shown = capsys.readouterr().out
@@ -166,7 +187,7 @@ def test_files_find_the_shipped_model_that_writes_their_kind(tmp_path, loads, ca
     for index, width in enumerate((10, 20, 30, 40)):
         blank = _container(width, 8, 4)
         if index % 2:
-            blank = Container(Coding.HYPERPRIOR, None, TAG, width, 8, b"", b"x", quality=9)
+            blank = Container(Coding.HYPERPRIOR, 9, TAG, width, 8, b"", b"x")
         (tmp_path / f"in/{index}.oscar").write_bytes(blank.pack())
     assert run("decompress", tmp_path / "in", tmp_path / "out", "--batch-size", "3") == 0
     assert sorted(call[0] for call in loads) == ["nano", "nano-hyperprior"]
@@ -189,7 +210,7 @@ def test_qualities_that_are_not_allowed(tmp_path, photo, loads, capsys):
 
 
 def test_a_part_of_a_file(tmp_path, loads, capsys):
-    whole = Container(Coding.HYPERPRIOR, None, TAG, 70, 40, b"", bytes(40), quality=9).pack()
+    whole = Container(Coding.HYPERPRIOR, 9, TAG, 70, 40, b"", bytes(40)).pack()
     (tmp_path / "part.oscar").write_bytes(whole[:-5])
     refuse(capsys, "decompress", tmp_path / "part.oscar", tmp_path / "b.png")
     assert run("decompress", tmp_path / "part.oscar", tmp_path / "b.png", "--partial") == 0
@@ -576,7 +597,7 @@ def test_limits_of_formats_are_refused_from_the_header(tmp_path, loads, monkeypa
         return [Image.new("RGB", (4, 4)) for _ in files]
 
     monkeypatch.setattr(FakeCodec, "decompress_batch", decode)
-    big = Container(Coding.HYPERPRIOR, None, TAG, *size, b"", b"x", quality=9)
+    big = Container(Coding.HYPERPRIOR, 9, TAG, *size, b"", b"x")
     (tmp_path / "a.oscar").write_bytes(big.pack())
     if words is None:
         assert run("decompress", tmp_path / "a.oscar", tmp_path / f"a{suffix}") == 0
@@ -711,30 +732,23 @@ def test_device_and_model_errors_end_the_run(tmp_path, photo, monkeypatch, capsy
         capsys, "compress", photo, tmp_path / "a.oscar", "--device", "gpu"
     )
 
-    class NoModel:
-        @staticmethod
-        def from_pretrained(model, *args, **options):
-            raise ValueError(f"model {model}:\nno such folder")
+    def no_model(model, *args, **options):
+        raise ValueError(f"model {model}:\nno such folder")
 
-    monkeypatch.setattr(oscar, "OscarCodec", NoModel, raising=False)
+    monkeypatch.setattr("oscar.inference.load.load", no_model)
     pictures = make_folder(tmp_path / "in", ["a.png", "b.png"])
     line = refuse(capsys, "compress", pictures, tmp_path / "out", "--model", "other")
     assert line == "oscar: error: model other: no such folder"
 
 
 def test_rate_that_the_model_lacks(tmp_path, photo, monkeypatch, capsys):
-    class Model:
-        @staticmethod
-        def from_pretrained(model, *args, **options):
-            return FakeCodec()
-
-    monkeypatch.setattr(oscar, "OscarCodec", Model, raising=False)
+    monkeypatch.setattr("oscar.inference.load.load", lambda *args, **options: FakeCodec())
     line = refuse(capsys, "compress", photo, tmp_path / "a.oscar", "--rate", "0.1093")
     assert "rate 0.1093 does not exist; allowed: 0.0019, 0.0098" in line and "0.0024" not in line
 
 
 def test_merge(tmp_path, monkeypatch, capsys):
-    from oscar.convert.published import merge
+    from oscar.convert import merge
 
     calls = []
     monkeypatch.setattr(merge, "merge_rates", lambda *args: calls.append(args) or FakeCodec())

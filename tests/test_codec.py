@@ -163,7 +163,7 @@ def test_protocols_differ_by_the_sample_and_the_norms(tiny: OscarCodec, picture)
     noise = image_noise(batch, posterior.mean.shape)
     latent = (posterior.mean + posterior.std * noise) * tiny.backbone.vae.config.scaling_factor
     assert torch.equal(paper.symbols.indices, tiny.bottleneck.at(TOP).encode(latent))
-    assert torch.equal(tiny.encode_latent(batch, TOP, sample_of(batch)), latent)
+    assert torch.equal(tiny.encode_latent(batch, TOP, sample_of), latent)
     z_hat = tiny.bottleneck.at(TOP).decode(paper.symbols.indices)
     expected = tiny.denoiser(z_hat * latent.norm(dim=(2, 3), keepdim=True)
                              / z_hat.norm(dim=(2, 3), keepdim=True), TOP.timestep)  # fmt: skip
@@ -179,9 +179,9 @@ def test_protocols_differ_by_the_sample_and_the_norms(tiny: OscarCodec, picture)
 def test_the_sample_is_the_image_s_own(tiny: OscarCodec, picture) -> None:
     """So that a run can be repeated, in any order and any batch."""
     images = [to_tensor(picture(128, 64, seed)) for seed in range(2)]
-    single = [tiny.encode_latent(image, TOP, sample_of(image)) for image in images]
+    single = [tiny.encode_latent(image, TOP, sample_of) for image in images]
     batch = torch.cat(images[::-1])
-    both = tiny.encode_latent(batch, TOP, sample_of(batch))
+    both = tiny.encode_latent(batch, TOP, sample_of)
     torch.testing.assert_close(both, torch.cat(single[::-1]))
     noise = image_noise(torch.cat(images), (2, 4, 8, 16))
     assert torch.equal(image_noise(images[1], (1, 4, 8, 16))[0], noise[1]) and not torch.equal(noise[0], noise[1])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from oscar.cli.main import main as cli
+from oscar.cli import main as cli
 from oscar.data import images
 from oscar.data.images import read_image, to_rgb, to_tensor
 from oscar.data.sources import find_pictures, read_picture

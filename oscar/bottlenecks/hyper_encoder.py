@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from compressai.layers import AttentionBlock
 from torch import Tensor, distributed, nn
 from vector_quantize_pytorch import VectorQuantize
 
+from oscar.models.precision import compute_finite
 from oscar.rates import RatePoint
 
 
@@ -146,8 +148,11 @@ class HyperEncoder(nn.Module):
 
     def codebook_features(self, latent: Tensor) -> Tensor:
         """Unit-norm features (B, rows, columns, codebook_dim) whose nearest codes are the indices."""
-        features = self.backbone(latent).permute(0, 2, 3, 1)
-        return F.normalize(self.quantizer.project_in(features), dim=-1)
+        return F.normalize(compute_finite("the hyper-encoder's features", self, type(self).project, latent), dim=-1)
+
+    def project(self, latent: Tensor) -> Tensor:
+        """Features before they are brought to unit norm."""
+        return self.quantizer.project_in(self.backbone(latent).permute(0, 2, 3, 1))
 
     def codebooks(self) -> tuple[Tensor, Tensor]:
         """Codes (vectors per feature, K, codebook_dim), here one, and what a search adds to their distances."""
@@ -175,7 +180,8 @@ class HyperEncoder(nn.Module):
 
     def encode(self, latent: Tensor) -> Tensor:
         """Latent (B, 4, h, w), h and w multiples of the rate's downsample -> indices, int64 (B, rows, columns)."""
-        return (self.codebook_features(latent) @ self.quantizer.codebook.t().to(latent.dtype)).argmax(dim=-1)
+        features = self.codebook_features(latent)
+        return (features @ self.quantizer.codebook.t().to(features.dtype)).argmax(dim=-1)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Indices (B, rows, columns) -> quantised latent before rescaling (B, 4, h, w)."""
@@ -185,7 +191,8 @@ class HyperEncoder(nn.Module):
     def forward(self, latent: Tensor) -> Quantised:
         """The training pass: quantised latent with gradients through the quantiser, indices and commitment loss."""
         features = self.backbone(latent).permute(0, 2, 3, 1)
-        quantised, indices, commitment = self.quantise(features)
+        with torch.autocast(latent.device.type, enabled=False):  # the codes, and their averages, are in float32
+            quantised, indices, commitment = self.quantise(features.to(self.proj[-1].weight.dtype))
         z_hat = self.proj(quantised.view_as(features).permute(0, 3, 1, 2))
         return Quantised(z_hat, indices, commitment.mean())
 

@@ -37,6 +37,7 @@ from oscar.bitstream.rans import MEAN_STATE_BITS, PRECISION
 from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, register
 from oscar.diffusion import NoiseSchedule
 from oscar.models.modules import check_names, count, drop
+from oscar.models.precision import compute_finite
 from oscar.timesteps import CurveMapping, TimestepMapping
 from oscar.utils.errors import first_line
 from oscar.utils.rng import StepRng
@@ -205,7 +206,7 @@ class HyperpriorBottleneck(Bottleneck):
     def dequantise(self, symbols: HyperpriorSymbols, point: Quality) -> Tensor:
         knots = knot_weights(torch.tensor([point.value], device=symbols.values.device))
         inverse = _at(self.log_inverse.float(), knots).exp()
-        return (symbols.values.float() / ACTIVATION_STEPS * inverse).to(self.log_inverse.dtype)
+        return symbols.values.float() / ACTIVATION_STEPS * inverse
 
     def write(self, symbols: HyperpriorSymbols, point: Quality) -> list[Payload]:
         shape = tuple(symbols.values.shape[-2:])
@@ -356,7 +357,8 @@ class HyperpriorBottleneck(Bottleneck):
         """Encoder half: latent (B, C, h, w) -> scaled latent (B, C, h, w) and side information (B, Z, hz, wz), both
         before they are rounded."""
         knots = knot_weights(quality)
-        side = self.hyper_encoder(latent.to(self.log_gain.dtype)) * _at(self.log_side_gain.float(), knots).exp()
+        side = compute_finite("the side information", self.hyper_encoder, nn.Module.__call__, latent)
+        side = side * _at(self.log_side_gain.float(), knots).exp()
         return latent.float() * _at(self.log_gain.float(), knots).exp(), side
 
     @torch.no_grad()

@@ -198,9 +198,9 @@ class ResidualHyperEncoder(HyperEncoder):
             return super().make_quantizer(features, codebook_dim, kmeans_init, *options)
         return ResidualQuantizer(features, codebook_dim, self.codebook_size, self.num_quantizers, kmeans_init)
 
-    def codebook_features(self, latent: Tensor) -> Tensor:
+    def project(self, latent: Tensor) -> Tensor:
         """Of cells, for codes in cells."""
-        return super().codebook_features(self.add_dither(latent))
+        return super().project(self.add_dither(latent))
 
     def codebooks(self) -> tuple[Tensor, Tensor]:
         if not self.has_codes_in_cells:

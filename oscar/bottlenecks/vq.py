@@ -24,6 +24,7 @@ from oscar.bottlenecks.residual_vq import ResidualHyperEncoder
 from oscar.diffusion import NoiseSchedule
 from oscar.metrics.protocol import PAPER_MULTIPLE
 from oscar.models.modules import check_names, count, drop
+from oscar.models.precision import compute_finite, widen
 from oscar.rates import PAPER_RATES, PIXELS_PER_LATENT, RatePoint, find_rate, rate_by_id
 from oscar.timesteps import TableMapping, TimestepMapping
 from oscar.utils.errors import first_line
@@ -145,7 +146,9 @@ class VQBottleneck(Bottleneck):
 
     def dequantise(self, symbols: VQSymbols, point: RatePoint) -> Tensor:
         # Networks keep the order in memory of their input; on a CPU, torch's normalisations are most exact in this one.
-        return rescale(self.at(point).decode(symbols.indices).contiguous(), symbols.rms)
+        encoder = self.at(point)
+        z_hat = compute_finite("the quantised latent", encoder, type(encoder).decode, symbols.indices)
+        return rescale(z_hat.contiguous(), symbols.rms)
 
     def check_published(self, point: RatePoint, height: int, width: int) -> None:
         if height % point.pixels_per_index or width % point.pixels_per_index:
@@ -191,8 +194,7 @@ class VQBottleneck(Bottleneck):
         return VQSymbols(indices, self._rms(np.frombuffer(payload.side, dtype=np.uint8)[None]))
 
     def _rms(self, codes: np.ndarray) -> Tensor:
-        parameter = next(self.parameters())
-        return torch.from_numpy(dequantise_rms(codes)).to(parameter.device, parameter.dtype)
+        return torch.from_numpy(dequantise_rms(codes)).to(next(self.parameters()).device)
 
     def parameter_counts(self) -> list[tuple[str, float | None, int, str | None]]:
         rows: list[tuple[str, float | None, int, str | None]] = []
@@ -406,8 +408,8 @@ def need_rates(bottleneck: Bottleneck, what: str) -> VQBottleneck:
 
 
 def channel_rms(latent: Tensor) -> Tensor:
-    """Root mean square over space of each channel: (B, C, h, w) -> (B, C)."""
-    return latent.square().mean(dim=(2, 3)).sqrt()
+    """Root mean square over space of each channel: (B, C, h, w) -> (B, C), at least in float32."""
+    return widen(latent).square().mean(dim=(2, 3)).sqrt()
 
 
 def rescale(z_hat: Tensor, rms: Tensor, eps: float = 1e-8) -> Tensor:

@@ -124,7 +124,7 @@ def _devices() -> Iterator[Finding]:
     import torch
 
     def precision(device: str) -> str:
-        return f"by default in {str(auto_dtype(device)).removeprefix('torch.')}"
+        return f"large models by default in {str(auto_dtype(device)).removeprefix('torch.')}"
 
     yield Finding("devices", "cpu", True, f"{torch.get_num_threads()} threads, {precision('cpu')}", "--device cpu")
     for name in (f"cuda:{index}" for index in range(torch.cuda.device_count())):

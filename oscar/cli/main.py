@@ -143,7 +143,9 @@ def _root(
 _Model = Annotated[str, typer.Option(help="nano, a model folder, or an id on the hub.")]
 _Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")]
 _Dtype = Annotated[
-    str, typer.Option(help=f"Of the networks: {', '.join(('auto', *DTYPES))}; auto takes what the device is fast in.")
+    str,
+    typer.Option(help=f"Of the networks: {', '.join(('auto', *DTYPES))}; auto is float32 for models below 100 M "
+                 "parameters, else what the device is fast in."),
 ]
 _Compile = Annotated[
     str, typer.Option("--compile", help="torch.compile: off, on, graphs (CUDA graphs too). Pays in folders.")

@@ -105,8 +105,7 @@ class TimestepCodec(ImageCodec):
         coded = self._encode(image)
         start = time.perf_counter()
         x0 = self.codec.denoiser(coded.z_hat, coded.own if point == OWN else _plain(point))
-        pixels = self.codec.backbone.decode(x0)[..., : image.height, : image.width]
-        decoded = to_pil(pixels.clamp(-1, 1))
+        decoded = to_pil(self.codec.decode_image(x0)[..., : image.height, : image.width])
         seconds = time.perf_counter() - start
         return RoundTrip.of_file(image, decoded, self.encode(image, point), coded.seconds, seconds)
 

@@ -126,7 +126,7 @@ class OscarImageCodec(ImageCodec):
         reference = image.resize(paper_size(*image.size), Image.Resampling.LANCZOS)
         batch = to_tensor(reference)
         start = time.perf_counter()
-        encoded = codec.quantise(codec.encode_latent(batch, rate, sample_of(batch)), rate)
+        encoded = codec.quantise(codec.encode_latent(batch, rate, sample_of), rate)
         (bits,) = codec.bottleneck.estimated_bits(encoded.symbols, rate)  # on the CPU: the device has finished
         middle = time.perf_counter()
         decoded = to_pil(codec.decode(encoded.symbols, rate, encoded.timesteps).image, truncate=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,15 @@ from oscar.bottlenecks import Components, from_config
 from oscar.checkpoint import WEIGHTS, CheckpointError
 from oscar.codec import OscarCodec
 from oscar.inference.cpu.reuse import give_back_memory
-from oscar.inference.loading import Change, WeightsError, as_is, read_tensors, tensor_names
+from oscar.inference.loading import (
+    Change,
+    WeightsError,
+    as_is,
+    count_numbers,
+    part_files,
+    read_tensors,
+    tensor_names,
+)
 from oscar.inference.optimise import (
     auto_dtype,
     cache_prompt,
@@ -31,6 +40,8 @@ from oscar.models.denoiser import Denoiser, adapter_names
 from oscar.models.modules import check_names, drop
 from oscar.timesteps import mapping_from_config
 
+LARGE_MODEL = 100_000_000  # parameters from which a narrow precision pays
+
 
 def load(
     source: str | Path,
@@ -47,7 +58,9 @@ def load(
     Args:
         source: "nano" (in the package), a checkpoint folder or a hub id.
         device: where the networks run.
-        dtype: their precision; "auto" takes bfloat16 or float16 where the device computes in it, else float32.
+        dtype: their precision; "auto" takes float32 for models of fewer than 100 million parameters, so that their
+            files are the same on every device; for larger ones bfloat16 or float16 where the device computes in it,
+            else float32.
         components: "encoder" or "decoder" reads only what compressing or decompressing needs.
         compile: whether to have torch.compile compile the networks on their first call for each size of image;
             "graphs" replays them as CUDA graphs too.
@@ -64,11 +77,11 @@ def load(
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")
     device = torch.device(device)
-    dtype = auto_dtype(device) if dtype == "auto" else dtype
+    small, large = (torch.float32, auto_dtype(device)) if dtype == "auto" else (dtype, dtype)
     budget = MemoryBudget.parse(memory)
-    codec = read(source, components, dtype, backbone)
+    codec = read(source, components, small, backbone, large)
     if tiny_vae is not None and components != "encoder":
-        codec.backbone.preview = load_tiny_vae(tiny_vae, codec.backbone.latent_channels, dtype)
+        codec.backbone.preview = load_tiny_vae(tiny_vae, codec.backbone.latent_channels, codec.dtype)
         drop(codec.backbone.vae, VAE_DECODER)
     codec.eval().requires_grad_(False).to(device)
     optimise(codec, compile)
@@ -112,6 +125,7 @@ def read(
     components: Components = "both",
     dtype: torch.dtype = torch.float32,
     backbone: str | Path | None = None,
+    large_dtype: torch.dtype | None = None,
 ) -> OscarCodec:
     """Read a checkpoint: the adapters in the UNet's weights, and of some components only what they use.
 
@@ -122,6 +136,7 @@ def read(
         components: "encoder" can only compress, "decoder" only decompress.
         dtype: of the networks.
         backbone: where the backbone is now, if it has moved.
+        large_dtype: in the place of `dtype` for models of `LARGE_MODEL` parameters and more, if given.
 
     Raises:
         CheckpointError: if it cannot be found, is damaged, or does not fit its description.
@@ -130,6 +145,8 @@ def read(
         path, mapping = folder / WEIGHTS, mapping_from_config(config["timesteps"])
         checkpoint.check_hashes(folder, {name: digest for name, digest in config["sha256"].items()
                                          if components != "encoder" or not name.startswith("unet/")})  # fmt: skip
+        if large_dtype not in (None, dtype) and count_parameters(folder, config, backbone) >= LARGE_MODEL:
+            dtype = large_dtype
         if backbone is not None and "backbone_sha256" not in config:
             checkpoint.load(source, backbone)  # of checkpoints from before, only all of it together tells
         try:
@@ -160,6 +177,19 @@ def read(
         )
         codec.components = components
         return codec
+
+
+def count_parameters(folder: Path, config: dict, moved: str | Path | None = None) -> float:
+    """Numbers in the files of a checkpoint and its backbone; infinity if the backbone's are on the hub, or in no
+    safetensors files. All components of a model have the same count."""
+    own = sum(count_numbers(folder / name) for name in config["sha256"])
+    if config["backbone"] is None:
+        return own
+    source = str(moved or config["backbone"])
+    places = [part_files(source, part) if Path(source).is_dir() else {} for part in ("vae", "unet")]
+    if not all(places):
+        return math.inf
+    return own + sum(count_numbers(path) for part in places for path in {path for path, _ in part.values()})
 
 
 def _merged_adapters(path: Path, stored: list[str], config: dict) -> Change:

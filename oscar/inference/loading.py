@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -52,6 +53,12 @@ def tensor_names(path: str | Path) -> list[str]:
     """Names of the tensors of a safetensors file."""
     with _opened(path) as file:
         return list(file.keys())
+
+
+def count_numbers(path: str | Path) -> int:
+    """How many numbers the tensors of a safetensors file have; only its header is read."""
+    with _opened(path) as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
 
 
 def read_tensors(path: str | Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:

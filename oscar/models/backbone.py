@@ -20,6 +20,7 @@ from oscar.inference.loading import Change, as_is, fill, part_files
 from oscar.inference.tiling import MemoryBudget
 from oscar.models.conv_autoencoder import AutoencoderConv
 from oscar.models.modules import drop
+from oscar.models.precision import compute_finite
 from oscar.utils.errors import hub_reason
 
 PARTS = ("vae", "unet", "scheduler")
@@ -27,6 +28,7 @@ PARTS = ("vae", "unet", "scheduler")
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC, "AutoencoderConv": AutoencoderConv}
 Components = Literal["both", "encoder", "decoder"]
 NoiseSource = Callable[[Tensor], Tensor]  # standard normal noise in the shape of what it is given
+SampleRule = Callable[[Tensor], NoiseSource]
 VAE = AutoencoderKL | AutoencoderDC | AutoencoderConv
 VAE_ENCODER, VAE_DECODER = ("encoder", "quant_conv"), ("decoder", "post_quant_conv")  # its modules, by half
 FACTORS = (8, 16)  # pixels per latent position along each side; the paper's rates are of 8
@@ -138,22 +140,33 @@ class Backbone(nn.Module):
             draw: gives standard normal noise like the mean that it is called with, such as `torch.randn_like`; with it
                 a sample takes the mode's place. A VAE without posterior has only its latent.
         """
-        if tiling.cuts(self.vae, *images.shape[-2:]):
-            moments = tiling.encode(self.vae, images, self.memory)
-            has_posterior = moments.shape[1] > self.latent_channels
-            posterior = DiagonalGaussianDistribution(moments) if has_posterior else None
-            latent = moments[:, : self.latent_channels]
-        else:
-            encoded = self.vae.encode(images)
-            posterior = getattr(encoded, "latent_dist", None)
-            latent = encoded.latent if posterior is None else posterior.mode()
-        if draw is not None and posterior is not None:
-            latent = latent + posterior.std * draw(latent)
-        return latent * self.vae.config.scaling_factor
+        return encode(self.vae, images, self.memory, draw)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Scaled latent (B, 4, h, w) -> images (B, 3, 8h, 8w), about [-1, 1], not clamped."""
-        return decode(self.preview or self.vae, latent, self.memory)
+        return decode(self.vae if self.preview is None else self.preview, latent, self.memory)
+
+    def encode_finite(self, padded: Tensor, images: Tensor, sample: SampleRule | None = None) -> Tensor:
+        """`encode` in inference: float32, of numbers that are all finite (`oscar.models.precision`).
+
+        Args:
+            padded: the images as the VAE takes them.
+            images: as they were.
+            sample: gives the noise source of images; with it latents are samples.
+
+        Raises:
+            NotFiniteError: if they are not, in float32 either.
+        """
+
+        def run(vae: nn.Module, padded: Tensor, images: Tensor) -> Tensor:
+            return encode(vae, padded, self.memory, None if sample is None else sample(images))
+
+        return compute_finite("the latent", self.vae, run, padded, images)
+
+    def decode_finite(self, latent: Tensor) -> Tensor:
+        """`decode` in inference, likewise."""
+        vae = self.vae if self.preview is None else self.preview
+        return compute_finite("the decoded image", vae, lambda vae, own: decode(vae, own, self.memory), latent)
 
     def decoder_modules(self) -> list[nn.Module]:
         """The modules of the VAE that decoding uses."""
@@ -212,6 +225,26 @@ def _load(
     for name, value in model.state_dict().items():
         value.copy_(change(name, value))
     return model.to(dtype)
+
+
+def encode(
+    vae: nn.Module,
+    images: Tensor,
+    memory: MemoryBudget | None = None,
+    draw: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Encode images with an autoencoder of diffusers; see `Backbone.encode`."""
+    if tiling.cuts(vae, *images.shape[-2:]):
+        moments, channels = tiling.encode(vae, images, memory), vae.config.latent_channels
+        posterior = DiagonalGaussianDistribution(moments) if moments.shape[1] > channels else None
+        latent = moments[:, :channels]
+    else:
+        encoded = vae.encode(images)
+        posterior = getattr(encoded, "latent_dist", None)
+        latent = encoded.latent if posterior is None else posterior.mode()
+    if draw is not None and posterior is not None:
+        latent = latent + posterior.std * draw(latent)
+    return latent * vae.config.scaling_factor
 
 
 def decode(vae: nn.Module, latent: Tensor, memory: MemoryBudget | None = None) -> Tensor:

@@ -19,6 +19,7 @@ from oscar.inference.cpu.reuse import nothing_kept
 from oscar.models.backbone import unet_multiple
 from oscar.models.modules import check_names
 from oscar.models.padding import pad_to_multiple
+from oscar.models.precision import compute_finite
 from oscar.utils.errors import hub_reason
 
 # Adapter names of the published checkpoint: down path and conv_in; up path and conv_out; the rest.
@@ -160,9 +161,17 @@ class Denoiser(nn.Module):
             timestep: pseudo-timestep, one number or (B,); may be a fraction.
 
         Returns:
-            x0 (B, 4, h, w).
+            x0 (B, 4, h, w), at least in float32, whatever the UNet's precision.
+
+        Raises:
+            NotFiniteError: in evaluation, if the UNet gives numbers that are not finite.
         """
-        output = predict(self.unet, noisy, timestep, self.prompt)
+        timestep = torch.as_tensor(timestep, device=noisy.device).expand(len(noisy))
+
+        def run(unet: nn.Module, noisy: Tensor, timestep: Tensor) -> Tensor:
+            return predict(unet, noisy, timestep, self.prompt)
+
+        output = compute_finite("the denoised latent", self.unet, run, noisy, timestep)
         return self.schedule.predict_x0(noisy, output, timestep)
 
     def tensors(self) -> dict[str, Tensor]:

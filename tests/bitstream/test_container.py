@@ -127,13 +127,13 @@ def test_header_length(width, height, header):
     ("changes", "error", "message"),
     [
         ({"version": 2}, UnsupportedVersionError, "format version 2"),
-        ({"rate_id": 12}, UnknownRateError, "rate id 12"),
+        ({"point_code": 12}, UnknownRateError, "rate id 12"),
         ({"coding": 4}, HeaderError, "coding 4"),
         ({"model_tag": 65536}, HeaderError, "model tag 65536"),
         ({"model_tag": -1}, HeaderError, "model tag -1"),
         ({"width": 0}, HeaderError, "width 0"),
         ({"height": 65537}, HeaderError, "height 65537"),
-        ({"norms": bytes(3)}, HeaderError, "3 codes"),
+        ({"side": bytes(3)}, HeaderError, "3 codes"),
         ({"timestep": 256}, HeaderError, "timestep code 256"),
         ({"timestep": -1}, HeaderError, "timestep code -1"),
         ({"payload": bytes(62)}, PayloadError, "62 bytes"),
@@ -176,7 +176,7 @@ def test_each_damage_has_its_name(data, error):
         ("05c10cbeef", "0000", UnknownRateError, "rate id 12"),
         ("05c144beef", "0000", HeaderError, "coding 4"),
         ("05c1c4beef", "0000", HeaderError, "coding 4"),
-        ("05c1f4beef", "0000", HeaderError, "coding 7"),
+        ("05c1e4beef", "0000", HeaderError, "coding 6"),
         ("05c104beef", "800000", HeaderError, "fewest bytes"),
         ("05c104beef", "00818000", HeaderError, "fewest bytes"),
         ("05c104beef", "ffffff0000", HeaderError, "width takes more than 3"),
@@ -284,8 +284,8 @@ class TestQuality:
     """Files of a model with a hyperprior."""
 
     def container(self, **changes) -> Container:
-        fields = {"coding": Coding.HYPERPRIOR, "rate_id": None, "model_tag": 0xBEEF, "width": 768, "height": 512,
-                  "norms": b"", "payload": b"payload", "quality": 1234}  # fmt: skip
+        fields = {"coding": Coding.HYPERPRIOR, "point_code": 1234, "model_tag": 0xBEEF, "width": 768, "height": 512,
+                  "side": b"", "payload": b"payload"}  # fmt: skip
         return Container(**{**fields, **changes})
 
     def test_header_is_spelled_out(self):
@@ -299,25 +299,35 @@ class TestQuality:
         assert b"".join(container.parts().values()) == container.pack()
         assert container.header_bytes == 13
 
-    @pytest.mark.parametrize("quality", [0, 1, 255, 256, 4095])
-    def test_every_quality(self, quality):
-        assert Container.unpack(self.container(quality=quality).pack()).quality == quality
+    @pytest.mark.parametrize("code", [0, 1, 255, 256, 4095])
+    def test_every_quality(self, code):
+        container = Container.unpack(self.container(point_code=code).pack())
+        assert container.point_code == code and container.quality == code / 4095 and container.rate is None
+
+    def test_codings_of_ones_own(self):
+        """As with a hyperprior; what the operating point means, only the model knows."""
+        container = self.container(coding=Coding.EXTERNAL)
+        assert container.pack()[:6].hex() == "05c1" + "74d2" + "beef"
+        assert Container.unpack(container.pack()) == container
+        assert container.quality is None and container.rate is None and container.header_bytes == 13
 
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"quality": None}, "quality is missing"),
-            ({"quality": 4096}, "quality 4096"),
-            ({"quality": -1}, "quality -1"),
-            ({"rate_id": 4}, "rate id is 4"),
-            ({"norms": b"1234"}, "norms is"),
-            ({"timestep": 3}, "timestep is 3"),
-            ({"coding": Coding.TABLE, "rate_id": 4, "norms": b"1234"}, "quality is 1234"),
+            ({"point_code": 4096}, "quality 4096"),
+            ({"point_code": -1}, "quality -1"),
+            ({"side": b"1234"}, "norms is b'1234'; allowed with coding hyperprior: none"),
+            ({"timestep": 3}, "timestep is 3; allowed with coding hyperprior: none"),
+            ({"coding": Coding.EXTERNAL, "timestep": 3}, "timestep is 3; allowed with coding external: none"),
         ],
     )
     def test_fields_that_do_not_go_together(self, changes, message):
         with pytest.raises(HeaderError, match=message):
             self.container(**changes)
+
+    def test_a_quality_is_no_rate(self):
+        with pytest.raises(UnknownRateError, match="rate id 1234 does not exist; allowed: 0 to 11"):
+            self.container(coding=Coding.TABLE, side=b"1234")
 
     def test_damage(self):
         data, generator = self.container().pack(), np.random.default_rng(0)

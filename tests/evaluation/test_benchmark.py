@@ -355,5 +355,5 @@ def test_timing_is_kept_until_something_changes(config, monkeypatch):
     run_benchmark(config)
     assert len(calls) == 2
     text = Path(config.output, "tables/timing.md").read_text()
-    assert "rescale_unet_step" in text and "percentiles of 2 measurements" in text
+    assert "unet_step" in text and "percentiles of 2 measurements" in text
     assert (Path(config.output) / "tables/parameters.csv").exists()

@@ -39,7 +39,7 @@ def noisy(codec: OscarCodec, monkeypatch) -> dict[int, int]:
     draws = torch.Generator().manual_seed(0)
     scale = torch.tensor([0.5, 1.0, 2.0, 3.0])[:, None, None]
 
-    def encode(images, draw=None):
+    def encode(images, *_):
         return scale * torch.randn(len(images), 4, images.shape[2] // 8, images.shape[3] // 8, generator=draws)
 
     def decode(indices, rate):
@@ -53,7 +53,7 @@ def noisy(codec: OscarCodec, monkeypatch) -> dict[int, int]:
         latents.append(latent)
         return torch.zeros(len(latent), 1, 1, dtype=torch.long)
 
-    monkeypatch.setattr(codec.backbone, "encode", encode)
+    monkeypatch.setattr(codec, "encode_latent", encode)
     monkeypatch.setattr(codec.bottleneck, "encode", remember)
     monkeypatch.setattr(codec.bottleneck, "decode", decode)
     return timesteps
@@ -84,9 +84,10 @@ def test_known_noise_is_found(codec: OscarCodec, noisy: dict[int, int], tmp_path
 def test_values_are_those_of_scipy_and_the_definition(tiny: OscarCodec, picture) -> None:
     batch, rate = to_tensor(picture(192, 128)), RATES[1]
     row = calibration.measure(tiny, batch, rate)
-    analysis = tiny.analyse(batch, rate)
-    result = tiny.reconstruct(batch, rate)
-    latent, z_hat = (value[0].flatten(1).double().numpy() for value in (analysis.latent, result.z_hat))
+    with torch.inference_mode():
+        latent = tiny.encode_latent(batch, rate)
+        z_hat = tiny.bottleneck.at(rate).decode(tiny.quantise(latent, rate).symbols.indices)
+    latent, z_hat = (value[0].flatten(1).double().numpy() for value in (latent, z_hat))
     noisy = z_hat * (np.linalg.norm(latent, axis=1) / np.linalg.norm(z_hat, axis=1))[:, None]
     cosine = (noisy * latent).sum(1) / np.linalg.norm(latent, axis=1) ** 2
     assert row["cosine"] == pytest.approx(cosine.mean(), abs=1e-5)
@@ -157,8 +158,8 @@ def test_a_codec_whose_points_are_timesteps(tiny: OscarCodec, picture, monkeypat
     image, rate = picture(96, 72), RATES[1]
     codec = TimestepCodec(tiny, rate, "tiny")
     encoded = []
-    analyse = OscarCodec.analyse
-    monkeypatch.setattr(OscarCodec, "analyse", lambda *args, **named: encoded.append(args) or analyse(*args, **named))
+    quantise = OscarCodec.quantise
+    monkeypatch.setattr(OscarCodec, "quantise", lambda *args, **named: encoded.append(args) or quantise(*args, **named))
     trips = {point: codec.round_trip(image, point) for point in (rate.timestep, 500, 499.5, OWN)}
     assert len(encoded) == 1  # once for all timesteps
     assert trips[rate.timestep].encoded.data == tiny.compress(image, rate)

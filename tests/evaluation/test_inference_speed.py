@@ -49,7 +49,7 @@ def in_process(monkeypatch) -> list[dict]:
 
 
 def test_latency_beside_the_plain_way(config, output, monkeypatch) -> None:
-    monkeypatch.setattr("oscar.codec.auto_dtype", lambda device: torch.float32)  # whatever this processor has
+    monkeypatch.setattr("oscar.inference.load.auto_dtype", lambda device: torch.float32)  # whatever this processor has
     latency = replace(config, measure=["latency"])
     (table,) = run_inference_speed(latency, output, "cpu")
     frame = table.frame

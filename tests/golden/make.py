@@ -28,7 +28,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from oscar.continuous import ContinuousCodec
 from oscar.images import to_tensor
 from PIL import Image
 from safetensors.numpy import load_file, save_file
@@ -36,6 +35,7 @@ from safetensors.numpy import load_file, save_file
 from oscar import OscarCodec
 from oscar.bitstream.entropy import uniform_frequencies
 from oscar.codec import Analysis, channel_rms
+from oscar.inference.load import load
 from oscar.models.padding import pad_to_multiple
 from oscar.rates import find_rate
 from oscar.timesteps import PerImageMapping
@@ -113,14 +113,14 @@ STEPS = 5
 def load_codec(name: str, root: Path) -> OscarCodec:
     """A model of ours, or a shipped one, as a user loads it, in float32."""
     if name in {case.model for case in SHIPPED}:
-        return OscarCodec.from_pretrained(name, dtype=torch.float32)
+        return load(name, dtype=torch.float32)
     if name != "vq_per_image":
-        return OscarCodec.from_pretrained(root / "ours" / name, dtype=torch.float32)
+        return load(root / "ours" / name, dtype=torch.float32)
     codec = OscarCodec.from_pretrained(root / "ours/vq")
     codec.set_mapping(PerImageMapping())
     with tempfile.TemporaryDirectory() as folder:
         codec.save_pretrained(Path(folder) / name)
-        return OscarCodec.from_pretrained(Path(folder) / name, dtype=torch.float32)
+        return load(Path(folder) / name, dtype=torch.float32)
 
 
 def compress(codec: OscarCodec, image: Image.Image, case: Case) -> bytes:

@@ -16,6 +16,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
+from oscar.bottlenecks.vq import VQSymbols
 from oscar.inference import optimise as inference
 from oscar.inference.cpu.group_norm import exact_norms
 from oscar.inference.cpu.winograd import WinogradConv2d
@@ -329,10 +330,10 @@ def test_previews(tiny_folder, tiny, tiny_vae, picture) -> None:
     data = tiny.compress(picture(70, 50), 0.125)
     assert codec.decompress(data).size == (70, 50)
     rms = torch.ones(1, 4)
-    result = codec.synthesise(torch.zeros(1, 8, 8, dtype=torch.int64), rms, codec.bottleneck.parse(0.125))
-    expected = load_tiny_vae(tiny_vae(), 4, torch.float32).decode(result.x0).sample if False else codec.preview
-    torch.testing.assert_close(result.image, expected.decode(result.x0).sample.clamp(-1, 1))
-    assert not hasattr(codec.preview, "encoder")
+    symbols = VQSymbols(torch.zeros(1, 8, 8, dtype=torch.int64), rms)
+    result, preview = codec.decode(symbols, codec.bottleneck.parse(0.125)), codec.backbone.preview
+    torch.testing.assert_close(result.image, preview.decode(result.x0).sample.clamp(-1, 1))
+    assert not hasattr(preview, "encoder")
 
 
 def test_previews_that_do_not_fit(tiny_vae, tmp_path) -> None:
@@ -353,7 +354,7 @@ def test_a_loaded_codec_decodes_as_the_plain_one(golden_codec, golden_cases, tmp
     quick = load(tmp_path / "model", dtype=torch.float32)
     assert quick.denoiser.merged and not golden_codec.denoiser.merged
     assert kinds(quick, WinogradConv2d) and kinds(quick, SharedUpsample2D) and not kinds(quick, ResnetBlock2D)
-    for rate in quick.rates[::4]:
+    for rate in quick.bottleneck.rates[::4]:
         plain, ours = (codec.reconstruct(golden_cases["image"], rate) for codec in (golden_codec, quick))
-        assert torch.equal(plain.indices, ours.indices)
+        assert torch.equal(plain.symbols.indices, ours.symbols.indices)
         assert (plain.image - ours.image).abs().max() < 1e-4

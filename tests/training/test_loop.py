@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from oscar import OscarCodec
 from oscar.config import CacheLatentsConfig, ConfigError, TrainConfig
+from oscar.inference.load import load
 from oscar.models.backbone import Backbone
 from oscar.training.build import build_stage
 from oscar.training.checkpoints import find_checkpoints
@@ -143,7 +144,7 @@ def test_a_signal_stops_with_a_checkpoint(configure, runs, monkeypatch, number: 
 def test_the_result_is_a_codec(configure, picture) -> None:
     config = configure("joint", 2)
     trainer = run(config)
-    codec = OscarCodec.from_pretrained(Path(config.output) / "final")
+    codec = load(Path(config.output) / "final")
     assert codec.model_tag == int(codec.fingerprint[:4], 16)
     for rate in codec.bottleneck.rates:
         data = codec.compress(picture(70, 50), rate)

@@ -146,14 +146,14 @@ def measure_latency(config: InferenceSpeedConfig, model: str, device: torch.devi
         expected = ways[PLAIN].decompress_tensor([data])[0].float()
         with exact_norms(ways[PLAIN]):
             exact = ways[PLAIN].decompress_tensor([data])[0].float()
-        indices = ways[PLAIN].read(data)[1]
+        indices = ways[PLAIN].read(data).symbols.indices
         for name, codec in ways.items():
             decoded = codec.decompress_tensor([data])[0].float()
             difference = decoded - expected
             encode, decode = seconds[name, "encode"], seconds[name, "decode"]
             plain = seconds[PLAIN, "encode"], seconds[PLAIN, "decode"]
             error = difference.square().mean().item()
-            own = codec.read(codec.compress(image, config.rate))[1]
+            own = codec.read(codec.compress(image, config.rate)).symbols.indices
             rows.append({
                 "size": size,
                 "way": name,
@@ -167,7 +167,7 @@ def measure_latency(config: InferenceSpeedConfig, model: str, device: torch.devi
                 "max_difference": difference.abs().max().item(),
                 "exact_difference": (decoded - exact).abs().max().item(),
                 "psnr_db": 10 * float(np.log10(4 / error)) if error else None,
-                "other_indices_percent": 100 * float((own != indices).mean()),
+                "other_indices_percent": 100 * (own != indices).double().mean().item(),
             })  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -210,7 +210,7 @@ def _stages(codec: OscarCodec, direction: str) -> tuple[tuple[str, object, str],
     """Stage, and the owner and name of the function that is this stage; a stage's time is without those it calls."""
     if direction == "encode":
         return (
-            ("vae_encode", codec.backbone, "encode"),
+            ("vae_encode", codec, "encode_latent"),
             ("bottleneck_quantise", codec.bottleneck, "quantise"),
             ("entropy_encode", codec.bottleneck, "write"),
             ("container_write", codec, "write"),
@@ -220,7 +220,7 @@ def _stages(codec: OscarCodec, direction: str) -> tuple[tuple[str, object, str],
         ("entropy_decode", codec.bottleneck, "read"),
         ("bottleneck_dequantise", codec.bottleneck, "dequantise"),
         ("unet_step", codec.denoiser, "forward"),
-        ("vae_decode", codec.backbone, "decode"),
+        ("vae_decode", codec, "decode_image"),
     )
 
 
