@@ -65,9 +65,8 @@ def full() -> OscarCodec:
     config = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/backbone/sd21_random.yaml"))
     with torch.device("meta"):
         backbone = Backbone.from_configs(config["vae"], config["unet"], config["scheduler"])
-        return checkpoint.build(
-            {"bottleneck": {"rates": list(range(8))}, "denoiser": {}, "timesteps": {"kind": "table"}}, backbone
-        )
+        architecture = {"bottleneck": {"rates": list(range(8))}, "denoiser": {}, "timesteps": {"kind": "table"}}
+        return OscarCodec(*checkpoint.build(architecture, backbone))
 
 
 def write(contents: object, path: Path) -> Path:

@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 
 from oscar import __version__
 from oscar.baselines.registry import BASELINES
+from oscar.cli import doctor
 from oscar.cli.doctor import Finding, examine
-from oscar.cli.main import doctor, main
+from oscar.cli.main import main
 from oscar.metrics.weights import CACHE
 
 ROOT = Path(__file__).parents[1]

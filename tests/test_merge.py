@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oscar.training.tables import estimate_frequencies
 
 from oscar import OscarCodec
 from oscar.checkpoint import CheckpointError
@@ -30,7 +29,9 @@ def save(make_codec, tmp_path: Path) -> Callable[..., Path]:
                     parameter.zero_()
                 elif "lora_A" in key or "prompt" in key or "hyper_encoders" in key:
                     parameter.normal_(std=0.2)
-        estimate_frequencies(codec, [torch.rand(2, 3, 64, 64) * 2 - 1])
+        images = torch.rand(2, 3, 64, 64) * 2 - 1
+        with torch.no_grad():
+            codec.bottleneck.finish([codec.backbone.encode(images)])
         change(codec)
         codec.forget_fingerprint()
         codec.save_pretrained(tmp_path / name)
@@ -51,8 +52,9 @@ def test_merged_rates_are_those_of_their_sources(save, tmp_path: Path, picture) 
         codec = load(path, dtype=torch.float32)
         for rate in codec.bottleneck.rates:
             one, other = codec.bottleneck.at(rate), merged.bottleneck.at(rate)
-            for name in ("codebook_size", "dither", "stages"):
-                assert getattr(one, name) == getattr(other, name)
+            assert type(one) is type(other) and one.codebook_size == other.codebook_size
+            for name in ("dither", "num_quantizers"):
+                assert getattr(one, name, None) == getattr(other, name, None)
             assert torch.equal(one.encode(latent), other.encode(latent))
             assert torch.equal(one.decode(one.encode(latent)), other.decode(other.encode(latent)))
             assert np.array_equal(codec.bottleneck.frequencies[rate.id], merged.bottleneck.frequencies[rate.id])
@@ -67,7 +69,7 @@ def test_merged_rates_can_be_trained_on(save, tmp_path: Path) -> None:
     merged = merge_rates([save("one", [4]), save("two", [7])], tmp_path / "both")
     again = OscarCodec.from_pretrained(tmp_path / "both")
     assert again.fingerprint == merged.fingerprint
-    for rate in again.rates:
+    for rate in again.bottleneck.rates:
         codebook = again.bottleneck.at(rate).quantizer._codebook
         assert codebook.initted
         assert torch.equal(codebook.embed, merged.bottleneck.at(rate).quantizer._codebook.embed)

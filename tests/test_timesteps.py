@@ -196,7 +196,7 @@ def test_what_is_no_calibration_file(tmp_path: Path, content: str | None) -> Non
 
 def test_a_curve_is_straight_between_its_knots() -> None:
     curve = CurveMapping((700.0, 300.0, 20.0))
-    assert [curve(quality) for quality in (0, 0.25, 0.5, 0.75, 1)] == [700, 500, 300, 160, 20]
+    assert [curve.at(quality) for quality in (0, 0.25, 0.5, 0.75, 1)] == [700, 500, 300, 160, 20]
     assert curve.to_config() == {"kind": "curve", "timesteps": [700.0, 300.0, 20.0]}
     curve.check((), 1000)
     with pytest.raises(ValueError, match=r"700\.0 is outside the schedule; allowed: 0 to 699$"):

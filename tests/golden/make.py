@@ -28,16 +28,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from oscar.images import to_tensor
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from oscar import OscarCodec
 from oscar.bitstream.entropy import uniform_frequencies
-from oscar.codec import Analysis, channel_rms
+from oscar.data.images import to_tensor
 from oscar.inference.load import load
-from oscar.models.padding import pad_to_multiple
-from oscar.rates import find_rate
 from oscar.timesteps import PerImageMapping
 
 HERE = Path(__file__).parent
@@ -125,47 +122,35 @@ def load_codec(name: str, root: Path) -> OscarCodec:
 
 def compress(codec: OscarCodec, image: Image.Image, case: Case) -> bytes:
     """The file of an image."""
-    point = "quality" if isinstance(codec, ContinuousCodec) else "rate"
-    return codec.compress(image, **{point: case.point}, effort=case.effort)
+    return codec.compress(image, case.point, case.effort)
 
 
 def read_symbols(codec: OscarCodec, data: bytes) -> np.ndarray:
     """What a file says before any network: indices (rows, columns), or the coder's integers (C, h, w)."""
-    return codec.read(data)[1].astype(np.int32)
+    return codec.read(data).symbols[0][0].numpy().astype(np.int32)
 
 
 @torch.inference_mode()
 def encode_latent(codec: OscarCodec, image: Image.Image, case: Case) -> np.ndarray:
     """The latent (1, C, h, w) of the padded image."""
-    unit = codec.backbone.factor
-    if not isinstance(codec, ContinuousCodec):
-        unit = find_rate(case.point).pixels_per_index
-    return codec.backbone.encode(pad_to_multiple(to_tensor(image), unit)).numpy()
+    return codec.encode_latent(to_tensor(image), codec.find_point(case.point)).numpy()
 
 
 @torch.inference_mode()
 def write_latent(codec: OscarCodec, latent: np.ndarray, case: Case) -> bytes:
     """The file of a latent."""
-    latent, (width, height) = torch.from_numpy(latent), case.size
-    point = codec.find_point(case.point)
-    if isinstance(codec, ContinuousCodec):
-        return codec.write_latent(latent, point, height, width)[0]
-    indices = codec.bottleneck.encode(latent, point)
-    timesteps = None
-    if codec.mapping.per_picture:
-        timesteps = codec.measure_timesteps(codec.bottleneck.decode(indices, point), latent)
-    analysis = codec.economise(Analysis(latent, indices, channel_rms(latent), timesteps), point, case.effort)
-    return codec.write(analysis, point, height, width)[0]
+    (width, height), point = case.size, codec.find_point(case.point)
+    return codec.write(codec.quantise(torch.from_numpy(latent), point, case.effort), point, height, width)[0]
 
 
 def train(output: Path, images: Path, *overrides: str) -> tuple[str, ...]:
     """Run a stage with overrides of scripts/train.py on one thread; the names of its losses in the log."""
     from accelerate.state import AcceleratorState, GradientState
     from hydra import compose, initialize_config_dir
-    from oscar.training.loop import Trainer
 
     from oscar.config import parse, register
     from oscar.training.build import build_stage
+    from oscar.training.trainer import Trainer
 
     register()
     options = [f"data.train=[{images}]", f"output={output}", "data.workers=0", "trainer.log_every=1",
@@ -186,7 +171,7 @@ def train(output: Path, images: Path, *overrides: str) -> tuple[str, ...]:
 
 def photographs() -> list[Image.Image]:
     """Those of scikit-image's whose licence is plain, public domain (the first) or CC0; pixels without a profile."""
-    from oscar.evaluation.pictures import find_pictures
+    from oscar.data.folders import find_pictures
 
     found = {path.stem: Image.fromarray(np.asarray(Image.open(path).convert("RGB"))) for path in find_pictures()}
     return [found[name] for name in ("astronaut", "chelsea", "coffee", "rocket")]

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from oscar import checkpoint
 from oscar.bitstream import Coding, Container
+from oscar.codec import OscarCodec
 
 HERE = Path(__file__).parent
 FILES = sorted([*HERE.glob("ours/files/*/*.oscar"), *HERE.glob("shipped/*/*.oscar")])

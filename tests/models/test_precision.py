@@ -15,6 +15,7 @@ from oscar import OscarCodec, checkpoint
 from oscar.bottlenecks.vq import VQSymbols
 from oscar.cli.main import main
 from oscar.data.images import ImageError, to_tensor
+from oscar.inference import load as load_module
 from oscar.inference import tiling
 from oscar.models.precision import NotFiniteError, compute_finite, without_tf32
 from oscar.rates import PAPER_RATES
@@ -234,10 +235,10 @@ def test_auto_writes_the_files_of_float32_whatever_the_device_computes_in(load, 
 
 def test_auto_takes_the_devices_precision_for_large_models_of_both_halves(tiny_folder, monkeypatch):
     monkeypatch.setattr("oscar.inference.load.auto_dtype", lambda device: torch.bfloat16)
-    size = checkpoint.count_parameters(*description(tiny_folder))
-    monkeypatch.setattr(checkpoint, "LARGE_MODEL", size + 1)
+    size = load_module.count_parameters(*description(tiny_folder))
+    monkeypatch.setattr(load_module, "LARGE_MODEL", size + 1)
     assert oscar.load(tiny_folder).dtype == torch.float32
-    monkeypatch.setattr(checkpoint, "LARGE_MODEL", size)
+    monkeypatch.setattr(load_module, "LARGE_MODEL", size)
     for components in ("encoder", "decoder"):
         assert oscar.load(tiny_folder, components=components).dtype == torch.bfloat16
     assert oscar.load(tiny_folder, dtype=torch.float16).dtype == torch.float16
@@ -257,10 +258,10 @@ def test_parameters_are_those_of_the_checkpoint_and_the_backbone_it_names(make_c
                                                .state_dict().values()))  # fmt: skip
     own = sum(value.numel() for value in checkpoint.tensors(codec).values())
     for name in ("bundled", "apart"):
-        assert checkpoint.count_parameters(*description(tmp_path / name)) == networks + own
+        assert load_module.count_parameters(*description(tmp_path / name)) == networks + own
     _, config = description(tmp_path / "apart")
     for source in ("someone/backbone", str(tmp_path)):  # on the hub; a folder without weights
-        assert checkpoint.count_parameters(tmp_path / "apart", config | {"backbone": source}) == float("inf")
+        assert load_module.count_parameters(tmp_path / "apart", config | {"backbone": source}) == float("inf")
 
 
 def test_encoders_use_all_of_float32_on_devices_with_tensorfloat32(load, astronaut, monkeypatch):

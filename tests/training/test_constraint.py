@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from oscar.training.tables import estimate_frequencies
 
 from oscar import OscarCodec
 from oscar.data.images import read_image
@@ -25,7 +24,9 @@ def script(load_script):
 @pytest.fixture
 def codec(make_codec, photos: Path) -> OscarCodec:
     codec = make_codec(rates=[STAGED.id, PLAIN.id], bottleneck={"stages": {str(STAGED.id): 4}})
-    estimate_frequencies(codec, [torch.rand(2, 3, 64, 64) * 2 - 1])
+    with torch.no_grad():
+        codec.bottleneck.finish([codec.backbone.encode(torch.rand(2, 3, 64, 64) * 2 - 1)])
+    codec.forget_fingerprint()
     return codec
 
 

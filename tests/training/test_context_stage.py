@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oscar.training.tables import estimate_frequencies
 
 from oscar import OscarCodec
 from oscar.bitstream.context import estimated_bits
@@ -66,15 +65,15 @@ def test_only_context_models_are_new(compose, photos: Path, tmp_path: Path, tiny
     config, trainer = run(compose, photos, tmp_path / "run", tiny_folder, "+stage.rate_weights={0.0019: 0}")
     assert trainer.run()
     before, after = load(tiny_folder), load(tmp_path / "run/final")
-    assert sorted(after.contexts) == [1, 2, 3, 4, 5, 6, 7] and not before.contexts
+    assert sorted(after.bottleneck.contexts) == [1, 2, 3, 4, 5, 6, 7] and not before.bottleneck.contexts
     assert after.fingerprint == before.fingerprint
     old = before.compress(picture(200, 120), 0.125)
     assert after.decompress(old) == before.decompress(old)  # files written before still decode
     again = OscarCodec.from_pretrained(tmp_path / "run/final")
-    for rate_id, model in after.contexts.items():
-        assert model.digest == again.contexts[rate_id].digest
-    estimate_frequencies(again, [torch.zeros(1, 3, 64, 64)])
-    assert not again.contexts  # they were of the indices as they were
+    for rate_id, model in after.bottleneck.contexts.items():
+        assert model.digest == again.bottleneck.contexts[rate_id].digest
+    again.bottleneck.finish([torch.zeros(1, 4, 8, 8)])
+    assert not again.bottleneck.contexts  # they were of the indices as they were
 
 
 def test_a_resumed_run_is_the_same(compose, photos: Path, tmp_path: Path, tiny_folder: Path, runs) -> None:

@@ -201,7 +201,7 @@ def test_only_the_first_process_writes(configure, tmp_path: Path, photos: Path) 
     assert (output / "log.csv").read_text().count("\n") == 4
     assert (output / "validation.csv").read_text().count("\n") == 3
     assert [path.name for path in (output / "checkpoints").glob("*.pt")].count("best.pt") == 1
-    assert OscarCodec.from_pretrained(output / "final").rates
+    assert OscarCodec.from_pretrained(output / "final").bottleneck.rates
 
 
 def test_another_number_of_processes_goes_on_with_the_same_data(configure, runs) -> None:
@@ -255,7 +255,7 @@ def test_fsdp_trains_alike_and_shares_checkpoints(configure, runs, photos: Path)
             torch.testing.assert_close(one[part]["model"][name], value, rtol=1e-2, atol=1e-3, msg=name)
     tables = [Path(config.output, "validation.csv").read_text().splitlines() for config in (mixed, plain)]
     assert len(tables[0]) == len(tables[1]) == 4
-    assert OscarCodec.from_pretrained(Path(mixed.output) / "final").rates
+    assert OscarCodec.from_pretrained(Path(mixed.output) / "final").bottleneck.rates
 
 
 @pytest.mark.parametrize("stage", ["hyper", "joint"])

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from oscar.models.hyper_encoder import HyperEncoder
-from oscar.training.learner import NonFiniteError
-from oscar.training.loop import Trainer
 from torch import nn
 
+from oscar.bottlenecks.hyper_encoder import HyperEncoder
 from oscar.config import TrainConfig
 from oscar.rates import PAPER_RATES
 from oscar.training.build import build_stage
 from oscar.training.checkpoints import find_checkpoints
 from oscar.training.processes import make_accelerator
+from oscar.training.train_state import NonFiniteError
+from oscar.training.trainer import Trainer
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 STAGES = ["vae", "prior", "hyper", "joint", "hyperprior_hyper", "hyperprior_joint", "context"]

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from oscar.training.stages.hyperprior import calibrate, latent_cosine
 
 from oscar import OscarCodec
-from oscar.bottlenecks.hyperprior import KNOTS, Coded
+from oscar.bottlenecks.hyperprior import KNOTS, Estimate, latent_cosine
 from oscar.config import ConfigError, TrainConfig
 from oscar.inference.load import load
 from oscar.timesteps import CurveMapping
@@ -68,21 +67,29 @@ def test_what_is_trained(configure, stage: str, override: str, parts: set[str]) 
 
 
 def test_the_loss_is_rate_plus_lambda_times_distortion(configure, monkeypatch) -> None:
-    stage = build_stage(configure("hyper", "stage.lambdas=[0.25,4]"))
-    coded = Coded(torch.zeros(3, 4, 8, 8), torch.tensor([4096.0, 8192.0, 0.0]))  # of 64 x 64 pixels: 1, 2 and 0 bpp
+    bits = torch.tensor([4096.0, 8192.0, 0.0])  # of 64 x 64 pixels: 1, 2 and 0 bpp
     distortion, quality = torch.tensor([1.0, 0.5, 0.25]), torch.tensor([0.0, 0.5, 1.0])
-    loss, bpp = stage.weigh(coded, distortion, quality)
-    assert bpp == 1
+    z_hat = distortion.sqrt()[:, None, None, None].expand(3, 4, 8, 8)
     each = [(1 + 0.25 * 1) / 0.5, (2 + 1 * 0.5) / 1, (0 + 4 * 0.25) / 2]
-    torch.testing.assert_close(loss, torch.tensor(sum(each) / 3))
+    for name in ("hyper", "joint"):
+        stage = build_stage(configure(name, "stage.lambdas=[0.25,4]"))
+        bottleneck = stage.codec.bottleneck
+        monkeypatch.setattr(bottleneck, "estimate", lambda latent, quality: Estimate(z_hat, bits))
+        output = bottleneck(torch.zeros(3, 4, 8, 8), quality)
+        assert output.statistics["bpp"] == 1
+        torch.testing.assert_close(output.statistics["distortion"], distortion.mean())
+        loss, _ = stage.weigh(output)
+        if name == "joint":  # where images say how far off they are
+            loss = loss + (output.weight * distortion).mean()
+        torch.testing.assert_close(loss, torch.tensor(sum(each) / 3))
 
 
 def test_qualities_are_a_function_of_the_pass(configure) -> None:
     stage = build_stage(configure("hyper")).eval()
     latent = stage.codec.backbone.encode(images(64)).detach()
-    _, first = stage.code(latent, Pass(7, 1))
-    _, again = stage.code(latent, Pass(7, 1))
-    _, other = stage.code(latent, Pass(8, 1))
+    draws = [stage.codec.bottleneck.draw(turn, latent, every) for turn, every in
+             ((Pass(7, 1), True), (Pass(7, 1), False), (Pass(8, 1), True))]  # fmt: skip
+    ((first, _),), ((again, _),), ((other, _),) = draws
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert first.min() < 0.1 and first.max() > 0.9
 
@@ -90,12 +97,13 @@ def test_qualities_are_a_function_of_the_pass(configure) -> None:
 def test_timesteps_follow_the_cosine(configure) -> None:
     codec = build_stage(configure("hyper")).codec
     latent = codec.backbone.encode(images()).detach()
-    mapping = calibrate(codec, [latent, latent], knots=3)
+    mapping = codec.eval().bottleneck.finish([latent, latent], codec.backbone.schedule)
     assert codec.mapping == CurveMapping.straight()  # not set here
     signal = codec.backbone.schedule.alphas_cumprod.sqrt()
+    assert len(mapping.values) == KNOTS
     for place, (timestep, value) in enumerate(zip(mapping.timesteps, mapping.values, strict=True)):
         with torch.no_grad():
-            z_hat = codec.bottleneck(latent, torch.full((3,), place / 2)).z_hat
+            z_hat = codec.bottleneck.estimate(latent, torch.full((3,), place / (KNOTS - 1))).z_hat
         assert value == pytest.approx(latent_cosine(z_hat, latent).item(), abs=1e-4)
         assert (signal - value).abs().argmin() == timestep
     assert mapping.values[0] < mapping.values[-1]

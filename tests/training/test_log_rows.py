@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from oscar.training.hyper import HyperStage
-from oscar.training.loop import Trainer
 from tqdm import tqdm
 
 from oscar.config import TrainConfig
-from oscar.training import loop
+from oscar.training import trainer as trainer_module
 from oscar.training.build import build_stage
 from oscar.training.interval import Interval
+from oscar.training.stages.base import Pass
+from oscar.training.stages.bottleneck import BottleneckStage
+from oscar.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -68,21 +69,21 @@ def test_a_value_is_a_mean_over_the_passes_that_gave_it() -> None:
 def test_rows_are_means_over_the_passes(configure, runs, monkeypatch) -> None:
     """Of all passes of all steps since the last row; a rate's only of those that drew it."""
     seen: list[dict[str, float]] = []
-    forward = HyperStage.forward
+    forward = BottleneckStage.forward
 
     def watched(stage, images, turn):
         metrics = forward(stage, images, turn)
         seen.append({name: value.item() for name, value in metrics.items()})
         return metrics
 
-    monkeypatch.setattr(HyperStage, "forward", watched)
+    monkeypatch.setattr(BottleneckStage, "forward", watched)
     config = configure("hyper", 5, "run", "trainer.log_every=2", "trainer.accumulation=2", "stage.rates_per_step=1")
     run(config)
     rows = runs.rows(config)
     assert [row["step"] for row in rows] == ["2", "4", "5"] and len(seen) == 10
     empty = 0
     for row, passes in zip(rows, (seen[:4], seen[4:8], seen[8:]), strict=True):
-        for name in HyperStage(build_stage(config).codec, config).metrics:
+        for name in BottleneckStage(build_stage(config).codec, config).metrics:
             values = [found[name] for found in passes if name in found]
             empty += not values
             assert row[name] == "" if not values else float(row[name]) == pytest.approx(sum(values) / len(values))
@@ -101,7 +102,7 @@ def test_the_norm_is_that_before_the_clip(configure, runs) -> None:
     assert float(runs.rows(clipped)[0]["grad_norm"]) == norms[0] > 0.1
     stage = build_stage(each).train()
     batch = next(Trainer(stage, configure("prior", 1, "other"))._batches(0))
-    stage(batch["image"], loop.Pass(0, each.seed))["loss"].backward()
+    stage(batch["image"], Pass(0, each.seed))["loss"].backward()
     gradients = [parameter.grad.flatten() for parameter in stage.parameters() if parameter.grad is not None]
     assert norms[0] == pytest.approx(torch.cat(gradients).norm().item(), rel=1e-5)
 
@@ -153,7 +154,7 @@ def test_the_bar_counts_a_resumed_runs_own_steps(configure, monkeypatch) -> None
             super().__init__(*args, **options)
             bars.append(self)
 
-    monkeypatch.setattr(loop, "tqdm", Bar)
+    monkeypatch.setattr(trainer_module, "tqdm", Bar)
     config = configure("prior", 6, "run", "trainer.log_every=2")
     stop_at(Trainer(build_stage(config), config), 4)
     run(config)
@@ -163,13 +164,13 @@ def test_the_bar_counts_a_resumed_runs_own_steps(configure, monkeypatch) -> None
 
 
 def test_an_interval_that_was_skipped_leaves_its_cells_empty(configure, runs, monkeypatch) -> None:
-    forward = HyperStage.forward
+    forward = BottleneckStage.forward
 
     def broken(stage, images, turn):
         factor = float("nan") if turn.number < 3 else 1
         return {name: value * factor for name, value in forward(stage, images, turn).items()}
 
-    monkeypatch.setattr(HyperStage, "forward", broken)
+    monkeypatch.setattr(BottleneckStage, "forward", broken)
     config = configure("hyper", 4, "run", "trainer.log_every=2", "trainer.non_finite=skip")
     run(config)
     first, second = runs.rows(config)

@@ -19,7 +19,7 @@ from oscar.training.build import build_stage
 from oscar.training.checkpoints import find_checkpoints
 from oscar.training.latent_cache import cache_latents
 from oscar.training.losses import critic_loss
-from oscar.training.stages.bottleneck import HyperStage
+from oscar.training.stages.bottleneck import BottleneckStage
 from oscar.training.stages.diffusion_pretrain import PriorStage
 from oscar.training.train_state import NonFiniteError
 from oscar.training.trainer import Trainer
@@ -205,14 +205,14 @@ def broken(monkeypatch) -> Callable[..., None]:
     """Makes stage hyper's loss NaN in some passes, after the codebooks were updated."""
 
     def make(*passes: int) -> None:
-        forward = HyperStage.forward
+        forward = BottleneckStage.forward
 
         def wrong(stage, images, turn):
             metrics = forward(stage, images, turn)
             factor = float("nan") if turn.number in passes else 1
             return {name: value * factor for name, value in metrics.items()}
 
-        monkeypatch.setattr(HyperStage, "forward", wrong)
+        monkeypatch.setattr(BottleneckStage, "forward", wrong)
 
     return make
 

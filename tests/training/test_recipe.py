@@ -18,17 +18,17 @@ import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState, GradientState
 from diffusers import UNet2DConditionModel
-from oscar.training.data import PhotoDataset
-from oscar.training.loop import Trainer
-from oscar.training.stage import Pass
 from torch import Tensor
 
 from oscar.config import ConfigError, StageConfig, TrainConfig
+from oscar.data.crops import PhotoDataset
 from oscar.models.discriminator import LatentDiscriminator, PublishedHead
 from oscar.training import losses
 from oscar.training.build import build_stage
 from oscar.training.losses import ImageLoss, critic_loss
 from oscar.training.processes import check_total_batch
+from oscar.training.stages.base import Pass
+from oscar.training.trainer import Trainer
 
 ADAMW = {  # T1, T2: one group, decay on everything
     "lr": 5e-5,  # S1, S2
@@ -455,10 +455,10 @@ def test_rates_that_are_not_drawn(configure, monkeypatch, set_to_none: bool) -> 
     config = configure(2, *options)
     drawn = [0, 1, 1, 0]
 
-    def choose(turn, rates, *_):
-        return [rates[drawn[turn.number]]]
+    def choose(rng, rates, *_):
+        return [rates[drawn[rng.number]]]
 
-    monkeypatch.setattr("oscar.training.joint.choose_rates", choose)
+    monkeypatch.setattr("oscar.bottlenecks.vq.choose_points", choose)
     stage, plain = build_stage(config).train(), build_stage(config).train()
     trainer = Trainer(stage, config)
     batches = [next(iter_) for iter_ in [trainer._batches(0)] for _ in drawn]

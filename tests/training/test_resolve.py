@@ -79,7 +79,7 @@ def test_fewer_rates(configure, tiny_folder: Path, tmp_path: Path) -> None:
     for rate in stage.codec.bottleneck.rates:
         assert torch.equal(stage.codec.bottleneck.at(rate).proj[0].weight, whole.bottleneck.at(rate).proj[0].weight)
     stage.save(tmp_path / "fewer")
-    assert [rate.id for rate in load(tmp_path / "fewer").rates] == [0, 7]
+    assert [rate.id for rate in load(tmp_path / "fewer").bottleneck.rates] == [0, 7]
 
 
 def test_a_new_prompt(configure, tiny_folder: Path) -> None:
@@ -130,7 +130,8 @@ def named(make_backbone, make_codec, tmp_path: Path) -> Path:
     make_backbone().save_pretrained(tmp_path / "backbone")
     codec = make_codec()
     config = checkpoint.describe(codec)
-    checkpoint.build(config, Backbone.from_pretrained(tmp_path / "backbone")).save_pretrained(tmp_path / "model")
+    parts = checkpoint.build(config, Backbone.from_pretrained(tmp_path / "backbone"))
+    OscarCodec(*parts).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -140,9 +141,9 @@ def test_a_backbone_that_has_moved(named: Path, configure, picture, tmp_path: Pa
     expected = before.decompress(data).tobytes()
     moved = (tmp_path / "backbone").rename(tmp_path / "elsewhere")
     hint = "; if it is elsewhere now: backbone=FOLDER in Python, --backbone FOLDER of oscar, backbone.source=FOLDER in"
-    for load in (checkpoint.load, OscarCodec.from_pretrained):
+    for read in (load, OscarCodec.from_pretrained):
         with pytest.raises(CheckpointError, match=hint) as error:
-            load(named)
+            read(named)
         assert "\n" not in str(error.value) and f"{tmp_path / 'backbone'}" in str(error.value)
     after = load(named, dtype=torch.float32, backbone=moved)
     assert after.compress(picture(64, 64)) == data and after.decompress(data).tobytes() == expected
@@ -185,9 +186,9 @@ def test_a_checkpoint_from_before_backbones_had_digests(named: Path, make_backbo
     moved = (tmp_path / "backbone").rename(tmp_path / "elsewhere")
     load(named, backbone=moved)
     make_backbone(seed=1).save_pretrained(tmp_path / "other")
-    for load in (checkpoint.load, OscarCodec.from_pretrained):
+    for read in (load, OscarCodec.from_pretrained):
         with pytest.raises(CheckpointError, match="is not the one that this checkpoint was made with"):
-            load(named, backbone=tmp_path / "other")
+            read(named, backbone=tmp_path / "other")
 
 
 def test_a_backbone_for_a_checkpoint_that_holds_its_own(tiny_folder: Path) -> None:

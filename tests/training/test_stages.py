@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oscar.training.sampling import choose_rates
 
 from oscar.config import ConfigError, TrainConfig
 from oscar.models.backbone import Backbone
@@ -22,8 +21,9 @@ from oscar.rates import PAPER_RATES, RATES
 from oscar.timesteps import CalibratedMapping, LearnedMapping, PerImageMapping, RampMapping, TableMapping
 from oscar.training.build import build_stage
 from oscar.training.stages import bottleneck as hyper
-from oscar.training.stages.base import Pass, Stage, draw_rates
+from oscar.training.stages.base import Pass, Stage
 from oscar.training.trainer import Trainer
+from oscar.utils.rng import choose_points
 
 TRAINED = {  # by stage, the first parts of the names of trained tensors
     "vae": ("backbone.vae.",),
@@ -277,14 +277,14 @@ def test_a_rate_in_stages_is_trained_alone(configure, tiny_folder: Path, quick_t
                        f"+stage.rate_weights={str(weights)}", "trainer.ema_decay=0.5")  # fmt: skip
     stage = build_stage(config)
     source, encoder = (stage.codec.bottleneck.at(RATES[rate_id]) for rate_id in (3, 4))
-    assert torch.equal(encoder.proj[0].weight, source.proj[0].weight) and encoder.stages == 4
+    assert torch.equal(encoder.proj[0].weight, source.proj[0].weight) and encoder.num_quantizers == 4
     before = snapshot(stage)
     Trainer(stage, config).run()
     moved = changed(before, stage)
     assert moved and all(name.startswith("codec.bottleneck.hyper_encoders.4.") for name in moved)
     assert "codec.bottleneck.hyper_encoders.4.quantizer.codebook" in moved
     again = build_stage(configure("joint", f"init_from={config.output}/final", "stage.gan=0"))
-    assert again.codec.bottleneck.at(RATES[4]).stages == 4
+    assert again.codec.bottleneck.at(RATES[4]).num_quantizers == 4
 
 
 def test_a_rate_to_start_from_must_fit(configure, tiny_folder: Path) -> None:
@@ -417,11 +417,11 @@ def test_all_randomness_follows_from_the_pass() -> None:
 
 def test_every_process_draws_the_same_rates() -> None:
     weights = [1, 1, 1, 1, 1, 1, 1, 0]
-    drawn = [draw_rates(Pass(number, 0), PAPER_RATES, weights, 1)[0] for number in range(300)]
-    assert drawn == [draw_rates(Pass(number, 0, rank=3), PAPER_RATES, weights, 1)[0] for number in range(300)]
+    drawn = [choose_points(Pass(number, 0), PAPER_RATES, weights, 1)[0] for number in range(300)]
+    assert drawn == [choose_points(Pass(number, 0, rank=3), PAPER_RATES, weights, 1)[0] for number in range(300)]
     assert {rate.id for rate in drawn} == set(range(7))
-    assert draw_rates(Pass(0, 0), PAPER_RATES, weights, None) == list(PAPER_RATES[:7])
-    assert draw_rates(Pass(0, 0), PAPER_RATES, weights, 8) == list(PAPER_RATES[:7])
+    assert choose_points(Pass(0, 0), PAPER_RATES, weights, None) == list(PAPER_RATES[:7])
+    assert choose_points(Pass(0, 0), PAPER_RATES, weights, 8) == list(PAPER_RATES[:7])
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, None])
@@ -430,7 +430,7 @@ def test_balanced_order(count: int | None) -> None:
 
     def chosen(number: int, rank: int = 0) -> list[int]:
         turn = Pass(number, 0, rank)
-        return [rate.id for rate in choose_rates(turn, PAPER_RATES, weights, count, "balanced")]
+        return [rate.id for rate in choose_points(turn, PAPER_RATES, weights, count, "balanced")]
 
     expected = min(count or 7, 7)
     for first in range(0, 21, 7):  # each time round

@@ -14,16 +14,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from oscar.training.tables import perplexity, running_frequencies
 from PIL import Image
 
+from oscar.bottlenecks.vq import perplexity
 from oscar.config import ConfigError, TrainConfig
 from oscar.data.images import to_pil
 from oscar.metrics.image import psnr
 from oscar.training import validation
 from oscar.training.build import build_stage
 from oscar.training.stages.base import Pass, Stage
-from oscar.training.validation import Validator, centre, running_tables, summarise
+from oscar.training.validation import Validator, centre, summarise
 
 SIZES = [(200, 170), (70, 50), (64, 64)]  # the last two are too small for MS-SSIM
 RATES = ("0.0313", "0.1250")
@@ -84,14 +84,15 @@ def test_scalars_are_those_of_real_files(configure, accelerator, pictures: Path)
     assert list(scalars) == [*names, *columns]
 
     codec = stage.eval().codec
-    with running_tables(codec):
+    with codec.bottleneck.ready_to_code():
+        codec.forget_fingerprint()
         for rate in codec.bottleneck.rates:
             files = [codec.compress(image, rate) for image in originals(pictures)]
             pixels = [image.width * image.height for image in originals(pictures)]
             bpp = fmean(8 * len(data) / count for data, count in zip(files, pixels, strict=True))
             quality = fmean(psnr(image, codec.decompress(data))
                             for image, data in zip(originals(pictures), files, strict=True))  # fmt: skip
-            codes = np.concatenate([codec.read(data)[1].ravel() for data in files])
+            codes = np.concatenate([codec.read(data).symbols.indices.numpy().ravel() for data in files])
             share = np.unique(codes, return_counts=True)[1] / len(codes)
             assert scalars[f"bpp_{rate.bpp:.4f}"] == pytest.approx(bpp)
             assert scalars[f"psnr_{rate.bpp:.4f}"] == pytest.approx(quality)
@@ -253,7 +254,7 @@ def test_metrics_without_weights_are_left_out(configure, accelerator, monkeypatc
 
 def test_running_tables_follow_the_moving_averages(configure) -> None:
     codec = trained(configure("hyper")).codec
-    tables = running_frequencies(codec)
+    tables = codec.bottleneck.running_frequencies()
     for rate in codec.bottleneck.rates:
         usage = codec.bottleneck.at(rate).usage()
         assert tables[rate.id].sum() == 2**16 - 1 and tables[rate.id].argmax() == usage.argmax()
