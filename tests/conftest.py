@@ -106,12 +106,18 @@ def golden_codec(golden, golden_pkl):
 
 
 @pytest.fixture(scope="session")
-def make_backbone() -> Callable:
+def backbone_config() -> Callable[[str], dict]:
+    """Reads one of the configurations of backbones by its name."""
+    return lambda name: OmegaConf.to_container(OmegaConf.load(ROOT / f"configs/backbone/{name}.yaml"))
+
+
+@pytest.fixture(scope="session")
+def make_backbone(backbone_config) -> Callable:
     """Builds the tiny backbone with random weights; keyword arguments change its scheduler."""
     from oscar.models.backbone import Backbone
 
     def make(seed: int = 0, **scheduler):
-        config = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/backbone/tiny.yaml"))
+        config = backbone_config("tiny")
         torch.manual_seed(seed)
         return Backbone.from_configs(config["vae"], config["unet"], {**config["scheduler"], **scheduler})
 
@@ -184,6 +190,30 @@ def picture_tensor(width: int, height: int, seed: int = 0) -> torch.Tensor:
 def picture() -> Callable[..., Image.Image]:
     """Makes a synthetic picture from width, height and seed."""
     return synthetic_picture
+
+
+@pytest.fixture(scope="session")
+def pictures() -> Callable[..., torch.Tensor]:
+    """Makes a batch of pictures from its size: smooth, with noise, and another brightness on each side."""
+
+    def make(count: int = 1, height: int = 152, width: int = 136) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        coarse = torch.rand(count, 3, 6, 6, generator=generator) * 1.6 - 0.8
+        smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")
+        return (smooth + 0.1 * torch.randn(smooth.shape, generator=generator)).clamp(-1, 1)
+
+    return make
+
+
+@pytest.fixture
+def small_limits(monkeypatch) -> None:
+    """Small pictures are cut into blocks and strips."""
+    from oscar.inference import row_blocks, tiling
+
+    monkeypatch.setattr(tiling, "WHOLE", 2**10)
+    monkeypatch.setattr(tiling, "STRIP", 2**12)
+    monkeypatch.setattr(row_blocks, "BLOCK", {"cpu": 2**10})
+    monkeypatch.setattr(row_blocks, "QUERIES", 50)
 
 
 @pytest.fixture(scope="session")

@@ -143,7 +143,7 @@ def test_parts_that_measure_speed_need_neither_codecs_nor_pictures(config, monke
         asked.append(arguments)
         return [Table(f"{part}_speed", "Seconds.", pd.DataFrame({"way": ["ours"]}), {"way": "way"})]
 
-    monkeypatch.setattr(f"oscar.evaluation.{part}_speed.run_{part}_speed", measure)
+    monkeypatch.setattr(f"oscar.benchmark.speed.{part}.run_{part}_speed", measure)
     assert run_benchmark(config) is None
     out = Path(config.output)
     assert asked == [(getattr(config, part), out, "cpu")]

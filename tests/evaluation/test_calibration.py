@@ -15,6 +15,7 @@ from scipy.stats import kstest, kurtosis, skew
 
 from oscar import OscarCodec
 from oscar.bitstream import Container
+from oscar.bottlenecks.hyper_encoder import HyperEncoder
 from oscar.config import AblateTimestepsConfig, CalibrateTimestepsConfig, MetricsConfig, PackagedPicturesConfig
 from oscar.data.images import to_pil, to_tensor
 from oscar.evaluation import ablation, calibration
@@ -42,20 +43,20 @@ def noisy(codec: OscarCodec, monkeypatch) -> dict[int, int]:
     def encode(images, *_):
         return scale * torch.randn(len(images), 4, images.shape[2] // 8, images.shape[3] // 8, generator=draws)
 
-    def decode(indices, rate):
-        signal = codec.backbone.schedule.alpha_bar(timesteps[rate.id]).sqrt()
+    def decode(self, indices):
+        signal = codec.backbone.schedule.alpha_bar(timesteps[self.rate.id]).sqrt()
         noise = scale * torch.randn(latents[-1].shape, generator=draws)
         return 7 * (signal * latents[-1] + (1 - signal**2).sqrt() * noise)  # of any scale: rescaling undoes it
 
     latents: list[torch.Tensor] = []
 
-    def remember(latent, rate):
+    def remember(self, latent):
         latents.append(latent)
         return torch.zeros(len(latent), 1, 1, dtype=torch.long)
 
     monkeypatch.setattr(codec, "encode_latent", encode)
-    monkeypatch.setattr(codec.bottleneck, "encode", remember)
-    monkeypatch.setattr(codec.bottleneck, "decode", decode)
+    monkeypatch.setattr(HyperEncoder, "encode", remember)
+    monkeypatch.setattr(HyperEncoder, "decode", decode)
     return timesteps
 
 
