@@ -15,8 +15,8 @@ from oscar import checkpoint
 from oscar.config import DENOISER, HYPERPRIOR, VQ, BackboneConfig, BottleneckConfig, ConfigError, TrainConfig
 from oscar.models.backbone import PARTS, read_configs
 from oscar.rates import rate_by_id
-from oscar.strict_json import as_read
 from oscar.timesteps import CurveMapping, TableMapping, read_calibration
+from oscar.utils.strict_json import as_read
 
 # Of a backbone's configuration, what training or reading it may change.
 _FREE = ("scaling_factor", "_diffusers_version", "_name_or_path")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from oscar.rates import rate_by_id
-from oscar.strict_json import dumps
+from oscar.utils.strict_json import dumps
 
 SHIPPED = Path(__file__).parents[1] / "assets"
 MODEL = "oscar.json"  # of a checkpoint

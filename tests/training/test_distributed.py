@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from oscar import OscarCodec
 from oscar.config import TrainConfig
 from oscar.training.checkpoints import find_checkpoints
 
@@ -28,8 +29,8 @@ KILLS = 10
 # Processes are forked from a server that has imported everything and has started no thread.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["oscar.training.trainer", "oscar.training.build", "oscar.training.stages.joint",
-                                "oscar.training.stages.bottleneck", "oscar.training.stages.vae", "oscar.training.validation",
-                                "torch._dynamo", "torch.utils.tensorboard"])  # fmt: skip
+                                "oscar.training.stages.bottleneck", "oscar.training.stages.vae",
+                                "oscar.training.validation", "torch._dynamo", "torch.utils.tensorboard"])  # fmt: skip
 
 
 @dataclass(frozen=True)

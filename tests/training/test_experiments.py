@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 
+from oscar import OscarCodec
 from oscar.config import TrainConfig
 from oscar.convert.merge import merge_rates
 from oscar.metrics.weights import WeightsUnavailable
@@ -58,7 +59,8 @@ def test_two_steps(compose, photos: Path, tmp_path: Path, experiment: str) -> No
     if config.stage.name in ("vae", "prior"):
         Backbone.from_pretrained(tmp_path / "final")
     else:
-        assert OscarCodec.from_pretrained(tmp_path / "final").bottleneck.rates == config.bottleneck.rate_points()
+        bottleneck = OscarCodec.from_pretrained(tmp_path / "final").bottleneck
+        assert getattr(bottleneck, "rates", ()) == config.bottleneck.rate_points()  # none with a hyperprior
 
 
 @pytest.mark.slow
@@ -70,7 +72,8 @@ def test_the_papers_stages_follow_one_another(compose, photos: Path, tmp_path: P
         dry_run(compose, photos, parts[-1], "paper/stage1", f"bottleneck.rates=[{rate}]", *small)
     merge_rates([part / "final" for part in parts], tmp_path / "stage1")
     dry_run(compose, photos, tmp_path / "stage2", "paper/stage2", f"init_from={tmp_path / 'stage1'}", *small)
-    assert [rate.bpp for rate in OscarCodec.from_pretrained(tmp_path / "stage2/final").bottleneck.rates] == [0.0625, 0.125]
+    rates = OscarCodec.from_pretrained(tmp_path / "stage2/final").bottleneck.rates
+    assert [rate.bpp for rate in rates] == [0.0625, 0.125]
 
 
 def test_without_the_weights_of_dists_nothing_starts(compose, photos: Path, monkeypatch, tmp_path: Path) -> None:

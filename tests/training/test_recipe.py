@@ -409,7 +409,8 @@ def test_each_hyper_encoder_is_clipped_by_its_own_norm(configure) -> None:
     config = configure(1, "optimiser.grad_clip=0.01")
     trainer = Trainer(build_stage(config), config)
     groups = trainer.learner.clip_groups
-    encoders = [list(trainer.stage.codec.bottleneck.at(rate).parameters()) for rate in trainer.stage.codec.bottleneck.rates]
+    bottleneck = trainer.stage.codec.bottleneck
+    encoders = [list(bottleneck.at(rate).parameters()) for rate in bottleneck.rates]
     assert [list(map(id, group)) for group in groups] == [list(map(id, encoder)) for encoder in encoders]
     norms = []
     trainer.learner.optimiser.step = lambda: norms.extend(total_norm(group) for group in groups)

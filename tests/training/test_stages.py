@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from oscar import OscarCodec
 from oscar.config import ConfigError, TrainConfig
 from oscar.models.backbone import Backbone
 from oscar.rates import PAPER_RATES, RATES
@@ -120,7 +121,7 @@ def test_hyper_trains_all_rates_or_some(configure) -> None:
     assert sum(losses) - sum(cosines) == pytest.approx(3 * 0.5 * metrics["commitment"].item(), abs=1e-6) != 0
     stage = build_stage(configure("hyper", "stage.rates_per_step=2", "+stage.rate_weights={0.125:0}"))
     for number in range(8):
-        drawn = [name for name in stage(images(), Pass(number, 0)) if name.startswith("cosine")]
+        drawn = [name for name in stage(images(), Pass(number, 0)) if name.startswith("cosine_")]
         assert len(drawn) == 2 and "cosine_0.1250" not in drawn
 
 

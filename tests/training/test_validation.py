@@ -171,7 +171,7 @@ def test_hyper_goes_by_the_cosine(configure, accelerator) -> None:
     codec = stage.eval().codec
     with torch.no_grad():
         latent = codec.backbone.encode(to_batch(validator.pictures[0][1]))
-        z_hat = codec.bottleneck(latent, codec.bottleneck.rates[1]).z_hat
+        z_hat = codec.bottleneck.at(codec.bottleneck.rates[1])(latent).z_hat
     assert validator.pictures[0][1].size == (64, 64)
     assert scalars["cosine"] == pytest.approx(torch.cosine_similarity(z_hat, latent, dim=1).mean().item(), abs=1e-5)
     assert math.isnan(scalars["ms_ssim"])  # no picture is large enough
