@@ -346,6 +346,8 @@ def train_options(command: Command, words: list[str]) -> list[str]:
         extra += [word for word in PAPER if f" {word.partition('=')[0]}=" not in named]
     if "paper/stage2" in named:  # their weights are not here
         extra += ["stage.image_losses.dists=0", "stage.image_losses.edges_dists=0"]
+    if "data.latents" in named:  # random weights, which follow from the seed, are here what a file is to readers
+        extra.append("seed=0")
     if "validation.images" in named:
         extra += ["validation.limit=1", "validation.metrics.names=[psnr]", "validation.rates=[0.0019]"]
     if re.search("hyperprior/hyper|hyperprior_hyper", named):
