@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from oscar import checkpoint
 from oscar.config import ConfigError, TrainConfig
-from oscar.provenance import read_model
+from oscar.provenance import PROVENANCE, read_model
 from oscar.training.build import build_stage
 from oscar.training.checkpoints import find_checkpoints
 from oscar.training.loop import Trainer
@@ -232,6 +232,21 @@ def test_a_second_run_in_the_folder_at_the_same_time(configure, monkeypatch) -> 
     with pytest.raises(ConfigError, match="in which another run has begun since; this one ends without writing to it"):
         first.run()
     assert record(config)["identity"]["seed"] == 1 and record(config)["finished"]["step"] == 2
+
+
+def test_a_folder_that_loses_its_record_while_a_run_goes_on(configure, monkeypatch) -> None:
+    config = configure("hyper", "trainer.checkpoint_every=1")
+    trainer = Trainer(build_stage(config), config)
+    optimise = Trainer._optimise
+
+    def cleared(trainer: Trainer, batches):
+        (Path(config.output) / PROVENANCE).unlink()
+        return optimise(trainer, batches)
+
+    monkeypatch.setattr(Trainer, "_optimise", cleared)
+    with pytest.raises(ConfigError, match="whose provenance.json is gone or damaged since; this one ends"):
+        trainer.run()
+    assert not list(Path(config.output).glob("checkpoints/*.pt"))
 
 
 # What is recorded.
