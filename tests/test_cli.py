@@ -438,7 +438,7 @@ def test_batches_of_a_folder(tmp_path, loads, capsys, monkeypatch):
 def test_options_of_the_networks(tmp_path, photo, oscar_file, loads, capsys):
     assert run("compress", photo, tmp_path / "a.oscar", "--dtype", "bfloat16", "--compile", "graphs") == 0
     assert run("decompress", oscar_file, tmp_path / "a.png", "--memory", "none", "--tiny-vae", "taesd") == 0
-    plain = {"dtype": "auto", "compile": False, "memory": "auto"}
+    plain = {"dtype": "auto", "compile": False, "memory": "auto", "backbone": None}
     assert loads[0][-1] == plain | {"half": "encoder", "dtype": "bfloat16", "compile": "graphs"}
     assert loads[1][-1] == plain | {"half": "decoder", "memory": None, "tiny_vae": "taesd"}
     for name, value, allowed in (("dtype", "int8", "auto, float32"), ("compile", "max", "off, on, graphs")):
