@@ -18,7 +18,7 @@ from oscar.diffusion import NoiseSchedule
 from oscar.errors import hub_reason
 from oscar.models import tiling
 from oscar.models.conv_autoencoder import AutoencoderConv
-from oscar.models.loading import Change, as_is, drop, fill, part_files
+from oscar.models.loading import Change, as_is, drop, fill, from_diffusers, part_files
 from oscar.models.tiling import MemoryBudget
 
 PARTS = ("vae", "unet", "scheduler")
@@ -91,7 +91,7 @@ class Backbone(nn.Module):
         """
         source, sampler = str(source), _Sampler()
         try:
-            vae_class = _vae_class(AutoencoderKL.load_config(source, subfolder="vae"))
+            vae_class = _vae_class(_config(source, "vae"))
             vae = _load(vae_class, source, "vae", dtype, _UNUSED[half], sampler.of_vae)
             unet = None
             if half != "encoder":
@@ -182,15 +182,16 @@ def _load(
 ) -> nn.Module:
     places = part_files(source, subfolder)
     if places:
-        config = part.load_config(source, subfolder=subfolder)
+        config = _config(source, subfolder)
         with init_empty_weights():
             model = part.from_config(config)
         drop(model, unused)
         fill(model, places, subfolder, dtype, change)
         return model.eval()
-    model, report = part.from_pretrained(  # whatever else there is, such as .bin
-        source, subfolder=subfolder, torch_dtype=torch.float32, output_loading_info=True
-    )
+    with from_diffusers():  # whatever else there is, such as .bin
+        model, report = part.from_pretrained(
+            source, subfolder=subfolder, torch_dtype=torch.float32, output_loading_info=True
+        )
     if report["missing_keys"]:  # diffusers only logs them
         missing = sorted(report["missing_keys"])
         raise ValueError(f"the weights of {subfolder} lack {missing[0]} ({len(missing)} tensors in all)")
@@ -243,8 +244,8 @@ def read_configs(source: str | Path) -> dict[str, dict]:
     source = str(source)
     try:
         return {
-            "vae": dict(AutoencoderKL.load_config(source, subfolder="vae")),
-            "unet": dict(UNet2DConditionModel.load_config(source, subfolder="unet")),
+            "vae": _config(source, "vae"),
+            "unet": _config(source, "unet"),
             "scheduler": _scheduler_config(source),
         }
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -281,6 +282,11 @@ def _vae_class(config: Mapping) -> type[VAE]:
     if name not in VAE_CLASSES:
         raise BackboneError(f"vae class {name!r} is not supported; allowed: {', '.join(VAE_CLASSES)}")
     return VAE_CLASSES[name]
+
+
+def _config(source: str, part: str) -> dict:
+    with from_diffusers():
+        return dict(AutoencoderKL.load_config(source, subfolder=part))  # of any class
 
 
 def _scheduler_config(source: str) -> dict:

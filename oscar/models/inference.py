@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from oscar.errors import first_line
 from oscar.models.group_norm import ExactGroupNorm, Moments
-from oscar.models.loading import Change, WeightsError, drop
+from oscar.models.loading import Change, WeightsError, drop, from_diffusers
 from oscar.models.threads import each
 from oscar.models.winograd import (
     WinogradConv2d,
@@ -351,7 +351,8 @@ def load_tiny_vae(source: str | Path, latent_channels: int, dtype: torch.dtype) 
         ValueError: if it cannot be read or does not fit.
     """
     try:
-        vae, report = AutoencoderTiny.from_pretrained(str(source), torch_dtype=dtype, output_loading_info=True)
+        with from_diffusers():
+            vae, report = AutoencoderTiny.from_pretrained(str(source), torch_dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = first_line(error)
         raise ValueError(f"tiny_vae {str(source)!r} cannot be read as an AutoencoderTiny: {reason}") from error

@@ -92,7 +92,7 @@ def load():
 
 @pytest.mark.parametrize(("model", "point"), SHIPPED_POINTS)
 def test_shipped_models_decode_alike_in_all_precisions(load, astronaut, model, point):
-    """Levels of 255. Measured on 256x256: float16 at most 1, mean 0.02; bfloat16 at most 3, mean 0.24."""
+    """Levels of 255. Measured on 256x256: float16 at most 1, mean 0.02; bfloat16 at most 2, mean 0.19."""
     image = astronaut.crop((200, 40, 264, 104))
     exact = load(model, torch.float32)
     (data,) = exact.compress_batch([image], point)
