@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 
 from oscar import checkpoint
 from oscar.config import TrainConfig
@@ -26,11 +25,7 @@ QUICK = ("data.crop=64", "data.batch_size=1", "data.total_batch_size=null", "dat
          "trainer.max_steps=2", "trainer.log_every=1", "trainer.threads=1", "logger.tensorboard=false")  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate(quick_tables):
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("quick_tables", "fresh_accelerate")
 
 
 def dry_run(compose, photos: Path, output: Path, experiment: str, *overrides: str) -> TrainConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState
 from omegaconf import OmegaConf
 
 from oscar import checkpoint
@@ -19,12 +19,7 @@ from oscar.training.checkpoints import find_checkpoints
 from oscar.training.loop import Trainer
 from oscar.training.record import MAY_CHANGE, flatten, may_change
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate(quick_tables):
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("quick_tables", "fresh_accelerate")
 
 
 @pytest.fixture
