@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import oscar.models  # noqa: F401, first: see there
 from oscar.bottlenecks import hyperprior, vq  # they register themselves
 from oscar.bottlenecks.base import (
     REGISTRY,

@@ -119,9 +119,11 @@ def _warnings_as_lines() -> Iterator[None]:
 
     handler, logger = Lines(logging.WARNING), logging.getLogger("oscar")
     logger.addHandler(handler)
+    propagates, logger.propagate = logger.propagate, False  # once, also where logging is set up
     try:
         yield
     finally:
+        logger.propagate = propagates
         logger.removeHandler(handler)
 
 

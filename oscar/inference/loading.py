@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -38,6 +39,14 @@ class WeightsError(ValueError):
 def as_is(name: str, value: Tensor) -> Tensor:
     """The change that changes nothing."""
     return value
+
+
+@contextlib.contextmanager
+def from_diffusers() -> Iterator[None]:
+    """While diffusers reads a folder or hub id: it hands the hub an argument of which the hub warns each time."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument is deprecated", UserWarning)
+        yield
 
 
 @contextlib.contextmanager

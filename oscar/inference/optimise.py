@@ -33,7 +33,7 @@ from oscar.inference.cpu.winograd import (
     use_winograd,
     winograd_upsample2d,
 )
-from oscar.inference.loading import Change, WeightsError
+from oscar.inference.loading import Change, WeightsError, from_diffusers
 from oscar.models.modules import drop
 from oscar.rates import PIXELS_PER_LATENT
 from oscar.utils.errors import first_line
@@ -352,7 +352,8 @@ def load_tiny_vae(source: str | Path, latent_channels: int, dtype: torch.dtype) 
         ValueError: if it cannot be read or does not fit.
     """
     try:
-        vae, report = AutoencoderTiny.from_pretrained(str(source), torch_dtype=dtype, output_loading_info=True)
+        with from_diffusers():
+            vae, report = AutoencoderTiny.from_pretrained(str(source), torch_dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = first_line(error)
         raise ValueError(f"tiny_vae {str(source)!r} cannot be read as an AutoencoderTiny: {reason}") from error

@@ -12,20 +12,22 @@ Pictures of up to `WHOLE` pixels are not cut.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import psutil
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from oscar.inference.cpu.reuse import nothing_kept
+from oscar.inference.memory import available_memory
 from oscar.inference.row_blocks import Outline, Stream, spans
+
+logger = logging.getLogger(__name__)
 
 WHOLE = 2**20  # pixels up to which an autoencoder sees the picture whole
 STRIP = 2**22  # pixels of a strip, without its margins, for an autoencoder without global layers
@@ -73,7 +75,7 @@ class MemoryBudget:
         if device.type == "cuda":
             cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             return int(AUTO_SHARE * (torch.cuda.mem_get_info(device)[0] + cached))
-        return int(AUTO_SHARE * psutil.virtual_memory().available)
+        return int(AUTO_SHARE * available_memory())
 
 
 def _not_allowed(value: object) -> str:
@@ -144,11 +146,10 @@ def _one_by_one(
             stream = Stream(_limit(budget, value.device), value.dtype, value.device)
             results.append(run(stream, vae, value))
             if stream.peak > stream.limit:
-                warnings.warn(
-                    f"memory budget of {stream.limit / 1e9:.2g} GB is too small for a picture of {width}x{height}: "
-                    f"it took about {stream.peak / 1e9:.2g} GB, which is the least",
-                    stacklevel=3,
-                )
+                logger.warning(
+                    "memory budget of %.2g GB is too small for a picture of %dx%d: it took about %.2g GB, which is the "
+                    "least", stream.limit / 1e9, width, height, stream.peak / 1e9
+                )  # fmt: skip
         else:
             results.append(_by_strips(half, value, unit_in, unit_out))
     return results[0] if len(results) == 1 else torch.cat(results)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from oscar.diffusion import NoiseSchedule
 from oscar.inference import tiling
-from oscar.inference.loading import Change, as_is, fill, part_files
+from oscar.inference.loading import Change, as_is, fill, from_diffusers, part_files
 from oscar.inference.tiling import MemoryBudget
 from oscar.models.conv_autoencoder import AutoencoderConv
 from oscar.models.modules import drop
@@ -96,7 +96,7 @@ class Backbone(nn.Module):
         """
         source, sampler = str(source), _Sampler()
         try:
-            vae_class = _vae_class(AutoencoderKL.load_config(source, subfolder="vae"))
+            vae_class = _vae_class(_config(source, "vae"))
             vae = _load(vae_class, source, "vae", dtype, _UNUSED[components], sampler.of_vae)
             unet = None
             if components != "encoder":
@@ -209,15 +209,16 @@ def _load(
 ) -> nn.Module:
     places = part_files(source, subfolder)
     if places:
-        config = part.load_config(source, subfolder=subfolder)
+        config = _config(source, subfolder)
         with init_empty_weights():
             model = part.from_config(config)
         drop(model, unused)
         fill(model, places, subfolder, dtype, change)
         return model.eval()
-    model, report = part.from_pretrained(  # whatever else there is, such as .bin
-        source, subfolder=subfolder, torch_dtype=torch.float32, output_loading_info=True
-    )
+    with from_diffusers():  # whatever else there is, such as .bin
+        model, report = part.from_pretrained(
+            source, subfolder=subfolder, torch_dtype=torch.float32, output_loading_info=True
+        )
     if report["missing_keys"]:  # diffusers only logs them
         missing = sorted(report["missing_keys"])
         raise ValueError(f"the weights of {subfolder} lack {missing[0]} ({len(missing)} tensors in all)")
@@ -270,8 +271,8 @@ def read_configs(source: str | Path) -> dict[str, dict]:
     source = str(source)
     try:
         return {
-            "vae": dict(AutoencoderKL.load_config(source, subfolder="vae")),
-            "unet": dict(UNet2DConditionModel.load_config(source, subfolder="unet")),
+            "vae": _config(source, "vae"),
+            "unet": _config(source, "unet"),
             "scheduler": _scheduler_config(source),
         }
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -308,6 +309,11 @@ def _vae_class(config: Mapping) -> type[VAE]:
     if name not in VAE_CLASSES:
         raise BackboneError(f"vae class {name!r} is not supported; allowed: {', '.join(VAE_CLASSES)}")
     return VAE_CLASSES[name]
+
+
+def _config(source: str, part: str) -> dict:
+    with from_diffusers():
+        return dict(AutoencoderKL.load_config(source, subfolder=part))  # of any class
 
 
 def _scheduler_config(source: str) -> dict:

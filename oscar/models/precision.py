@@ -24,8 +24,8 @@ def compute_finite(
     """The result of a network for a batch, in which all numbers are finite.
 
     Members of the batch whose result is not are computed anew by a copy of the network in float32, which is made for
-    this call and left to nobody: results do not depend on what was computed before. Networks in training are not
-    looked at.
+    this call and left to nobody: results do not depend on what was computed before. In training, of the network or
+    through it, nothing is looked at.
 
     Args:
         what: the result in messages.
@@ -42,7 +42,7 @@ def compute_finite(
     """
     dtype = next(parameter.dtype for parameter in network.parameters() if parameter.is_floating_point())
     result = widen(run(network, _as(value, dtype), *others))
-    if network.training:
+    if network.training or result.requires_grad:
         return result
     failed = _not_finite(result)
     if failed.any() and dtype.itemsize < torch.float32.itemsize:

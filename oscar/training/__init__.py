@@ -1,0 +1,3 @@
+"""Training. `oscar.models` comes first: see there."""
+
+import oscar.models  # noqa: F401

@@ -200,15 +200,24 @@ class RunRecord:
         return None
 
     def check_ours(self) -> None:
-        """Stop where another run has taken the folder since.
+        """Stop, on every process, where another run has taken the folder since.
 
         Raises:
             ConfigError: naming the folder.
         """
-        path = self.folder / PROVENANCE
-        if json.loads(path.read_text())["sessions"][-1]["id"] != self.session:
-            raise ConfigError(f"output is {self.folder}, in which another run has begun since; this one ends without "
-                              "writing to it; allowed: one run at a time")  # fmt: skip
+        problem = None
+        if self.accelerator.is_main_process:
+            try:
+                owner = json.loads((self.folder / PROVENANCE).read_text())["sessions"][-1]["id"]
+            except (OSError, ValueError, LookupError, TypeError):
+                owner = None
+            if owner != self.session:
+                what = "in which another run has begun" if owner else "whose provenance.json is gone or damaged"
+                problem = (f"output is {self.folder}, {what} since; this one ends without writing to it; "
+                           "allowed: one run at a time")  # fmt: skip
+        (problem,) = broadcast_object_list([problem])
+        if problem is not None:
+            raise ConfigError(problem)
 
     def of_result(self, step: int) -> dict:
         """What a result made at this step says of itself."""

@@ -15,7 +15,7 @@ from oscar import checkpoint
 from oscar.config import DENOISER, HYPERPRIOR, VQ, BackboneConfig, BottleneckConfig, ConfigError, TrainConfig
 from oscar.models.backbone import PARTS, read_configs
 from oscar.rates import rate_by_id
-from oscar.timesteps import CurveMapping, TableMapping, read_calibration
+from oscar.timesteps import CurveMapping, TableMapping, mapping_from_config, read_calibration
 from oscar.utils.strict_json import as_read
 
 # Of a backbone's configuration, what training or reading it may change.
@@ -40,7 +40,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
             config.timesteps = description["timesteps"]
     if config.stage.name not in ("vae", "prior"):
         default = CurveMapping.straight() if config.bottleneck.continuous else TableMapping.paper()
-        config.timesteps = default.to_config() if config.timesteps is None else read_calibration(config.timesteps)
+        given = None if config.timesteps is None else mapping_from_config(read_calibration(config.timesteps))
+        config.timesteps = (given or default).to_config()
     config.check()
     return config
 

@@ -398,8 +398,7 @@ class Trainer:
     # Checkpoints.
 
     def _save(self, name: str) -> None:
-        if self.accelerator.is_main_process:
-            self.record.check_ours()
+        self.record.check_ours()
         state = {
             "step": self.step,
             "batch": self.batch,

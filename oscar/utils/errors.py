@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -76,7 +75,6 @@ def exit_code(name: str, main: Callable[[], None]) -> int:
 def run_script(main: Callable[[], None], name: str) -> None:
     """Run a script's Hydra main, paths in its overrides quoted (`oscar.utils.overrides`); errors end as `one_line` says."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach this place
-    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)  # a library of CompressAI's
     with one_line(name):
         sys.argv[1:] = quote_overrides(sys.argv[1:])
         main()

@@ -184,6 +184,15 @@ def test_the_codec_is_left_as_it_was(ours, image) -> None:
     assert not any(changed & {*vars(owner)} for owner in (codec, codec.bottleneck, codec.denoiser))
 
 
+def test_a_model_with_a_hyperprior_is_timed_at_a_quality(picture) -> None:
+    codec = make_codec("oscar", model="nano-hyperprior").codec
+    assert timing._codec_calls(codec, picture(64, 48), 0.5)["decode"]().size == (64, 48)
+    times = timing.stage_times(codec, picture(64, 48), 0.5, repeats=1, warmup=0)
+    for direction in ("encode", "decode"):
+        *parts, whole = (values[0] for values in times[direction].values())
+        assert sum(parts) == pytest.approx(whole) and whole > 0
+
+
 def test_a_stage_that_is_passed_by_is_an_error(ours, image, monkeypatch) -> None:
     codec = ours.codec
     data = codec.compress(image, RATE)

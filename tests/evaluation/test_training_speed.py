@@ -158,14 +158,15 @@ def test_published_counts_are_those_of_the_manifest():
 
 def test_stage_joint_at_full_size_trains_the_published_number_of_parameters(composed):
     """On the meta device, without memory for the weights."""
-    from oscar.config import TrainConfig
+    from oscar.config import DataConfig, TrainConfig
     from oscar.training.build import build_codec
+    from oscar.training.resolve import resolve
     from oscar.training.stages.joint import JointStage
 
     training = composed("parts=[training]").training
     losses, _ = available_losses(training.joint)
-    config = TrainConfig(backbone=training.backbone, bottleneck=training.bottleneck,
-                         stage=replace(training.joint, image_losses=losses, gan=0.0))  # fmt: skip
+    config = resolve(TrainConfig(backbone=training.backbone, bottleneck=training.bottleneck, data=DataConfig(["."]),
+                                 stage=replace(training.joint, image_losses=losses, gan=0.0)))  # fmt: skip
     with torch.device("meta"):
         codec = build_codec(config)
     counts = joint_step.trained_parameters(JointStage(codec, config))

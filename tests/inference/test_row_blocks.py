@@ -18,7 +18,6 @@ from oscar.inference.tiling import MemoryBudget, decode, encode
 TIGHT = MemoryBudget(1)  # the least that can be done with
 LITTLE, SOME = MemoryBudget(1_500_000), MemoryBudget(2_000_000)  # enough, in these tests, for some of the maps
 FULL = pytest.mark.skipif(os.environ.get("OSCAR_FULL_SIZE") != "1", reason="takes minutes; set OSCAR_FULL_SIZE=1")
-pytestmark = pytest.mark.filterwarnings("ignore:memory budget")
 
 
 def difference(one: Tensor, other: Tensor) -> float:

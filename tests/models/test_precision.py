@@ -29,12 +29,12 @@ class Squares(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.one = nn.Parameter(torch.ones(1))
+        self.one = nn.Parameter(torch.ones(1), requires_grad=False)
         self.calls: list[tuple[torch.dtype, int]] = []  # shared with copies
 
     def __deepcopy__(self, memo: dict) -> Squares:
         copy = Squares()
-        copy.one = nn.Parameter(self.one.detach().clone())
+        copy.one.data = self.one.detach().clone()
         copy.calls = self.calls
         return copy.train(self.training)
 
@@ -69,9 +69,10 @@ def test_what_is_not_finite_in_float32_either_is_an_error_that_names_it(dtype, c
         compute_finite("root", network, nn.Module.__call__, value, torch.zeros(2))
 
 
-def test_networks_in_training_are_left_alone_and_double_stays_double():
-    assert compute_finite("root", Squares().train(), nn.Module.__call__, torch.tensor([[torch.nan]]),
-                          torch.zeros(1)).isnan().all()  # fmt: skip
+def test_training_is_left_alone_and_double_stays_double():
+    through = torch.tensor([[torch.nan]], requires_grad=True)
+    for network, value in ((Squares().train(), through.detach()), (Squares().eval(), through)):
+        assert compute_finite("root", network, nn.Module.__call__, value, torch.zeros(1)).isnan().all()
     double = compute_finite("root", Squares().double().eval(), nn.Module.__call__, torch.ones(1, 1), torch.zeros(1))
     assert double.dtype == torch.float64
 
@@ -95,7 +96,7 @@ def load():
 
 @pytest.mark.parametrize(("model", "point"), SHIPPED_POINTS)
 def test_shipped_models_decode_alike_in_all_precisions(load, astronaut, model, point):
-    """Levels of 255. Measured on 256x256: float16 at most 1, mean 0.02; bfloat16 at most 3, mean 0.24."""
+    """Levels of 255. Measured on 256x256: float16 at most 1, mean 0.02; bfloat16 at most 2, mean 0.19."""
     image = astronaut.crop((200, 40, 264, 104))
     exact = load(model, torch.float32)
     (data,) = exact.compress_batch([image], point)

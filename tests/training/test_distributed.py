@@ -197,7 +197,7 @@ def test_only_the_first_process_writes(configure, tmp_path: Path, photos: Path) 
     assert not Path(other.output).exists()
     output = Path(config.output)
     assert {path.name for path in output.iterdir()} == {
-        "checkpoints", "final", "log.csv", "validation.csv", "validation", "oscar"
+        "checkpoints", "config.yaml", "final", "log.csv", "oscar", "provenance.json", "validation", "validation.csv"
     }  # fmt: skip
     assert (output / "log.csv").read_text().count("\n") == 4
     assert (output / "validation.csv").read_text().count("\n") == 3

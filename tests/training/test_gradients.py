@@ -43,8 +43,8 @@ def configure(compose, photos: Path, tiny_folder: Path, tmp_path: Path) -> Calla
     def make(stage: str, steps: int, output: str, *overrides: str) -> TrainConfig:
         if stage == "context":
             options = ["experiment=nano/context", "backbone=tiny", "bottleneck=tiny", f"init_from={tiny_folder}",
-                       "data.crop=64", "data.batch_size=2", "data.workers=0", "trainer.log_every=1",
-                       *SMALL]  # fmt: skip
+                       "data.crop=64", "data.batch_size=2", "data.workers=0", *SMALL]  # fmt: skip
+            overrides = ("trainer.log_every=1", *overrides)
         else:
             options = [f"experiment=tiny/{stage}"]
             if not stage.startswith("hyperprior"):

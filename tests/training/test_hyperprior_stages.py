@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 
 from oscar import OscarCodec
 from oscar.bottlenecks.hyperprior import KNOTS, Estimate, latent_cosine
@@ -23,11 +22,7 @@ from oscar.training.trainer import Trainer
 QUICK = ("logger.tensorboard=false", "trainer.threads=1", "stage.table_batches=1")
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from tqdm import tqdm
 
 from oscar.config import TrainConfig
@@ -19,12 +18,7 @@ from oscar.training.stages.base import Pass
 from oscar.training.stages.bottleneck import BottleneckStage
 from oscar.training.trainer import Trainer
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate(quick_tables):
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("quick_tables", "fresh_accelerate")
 
 
 @pytest.fixture

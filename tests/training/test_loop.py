@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 
 from oscar import OscarCodec
 from oscar.config import CacheLatentsConfig, ConfigError, TrainConfig
@@ -32,12 +31,7 @@ HARD = ("trainer.accumulation=2", "trainer.ema_decay=0.9")
 QUANTISER = ("bottleneck.kmeans_init=true", "bottleneck.dead_code_threshold=0.5")
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate(quick_tables):
-    """Accelerate keeps its state per process and refuses to change it."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("quick_tables", "fresh_accelerate")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState
 from omegaconf import OmegaConf
 
 from oscar.codec import OscarCodec
@@ -17,14 +17,9 @@ from oscar.training.build import build_stage
 from oscar.training.checkpoints import find_checkpoints
 from oscar.training.record import MAY_CHANGE, flatten, may_change
 from oscar.training.trainer import Trainer
-from oscar.utils.provenance import read_model
+from oscar.utils.provenance import PROVENANCE, read_model
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate(quick_tables):
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("quick_tables", "fresh_accelerate")
 
 
 @pytest.fixture
@@ -232,6 +227,21 @@ def test_a_second_run_in_the_folder_at_the_same_time(configure, monkeypatch) -> 
     with pytest.raises(ConfigError, match="in which another run has begun since; this one ends without writing to it"):
         first.run()
     assert record(config)["identity"]["seed"] == 1 and record(config)["finished"]["step"] == 2
+
+
+def test_a_folder_that_loses_its_record_while_a_run_goes_on(configure, monkeypatch) -> None:
+    config = configure("hyper", "trainer.checkpoint_every=1")
+    trainer = Trainer(build_stage(config), config)
+    optimise = Trainer._optimise
+
+    def cleared(trainer: Trainer, batches):
+        (Path(config.output) / PROVENANCE).unlink()
+        return optimise(trainer, batches)
+
+    monkeypatch.setattr(Trainer, "_optimise", cleared)
+    with pytest.raises(ConfigError, match="whose provenance.json is gone or damaged since; this one ends"):
+        trainer.run()
+    assert not list(Path(config.output).glob("checkpoints/*.pt"))
 
 
 # What is recorded.

@@ -100,6 +100,12 @@ def test_a_checkpoint_of_a_hyperprior_says_its_kind(compose, photos: Path) -> No
         resolve(config)
 
 
+def test_a_mapping_is_what_it_says_not_how(compose, photos: Path) -> None:
+    """So that a run with the default spelt out is the same run."""
+    tiny = ("experiment=tiny/joint", f"data.train=[{photos}]")
+    assert resolve(compose(*tiny, "timesteps=paper")) == resolve(compose(*tiny))
+
+
 def test_stages_of_a_rate_stay(compose, photos: Path) -> None:
     config = resolve(compose("stage=context", "init_from=nano", f"data.train=[{photos}]"))
     assert config.bottleneck.by_id("stages") == {4: 4, 5: 4}

@@ -320,6 +320,11 @@ def stage_macs(codec: OscarCodec, image: Image.Image, point: float) -> dict[str,
 # Memory, in a process of its own.
 
 
+def _compress(codec: OscarCodec, image: Image.Image, point: float) -> bytes:
+    """The file of an image at a rate, or at a quality of a model with a hyperprior."""
+    return codec.compress_batch([image], point)[0]
+
+
 def peak_memory(
     codec: OscarImageCodec, image: Image.Image, point: float, direction: str, timeout: float = MEMORY_TIMEOUT
 ) -> dict[str, float | None]:
@@ -338,7 +343,7 @@ def peak_memory(
         if direction == "encode":
             image.save(path, format="PNG")
         else:
-            path.write_bytes(codec.codec.compress(image, point))
+            path.write_bytes(_compress(codec.codec, image, point))
         request = {
             "model": str(codec.source),
             "device": str(codec.codec.device),
@@ -395,7 +400,7 @@ def _child(request: dict) -> dict[str, float | None]:
     if request["direction"] == "encode":
         with Image.open(path) as file:
             image = file.convert("RGB")
-        call = partial(codec.compress, image, request["point"])
+        call = partial(_compress, codec, image, request["point"])
     else:
         call = partial(codec.decompress, path.read_bytes())
     cuda = codec.device.type == "cuda"
@@ -506,7 +511,7 @@ def _is_oscar(codec: ImageCodec) -> bool:
 
 def _codec_calls(codec: OscarCodec, image: Image.Image, point: float) -> dict[str, Callable[[], object]]:
     """By direction: picture in memory -> bytes in memory, and back."""
-    encode = partial(codec.compress, image, point)
+    encode = partial(_compress, codec, image, point)
     return {"encode": encode, "decode": partial(codec.decompress, encode())}
 
 
