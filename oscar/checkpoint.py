@@ -32,10 +32,10 @@ from oscar.models.backbone import Backbone, BackboneError
 from oscar.models.denoiser import Denoiser
 from oscar.timesteps import TimestepMapping, mapping_from_config
 from oscar.utils.errors import first_line, hub_reason
-from oscar.utils.provenance import MODEL, SHIPPED
+from oscar.utils.provenance import MODEL, SHIPPED, WEIGHTS
 
 FORMAT = 1
-CONFIG, WEIGHTS = MODEL, "oscar.safetensors"
+CONFIG = MODEL
 
 
 class CheckpointError(ValueError):
@@ -260,8 +260,8 @@ def fill(bottleneck: Bottleneck, denoiser: Denoiser | None, state: Mapping[str, 
         if denoiser is not None:
             denoiser.load_tensors(own)
         bottleneck.load_tensors({name: value for name, value in state.items() if name not in own})
-    except (ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{WEIGHTS} {first_line(error)}") from None
+    except ValueError as error:
+        raise CheckpointError(first_line(error)) from None
 
 
 def identity(config: Mapping) -> str:

@@ -50,7 +50,7 @@ def edit_weights(folder: Path, change) -> None:
 
 
 def assert_same_outputs(one: OscarCodec, other: OscarCodec, image: torch.Tensor, tolerance: float = 0.0) -> None:
-    for rate in one.rates:
+    for rate in one.bottleneck.rates:
         a, b = one.reconstruct(image, rate), other.reconstruct(image, rate)
         assert torch.equal(a.symbols.indices, b.symbols.indices)
         assert (a.image - b.image).abs().max() <= tolerance
@@ -105,7 +105,8 @@ def test_a_backbone_that_is_only_named(make_codec, make_backbone, picture, tmp_p
 
     make_backbone().save_pretrained(tmp_path / "backbone")
     codec = make_codec()
-    named = OscarCodec(*checkpoint.build(checkpoint.describe(codec), Backbone.from_pretrained(tmp_path / "backbone"))).eval()
+    backbone = Backbone.from_pretrained(tmp_path / "backbone")
+    named = OscarCodec(*checkpoint.build(checkpoint.describe(codec), backbone)).eval()
     named.save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model/unet").exists()
     loaded = OscarCodec.from_pretrained(tmp_path / "model").eval()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from oscar.bitstream import Coding, PayloadError
 from oscar.diffusion import NoiseSchedule
 from oscar.models.backbone import Components
-from oscar.models.modules import check_names, count
+from oscar.models.modules import check_tensors, count
 from oscar.timesteps import TimestepMapping
 
 if TYPE_CHECKING:
@@ -214,8 +214,7 @@ class Bottleneck(nn.Module, ABC):
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` gave (ValueError for missing, unknown or misshapen ones)."""
-        own = self.tensors()
-        check_names(tensors, own)
+        check_tensors(tensors, self.tensors())
         self.load_state_dict({name.removeprefix("bottleneck."): value for name, value in tensors.items()})
 
     def decoder_tensors(self) -> set[str]:

@@ -36,7 +36,7 @@ from oscar.bitstream.hyperprior import (
 from oscar.bitstream.rans import MEAN_STATE_BITS, PRECISION
 from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, register
 from oscar.diffusion import NoiseSchedule
-from oscar.models.modules import check_names, count, drop
+from oscar.models.modules import check_tensors, count, drop
 from oscar.models.precision import compute_finite
 from oscar.timesteps import CurveMapping, TimestepMapping
 from oscar.utils.errors import first_line
@@ -251,7 +251,7 @@ class HyperpriorBottleneck(Bottleneck):
         for name, value in tensors.items():
             prefix, _, rest = name.partition(".")
             (arrays if prefix == "coder" else weights)[rest if prefix == "coder" else name] = value
-        check_names(weights, (name for name in self.tensors() if not name.startswith("coder.")))
+        check_tensors(weights, {name: value for name, value in self.tensors().items() if not name.startswith("coder.")})
         self.load_state_dict(
             {name.removeprefix("bottleneck."): value for name, value in weights.items()}, strict=False
         )

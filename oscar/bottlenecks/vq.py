@@ -23,7 +23,7 @@ from oscar.bottlenecks.rdo import MAX_EFFORT, check_effort, choose_cheaper
 from oscar.bottlenecks.residual_vq import ResidualHyperEncoder
 from oscar.diffusion import NoiseSchedule
 from oscar.metrics.protocol import PAPER_MULTIPLE
-from oscar.models.modules import check_names, count, drop
+from oscar.models.modules import check_tensors, count, drop
 from oscar.models.precision import compute_finite, widen
 from oscar.rates import PAPER_RATES, PIXELS_PER_LATENT, RatePoint, find_rate, rate_by_id
 from oscar.timesteps import TableMapping, TimestepMapping
@@ -97,6 +97,7 @@ class VQBottleneck(Bottleneck):
         })  # fmt: skip
         self.frequencies = {rate.id: uniform_frequencies(self.at(rate).codebook_size) for rate in self.rates}
         self.contexts: dict[int, ContextModel] = {}
+        self.cosine_loss = cosine_loss_spatial
 
     def _make(self, rate: RatePoint, codebook_size: int | None, dither: float, stages: int) -> HyperEncoder:
         options = {**self.options, "latent_channels": self.latent_channels, "codebook_size": codebook_size}
@@ -245,8 +246,8 @@ class VQBottleneck(Bottleneck):
         return found
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        check_names((name for name in tensors if not name.startswith("context.")),
-                    (name for name in self.tensors() if not name.startswith("context.")))  # fmt: skip
+        check_tensors(*({name: value for name, value in given.items() if not name.startswith("context.")}
+                        for given in (tensors, self.tensors())))  # fmt: skip
         weights = {name.removeprefix("bottleneck."): value for name, value in tensors.items()
                    if name.startswith("bottleneck.")}  # fmt: skip
         self.load_state_dict(weights, strict=False, assign=any(value.is_meta for value in self.state_dict().values()))

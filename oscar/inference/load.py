@@ -16,7 +16,6 @@ from oscar.codec import OscarCodec
 from oscar.inference.cpu.reuse import give_back_memory
 from oscar.inference.loading import (
     Change,
-    WeightsError,
     as_is,
     count_numbers,
     part_files,
@@ -37,7 +36,7 @@ from oscar.inference.optimise import (
 from oscar.inference.tiling import MemoryBudget
 from oscar.models.backbone import VAE_DECODER
 from oscar.models.denoiser import Denoiser, adapter_names
-from oscar.models.modules import check_names, drop
+from oscar.models.modules import WeightsError, check_names, drop
 from oscar.timesteps import mapping_from_config
 
 LARGE_MODEL = 100_000_000  # parameters from which a narrow precision pays
@@ -170,8 +169,6 @@ def read(
             checkpoint.fill(bottleneck, denoiser, state)
         except WeightsError as error:
             raise CheckpointError(str(error)) from None
-        except ValueError as error:
-            raise CheckpointError(f"{WEIGHTS} {error}") from None
         codec = OscarCodec(
             network, bottleneck, denoiser, mapping, checkpoint.identity(config), config.get("provenance")
         )

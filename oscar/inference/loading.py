@@ -20,6 +20,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from oscar.models.modules import WeightsError
 from oscar.utils.errors import first_line
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -30,10 +31,6 @@ _GROUP = 2**27  # bytes that are read from a file before it is opened anew, or g
 
 Change = Callable[[str, Tensor], Tensor]
 Places = Mapping[str, tuple[Path, str]]  # of tensors by their name in a network: the file and the name there
-
-
-class WeightsError(ValueError):
-    """Weights that cannot be read, lack a tensor of a network, or have it in another shape."""
 
 
 def as_is(name: str, value: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ from oscar.inference.cpu.winograd import (
     use_winograd,
     winograd_upsample2d,
 )
-from oscar.inference.loading import Change, WeightsError, from_diffusers
-from oscar.models.modules import drop
+from oscar.inference.loading import Change, from_diffusers
+from oscar.models.modules import WeightsError, drop
 from oscar.rates import PIXELS_PER_LATENT
 from oscar.utils.errors import first_line
 

@@ -17,7 +17,7 @@ from oscar.diffusion import NoiseSchedule
 from oscar.inference import windows
 from oscar.inference.cpu.reuse import nothing_kept
 from oscar.models.backbone import unet_multiple
-from oscar.models.modules import check_names
+from oscar.models.modules import check_tensors
 from oscar.models.padding import pad_to_multiple
 from oscar.models.precision import compute_finite
 from oscar.utils.errors import hub_reason
@@ -183,8 +183,8 @@ class Denoiser(nn.Module):
         return found
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `tensors` gave (ValueError for missing or unknown ones)."""
-        check_names(tensors, self.tensors())
+        """Take over what `tensors` gave (ValueError for missing, unknown or misshapen ones)."""
+        check_tensors(tensors, self.tensors())
         names = {name: name if name == "denoiser.prompt" else name.replace("denoiser.", "denoiser.unet.", 1)
                  for name in tensors}  # fmt: skip
         self.load_state_dict(

@@ -16,7 +16,7 @@ from oscar.rates import rate_by_id
 from oscar.utils.strict_json import dumps
 
 SHIPPED = Path(__file__).parents[1] / "assets"
-MODEL = "oscar.json"  # of a checkpoint
+MODEL, WEIGHTS = "oscar.json", "oscar.safetensors"  # of a checkpoint
 PROVENANCE = "provenance.json"  # of a run, and of a backbone that a run made
 
 

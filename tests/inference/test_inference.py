@@ -21,7 +21,6 @@ from oscar.inference import optimise as inference
 from oscar.inference.cpu.group_norm import exact_norms
 from oscar.inference.cpu.winograd import WinogradConv2d
 from oscar.inference.load import load
-from oscar.inference.loading import WeightsError
 from oscar.inference.optimise import (
     LeanResnetBlock2D,
     LeanTransformer2DModel,
@@ -41,6 +40,7 @@ from oscar.inference.optimise import (
     use_fewer_multiplications,
 )
 from oscar.inference.row_blocks import Stream
+from oscar.models.modules import WeightsError
 
 
 @pytest.fixture(autouse=True)
