@@ -2,8 +2,8 @@
 
 Always: no copies that only training needs, channels-last order, the constant prompt's keys and values computed once.
 In float32 on a CPU, where convolutions are most of the time, fewer multiplications for the same sums as well:
-Winograd's (`oscar.inference.cpu.winograd`) and those of `SharedUpsample2D`; and small maps as one matrix product. In a narrow
-precision on a CPU that only imitates it, sums of products in float32.
+Winograd's (`oscar.inference.cpu.winograd`) and those of `SharedUpsample2D`; and small maps as one matrix product. In a
+narrow precision on a CPU that only imitates it, sums of products in float32.
 """
 
 from __future__ import annotations

@@ -81,7 +81,11 @@ class Backbone(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, components: Components = "both", dtype: torch.dtype = torch.float32, adapt: Change = as_is
+        cls,
+        source: str | Path,
+        components: Components = "both",
+        dtype: torch.dtype = torch.float32,
+        adapt: Change = as_is,
     ) -> Backbone:
         """Read a diffusers folder or hub id with `vae/`, `unet/` and `scheduler/`, in evaluation mode.
 
