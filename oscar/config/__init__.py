@@ -1,0 +1,58 @@
+"""Typed schemas of the configuration; contradictions are refused here, naming field, value and what is allowed.
+
+A script parses its Hydra config once with `parse` and passes the typed result on. Unset (None) differs from zero.
+"""
+
+from oscar.config.benchmark import BenchmarkConfig, InferenceSpeedConfig, TimingConfig, TrainingSpeedConfig
+from oscar.config.checks import ConfigError
+from oscar.config.data import CacheLatentsConfig, DataConfig
+from oscar.config.evaluation import AblateTimestepsConfig, CalibrateTimestepsConfig, EvaluateConfig
+from oscar.config.images import BenchmarkPicturesConfig, MetricsConfig, PackagedPicturesConfig, PicturesConfig
+from oscar.config.model import (
+    DENOISER,
+    HYPERPRIOR,
+    VQ,
+    BackboneConfig,
+    BottleneckConfig,
+    DenoiserConfig,
+    HyperpriorConfig,
+)
+from oscar.config.parse import job_name, parse, parse_job, register
+from oscar.config.stage import ContextConfig, CriticConfig, OptimiserConfig, StageConfig
+from oscar.config.training import LoggerConfig, TrainConfig, TrainerConfig, ValidationConfig
+
+__all__ = [
+    "AblateTimestepsConfig",
+    "BackboneConfig",
+    "BenchmarkConfig",
+    "BenchmarkPicturesConfig",
+    "BottleneckConfig",
+    "CacheLatentsConfig",
+    "CalibrateTimestepsConfig",
+    "ConfigError",
+    "ContextConfig",
+    "CriticConfig",
+    "DENOISER",
+    "DataConfig",
+    "DenoiserConfig",
+    "EvaluateConfig",
+    "HYPERPRIOR",
+    "HyperpriorConfig",
+    "InferenceSpeedConfig",
+    "LoggerConfig",
+    "MetricsConfig",
+    "OptimiserConfig",
+    "PackagedPicturesConfig",
+    "PicturesConfig",
+    "StageConfig",
+    "TimingConfig",
+    "TrainConfig",
+    "TrainerConfig",
+    "TrainingSpeedConfig",
+    "VQ",
+    "ValidationConfig",
+    "job_name",
+    "parse",
+    "parse_job",
+    "register",
+]

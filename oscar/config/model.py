@@ -1,0 +1,199 @@
+"""Schemas of a codec's parts: backbone, bottleneck and denoiser."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any  # noqa: UP035 (OmegaConf reads Optional from the annotations)
+
+from oscar.config.checks import ConfigError, at_least, choose, fill
+from oscar.rates import PAPER_RATES, RATES, RatePoint, find_rate
+
+
+@dataclass
+class BackboneConfig:
+    """Where VAE, UNet and schedule come from: `source`, or the three configurations for random weights."""
+
+    name: str | None = None
+    source: str | None = None
+    """diffusers folder or hub id with vae/, unet/ and scheduler/; None builds random weights from the fields below.
+    With `init_from` where its backbone is now, if it has moved"""
+    vae: dict[str, Any] | None = None
+    unet: dict[str, Any] | None = None
+    scheduler: dict[str, Any] | None = None
+
+    def check(self) -> None:
+        if self.source is None and (self.vae is None or self.unet is None or self.scheduler is None):
+            raise ConfigError("backbone.source is unset; allowed: a folder or hub id, all of vae, unet, scheduler, "
+                              "or backbone=NAME of configs/backbone")  # fmt: skip
+
+
+@dataclass
+class HyperpriorConfig:
+    """Sizes of a hyperprior bottleneck (`oscar.bottlenecks.hyperprior`)."""
+
+    groups: list[int] | None = None
+    """latent channels that are coded together; each group is predicted from all before it"""
+    hidden: int | None = None
+    """width of the layers that predict"""
+    features: int | None = None
+    """channels of the decoded side information"""
+    side_channels: int | None = None
+    """channels of the side information itself"""
+    side_features: int | None = None
+    """channels within the network that decodes it"""
+
+    def check(self) -> None:
+        if self.groups is not None and (not self.groups or min(self.groups) < 1):
+            raise ConfigError(f"bottleneck.hyperprior.groups is {list(self.groups)}; allowed: numbers above 0")
+        for name in ("hidden", "features", "side_channels", "side_features"):
+            at_least(f"bottleneck.hyperprior.{name}", getattr(self, name), 1)
+
+
+@dataclass
+class BottleneckConfig:
+    """The vector-quantised bottleneck (paper section 3.2), or a hyperprior for any rate.
+
+    What is unset (None) is that of `init_from`, and without it as in `VQ` or `HYPERPRIOR`.
+    """
+
+    kind: str | None = None
+    """vq, which has all fields but `hyperprior`, or hyperprior, which has it alone"""
+    hyperprior: HyperpriorConfig = field(default_factory=HyperpriorConfig)
+    rates: list[float] | None = None
+    """nominal bits per pixel of the rates to build; with `init_from` those of its rates that are kept"""
+    width: int | None = None
+    """N, channels of the backbone"""
+    features: int | None = None
+    """M, channels around the quantiser"""
+    codebook_dim: int | None = None
+    kmeans_init: bool | None = None
+    """start the codebooks from k-means over the first pass's features; false is the paper's setting"""
+    dead_code_threshold: float = 0.0
+    """share of its uses, were all codes used alike, below which it is revived; 0, the paper's setting, never"""
+    decay: float = 0.8
+    """of the codebook's moving average; 0.8, the quantiser library's default, is the paper's"""
+    rotation_trick: bool = True
+    """gradient through the quantiser by rotation (the library's default, as in the paper), else straight through"""
+    dither: dict[float, float] = field(default_factory=dict)
+    """noise at the encoder's input by nominal bpp, as a share of each channel's root mean square; 0 (the paper) where a
+    rate is not named. With `init_from` too, it replaces the checkpoint's if it is not empty"""
+    stages: dict[float, int] = field(default_factory=dict)
+    """codes that are summed to one vector by nominal bpp: 1 (the paper) where a rate is not named; 4, 16 or 64 take the
+    indices of 2x2, 4x4 or 8x8 positions together, and are trained by gradient: decay, dead_code_threshold and
+    rotation_trick do nothing there. With `init_from`, a rate that had another number gets a new hyper-encoder"""
+    start_from: dict[float, float] = field(default_factory=dict)
+    """nominal bpp of the rate, on the same grid of vectors, whose weights such a new hyper-encoder takes over, all but
+    the codes; only with `init_from`"""
+
+    def complete(self) -> None:
+        """Fill in what is unset, for a new bottleneck."""
+        self.kind = self.kind or "vq"
+        fill(*((self.hyperprior, HYPERPRIOR) if self.continuous else (self, VQ)))
+
+    def check(self) -> None:
+        choose("bottleneck.kind", self.kind, ("vq", "hyperprior"))
+        self.hyperprior.check()
+        blank, unused = BottleneckConfig(), {"hyperprior"}
+        if self.continuous:
+            unused = {item.name for item in fields(self)} - {"kind", "hyperprior"}
+        for name in sorted(unused):
+            if getattr(self, name) != getattr(blank, name):
+                raise ConfigError(f"bottleneck.{name} is {getattr(self, name)}, but kind {self.kind} does not use it; "
+                                  "allowed: its default")  # fmt: skip
+        if self.continuous:
+            return
+        for name in ("width", "features", "codebook_dim"):
+            at_least(f"bottleneck.{name}", getattr(self, name), 2)
+        if self.rates is not None and not self.rates:
+            raise ConfigError("bottleneck.rates is empty; allowed: one or more of the configured rates")
+        for bpp, share in self.dither.items():
+            at_least(f"bottleneck.dither.{bpp}", share, 0)
+        for bpp, stages in self.stages.items():
+            choose(f"bottleneck.stages.{bpp}", stages, (1, 4, 16, 64))
+        for bpp in self.start_from:
+            if bpp not in self.stages:
+                raise ConfigError(f"bottleneck.start_from.{bpp} is set, but that rate's stages are not; "
+                                  f"allowed: {', '.join(map(str, self.stages)) or 'none'}")  # fmt: skip
+        for name in ("dither", "stages", "start_from"):
+            self.by_id(name)
+
+    @property
+    def continuous(self) -> bool:
+        """Whether there is a quality from 0 to 1 in place of rates."""
+        return self.kind == "hyperprior"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is set of which kind it is and which rates it has."""
+        return self.continuous or self.rates is not None
+
+    def rate_points(self) -> tuple[RatePoint, ...]:
+        """The rates, by id; all that there are where they are not known yet."""
+        if self.continuous:
+            return ()
+        try:
+            points = {find_rate(bpp, RATES) for bpp in self.rates} if self.rates is not None else set(RATES)
+        except ValueError as error:
+            raise ConfigError(f"bottleneck.rates: {error}") from None
+        return tuple(sorted(points, key=lambda rate: rate.id))
+
+    def by_id(self, name: str) -> dict[int, Any]:
+        """A field that goes by nominal bpp, such as dither, by rate id; of start_from the values are ids too."""
+        points = self.rate_points()
+        try:
+            values = {find_rate(float(bpp), points).id: value for bpp, value in getattr(self, name).items()}
+            if name == "start_from":
+                values = {rate_id: find_rate(float(bpp), points).id for rate_id, bpp in values.items()}
+        except ValueError as error:
+            raise ConfigError(f"bottleneck.{name}: {error}") from None
+        return values
+
+    def options(self) -> dict[str, Any]:
+        """What `oscar.bottlenecks.from_config` takes."""
+        if self.continuous:
+            return {"kind": self.kind, **asdict(self.hyperprior)}
+        names = ("width", "features", "codebook_dim", "kmeans_init")
+        own = {name: getattr(self, name) for name in names}
+        own["rates"] = [rate.id for rate in self.rate_points()]
+        return {**own, **self.training_options(), **{name: self.by_id(name) for name in ("dither", "stages")}}
+
+    def training_options(self) -> dict[str, Any]:
+        """What may change from one run to the next: arguments of `VQBottleneck.set_training`."""
+        return {name: getattr(self, name) for name in ("dead_code_threshold", "decay", "rotation_trick")}
+
+
+@dataclass
+class DenoiserConfig:
+    """How the UNet is adapted (paper section 3.3). What is unset (None) is that of `init_from`, else of `DENOISER`."""
+
+    tuning: str | None = None
+    """lora or full"""
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    prompt_tokens: int | None = None
+    prompt_init: str | None = None
+    """noise (the paper) or text: the backbone's text encoder on an empty prompt. With `init_from` either one takes the
+    place of its prompt, which None keeps"""
+
+    def complete(self) -> None:
+        """Fill in what is unset, for a new denoiser."""
+        fill(self, DENOISER)
+
+    def check(self) -> None:
+        choose("denoiser.tuning", self.tuning, ("lora", "full"))
+        choose("denoiser.prompt_init", self.prompt_init, ("noise", "text"))
+        at_least("denoiser.lora_rank", self.lora_rank, 1)
+        at_least("denoiser.prompt_tokens", self.prompt_tokens, 1)
+
+    def options(self) -> dict[str, Any]:
+        names = ("tuning", "lora_rank", "lora_alpha", "prompt_tokens")
+        return {name: getattr(self, name) for name in names}
+
+
+# What a new bottleneck and denoiser have where nothing is set: the paper's values, and nano-hyperprior's sizes.
+VQ = {"rates": [rate.bpp for rate in PAPER_RATES], "width": 192, "features": 320, "codebook_dim": 32,
+      "kmeans_init": False}  # fmt: skip
+
+HYPERPRIOR = {"groups": [8, 8, 16, 32], "hidden": 96, "features": 64, "side_channels": 32, "side_features": 48}
+
+DENOISER = {"tuning": "lora", "lora_rank": 16, "lora_alpha": 8.0, "prompt_tokens": 77, "prompt_init": "noise"}
