@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	if $(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'; \
 	then pinned="-c constraints.txt"; else pinned=""; echo "no pinned versions for this Python: newest ones are taken"; fi; \
-	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) $$pinned -e '.[eval,test]'
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) $$pinned -e '.[eval,test,dev]'
 	@touch $@
 
 demo: $(STAMP)  ## compress photographs at every rate (IMAGES=folder for your own) and write $(OUT)/index.html
@@ -54,8 +54,12 @@ test: $(STAMP)  ## run all tests, on JOBS processes
 test-fast: $(STAMP)  ## run the tests that take no more than a few seconds each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow' $(ARGS)
 
-lint: $(STAMP)  ## check the style with ruff
-	$(BIN)/python -m ruff check oscar scripts tests
+lint: $(STAMP)  ## check style, spelling, import order and the types of the public interface
+	$(BIN)/ruff check oscar scripts tests
+	$(BIN)/ruff format --check oscar scripts tests
+	$(BIN)/codespell
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 clean:  ## remove the environment, caches and the outputs of demo and benchmark
 	rm -rf $(VENV) *.egg-info build dist .pytest_cache .ruff_cache demo benchmark test-artefacts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any  # noqa: UP035 (OmegaConf reads Optional from the annotations)
+from typing import Any
 
 from oscar.config.checks import ConfigError, at_least, choose, fill
 from oscar.rates import PAPER_RATES, RATES, RatePoint, find_rate
