@@ -18,7 +18,9 @@ from PIL import Image
 
 import oscar
 from oscar.bitstream import Coding, Container, WrongModelError
+from oscar.cli import loading
 from oscar.cli import main as cli
+from oscar.cli.image_files import PICTURE_FORMATS
 from oscar.data.images import image_suffixes
 from oscar.rate_control import TargetError
 from oscar.rates import PAPER_RATES, RatePoint, find_rate
@@ -96,7 +98,7 @@ def loads(monkeypatch) -> list[tuple]:
         calls.append((*args, options))
         return FakeCodec()
 
-    monkeypatch.setattr(cli, "_load_codec", load)
+    monkeypatch.setattr(loading, "load_codec", load)
     return calls
 
 
@@ -132,7 +134,7 @@ def no_leftovers(folder: Path) -> bool:
     return not [path for path in folder.rglob("*") if path.suffix == ".tmp"]
 
 
-@pytest.mark.parametrize("suffix", sorted(cli.PICTURE_FORMATS))
+@pytest.mark.parametrize("suffix", sorted(PICTURE_FORMATS))
 def test_one_file_there_and_back(tmp_path, photo, loads, suffix):
     packed, result = tmp_path / "a.oscar", tmp_path / f"b{suffix}"
     assert run("compress", photo, packed, "--rate", "0.125") == 0
@@ -166,7 +168,7 @@ class QualityFake(FakeCodec):
 
 
 def test_quality(tmp_path, photo, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_load_codec", lambda *args, **options: QualityFake())
+    monkeypatch.setattr(loading, "load_codec", lambda *args, **options: QualityFake())
     for options, code in (((), 2048), (("--quality", 0.4), 1638), (("--quality", 0), 0), (("--quality", 1), 4095)):
         assert run("compress", photo, tmp_path / "a.oscar", *options, "--overwrite") == 0
         container = Container.unpack((tmp_path / "a.oscar").read_bytes())

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from oscar.cli import main as cli
+from oscar.cli.image_files import PICTURE_FORMATS, encode_image
 from oscar.data import images
 from oscar.data.images import read_image, to_rgb, to_tensor
 from oscar.data.sources import find_pictures, read_picture
@@ -311,12 +311,12 @@ def test_shards_are_read_as_files_are(tmp_path):
     assert near(read_picture(found), expected(P3, srgb_decode))
 
 
-@pytest.mark.parametrize("suffix", sorted(cli.PICTURE_FORMATS))
+@pytest.mark.parametrize("suffix", sorted(PICTURE_FORMATS))
 def test_decoded_files_are_marked(suffix):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
-    data = cli._encode_image(noise, suffix)
+    data = encode_image(noise, suffix)
     images._srgb_profile.cache_clear()
-    assert cli._encode_image(noise, suffix) == data
+    assert encode_image(noise, suffix) == data
     with Image.open(io.BytesIO(data)) as image:
         assert (np.asarray(image) == np.asarray(noise)).all()
         if suffix == ".png":

@@ -1,0 +1,119 @@
+"""`oscar compress`: images to .oscar files."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from oscar.cli import loading
+from oscar.cli.image_files import frames_note, list_images, parse_colour, read_image
+from oscar.cli.jobs import OSCAR_SUFFIX, BatchSize, Overwrite, SkipExisting, run
+from oscar.cli.loading import Backbone, Compile, Device, Dtype, Memory, Model, Threads, check_point, network_options
+from oscar.cli.messages import CommandError, print_note
+from oscar.rates import PAPER_RATES, RATES, find_rate
+from oscar.utils.files import Direction, Job, plan_jobs
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def compress(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Image of a kind that Pillow reads, folder of them, or - for stdin.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help=".oscar file, folder, or - for stdout.")],
+    rate: Annotated[
+        float | None,
+        typer.Option(help=f"Nominal bpp: {', '.join(f'{point.bpp:.4f}' for point in PAPER_RATES)}. By default 0.0625."),
+    ] = None,
+    effort: Annotated[
+        int, typer.Option(min=0, max=9, help="Trade a little quality for smaller files: 0 (not at all) to 9.")
+    ] = 0,
+    bpp: Annotated[
+        float | None, typer.Option(help="Actual bpp at most: the best rate and least effort that fit.")
+    ] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Bytes of each file at most, likewise.")] = None,
+    quality: Annotated[
+        float | None, typer.Option(help="0 to 1, for models with a hyperprior; by default 0.5.", show_default=False)
+    ] = None,
+    model: Model = "nano",
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+    skip_existing: SkipExisting = False,
+    background: Annotated[
+        str | None, typer.Option(metavar="#RRGGBB", help="Colour under transparent pixels; without it, refuse them.")
+    ] = None,
+    frame: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of animations and files of several pages, from 1; by default the first.",
+                     show_default=False),
+    ] = None,
+    threads: Threads = None,
+    dtype: Dtype = "auto",
+    compile: Compile = "off",
+    memory: Memory = "auto",
+    batch_size: BatchSize = 1,
+    backbone: Backbone = None,
+) -> None:
+    """Compress an image to an .oscar file, or a folder of images (recursively) to a folder of them.
+
+    Colour profiles are converted to sRGB. In folders, names that begin with a dot are passed over; a.jpg becomes
+    a.oscar, but beside an a.png it becomes a.jpg.oscar."""
+    target_bytes = _target(rate, effort, bpp, max_bytes, quality)
+    if rate is not None:
+        find_rate(rate, RATES)
+    if quality is not None and not 0 <= quality <= 1:
+        raise CommandError(f"--quality is {quality}; allowed: 0 to 1")
+    colour = parse_colour(background)
+    plan = plan_jobs(source, target, Direction(list_images, "images", OSCAR_SUFFIX, frozenset({OSCAR_SUFFIX})))
+    options = network_options(dtype, compile, memory, components="encoder", backbone=backbone)
+    codec = functools.cache(
+        lambda: check_point(loading.load_codec(model, device, threads, **options), rate, quality, effort)
+    )
+    several: dict[Path, int] = {}  # files of more than one frame, and of how many
+
+    def convert(batch: list[Job]) -> list[tuple[bytes, str]]:
+        pictures = [read_image(job.source, colour, frame) for job in batch]
+        several.update(
+            {job.source: picture.info["frames"]
+             for job, picture in zip(batch, pictures, strict=True) if picture.info["frames"] > 1}
+        )  # fmt: skip
+        if target_bytes is None:
+            point = next((value for value in (rate, quality) if value is not None), None)
+            files = codec().compress_batch(pictures, point, effort)
+        else:
+            files = [codec().compress(picture, max_bytes=target_bytes(picture)) for picture in pictures]
+        return [
+            (data, f"{len(data)} bytes, {8 * len(data) / (picture.width * picture.height):.4f} bpp (actual)")
+            for picture, data in zip(pictures, files, strict=True)
+        ]
+
+    def note_frames() -> None:
+        if several and frame is None:
+            print_note(frames_note(several))
+
+    run(plan, convert, "compress", overwrite, skip_existing, batch_size, note_frames)
+
+
+def _target(
+    rate: float | None, effort: int, bpp: float | None, max_bytes: int | None, quality: float | None
+) -> Callable[[Image.Image], int] | None:
+    """The most bytes that a picture's file may have, None without a target."""
+    options = {"--rate": rate, "--quality": quality, "--bpp": bpp, "--max-bytes": max_bytes}
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise CommandError(f"{' and '.join(given)} exclude each other")
+    if bpp is None and max_bytes is None:
+        return None
+    if effort:
+        raise CommandError(f"--effort and {given[0]} exclude each other, since the effort is chosen to fit")
+    if not 0 < options[given[0]] < math.inf:
+        raise CommandError(f"{given[0]} is {options[given[0]]}; allowed: above 0")
+    if max_bytes is not None:
+        return lambda picture: max_bytes
+    return lambda picture: int(bpp * picture.height * picture.width / 8)

@@ -1,0 +1,83 @@
+"""Models of commands: options of their networks, and loading. What is wrong is said before torch is imported."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from oscar.cli.messages import CommandError, one_line
+
+if TYPE_CHECKING:
+    from oscar.codec import OscarCodec
+
+DTYPES = ("float32", "float16", "bfloat16")
+_COMPILE = {"off": False, "on": True, "graphs": "graphs"}  # as the codec has them
+Model = Annotated[str, typer.Option(help="nano, a model folder, or an id on the hub.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")]
+Dtype = Annotated[
+    str,
+    typer.Option(help=f"Of the networks: {', '.join(('auto', *DTYPES))}; auto is float32 for models below 100 M "
+                 "parameters, else what the device is fast in."),
+]
+Compile = Annotated[
+    str, typer.Option("--compile", help="torch.compile: off, on, graphs (CUDA graphs too). Pays in folders.")
+]
+Memory = Annotated[
+    str, typer.Option(help="For large pictures, beyond the model: auto (by what is free), a size such as 4GB, none.")
+]
+Backbone = Annotated[
+    str | None, typer.Option(help="Where the model's backbone is now, if it has moved.", show_default=False)
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads on the CPU; by default torch's choice.")]
+
+
+def network_options(dtype: str, compile: str, memory: str, **others: Any) -> dict[str, Any]:
+    """Arguments of `oscar.load` but for the dtype, which is still a name; checked without torch."""
+    for name, value, allowed in (("dtype", dtype, ("auto", *DTYPES)), ("compile", compile, tuple(_COMPILE))):
+        if value not in allowed:
+            raise CommandError(f"--{name} {value!r} does not exist; allowed: {', '.join(allowed)}")
+    return {"dtype": dtype, "compile": _COMPILE[compile], "memory": None if memory == "none" else memory, **others}
+
+
+def check_point(codec: OscarCodec, rate: float | None, quality: float | None, effort: int) -> OscarCodec:
+    """Refuse, for every file, an operating point or an effort that the model does not have."""
+    bottleneck, allowed = codec.bottleneck, "--quality"
+    if bottleneck.point_name == "rate":
+        allowed = f"--rate {', '.join(f'{point.value:.4f}' for point in bottleneck.points)}"
+    for name, value in (("rate", rate), ("quality", quality)):
+        if value is None:
+            continue
+        if name != bottleneck.point_name:
+            raise CommandError(f"--{name} is {value}, but this model has {bottleneck.point_words}; "
+                               f"allowed: {allowed}")  # fmt: skip
+        try:
+            bottleneck.parse(value)
+        except ValueError as error:
+            raise CommandError(one_line(error)) from error
+    if effort > bottleneck.max_effort:
+        raise CommandError(f"--effort is {effort}, but this model has {bottleneck.point_words}; "
+                           f"allowed: {allowed}")  # fmt: skip
+    return codec
+
+
+def load_codec(
+    model: str, device: str, threads: int | None, dtype: str = "auto", **options: Any
+) -> OscarCodec:
+    """Load the model on its device; all that fails here fails for every file, hence CommandError."""
+    import torch
+
+    from oscar.inference.load import load
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise CommandError(f"--device {device} is not available here; allowed: cpu, or cuda, mps, ... where "
+                           "torch finds one") from error  # fmt: skip
+    try:
+        precision = "auto" if dtype == "auto" else getattr(torch, dtype)
+        return load(model, device, precision, **options)
+    except (ValueError, OSError) as error:
+        raise CommandError(one_line(error)) from error
