@@ -26,7 +26,8 @@ from oscar.bitstream import Container
 from oscar.bottlenecks import vq
 from oscar.bottlenecks.hyper_encoder import HyperEncoder
 from oscar.evaluation.codecs import make_codec
-from oscar.inference.optimise import SharedUpsample2D, every_multiplication
+from oscar.inference.cpu.fewer import SharedUpsample2D
+from oscar.inference.kernels import every_multiplication
 from oscar.models.denoiser import Denoiser
 
 SIZE = (128, 64)

@@ -9,8 +9,7 @@ import psutil
 import pytest
 import torch
 
-from oscar.inference.memory import available_memory
-from oscar.inference.tiling import AUTO_SHARE, MemoryBudget
+from oscar.inference.memory import AUTO_SHARE, MemoryBudget, available_memory
 
 FREE = 8_000_000_000  # of the system
 NO_LIMIT = "9223372036854771712"  # of version 1

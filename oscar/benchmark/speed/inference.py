@@ -34,7 +34,7 @@ from oscar.benchmark.speed.timing import (
 )
 from oscar.bottlenecks.vq import VQSymbols
 from oscar.config import InferenceSpeedConfig
-from oscar.inference.cpu.group_norm import exact_norms
+from oscar.inference.kernels import exact_norms
 from oscar.inference.load import load
 from oscar.utils.strict_json import dumps
 
