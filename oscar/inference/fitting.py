@@ -61,14 +61,18 @@ def peak_bytes(network: nn.Module, run: Callable[[nn.Module, Tensor], object], *
 
 
 def on_meta(network: nn.Module) -> nn.Module:
-    """A copy of a network without the memory of its tensors."""
+    """A copy of a network without the memory of its tensors, and without its hooks."""
     tensors = {id(leaf): leaf for module in network.modules() for leaf in tree_leaves(dict(vars(module)))
                if isinstance(leaf, Tensor)}  # fmt: skip
     memo = {}
     for key, value in tensors.items():
         empty = torch.empty_like(value, device="meta")
         memo[key] = nn.Parameter(empty, requires_grad=False) if isinstance(value, nn.Parameter) else empty
-    return copy.deepcopy(network, memo)
+    copied = copy.deepcopy(network, memo)
+    for module in copied.modules():
+        module._forward_pre_hooks.clear()
+        module._forward_hooks.clear()
+    return copied
 
 
 class _Alive(TorchDispatchMode):
