@@ -23,7 +23,6 @@ from PIL import Image
 from torch import Tensor
 
 from oscar.baselines.base import Encoded, ImageCodec, RoundTrip
-from oscar.benchmark.tables import Table, metric_title
 from oscar.bitstream import Container
 from oscar.bottlenecks.vq import need_rates
 from oscar.checkpoint import content_hash
@@ -31,12 +30,14 @@ from oscar.codec import OscarCodec
 from oscar.data.folders import find_pictures
 from oscar.data.images import to_pil, to_tensor
 from oscar.evaluation.calibration import by_bpp, calibrate
+from oscar.evaluation.curves import metric_title
 from oscar.evaluation.evaluate import EvaluationError, evaluate, load_results
 from oscar.inference.load import load
 from oscar.metrics.image import METRICS, MetricSet
 from oscar.rates import RatePoint
 from oscar.timesteps import TimestepMapping, mapping_from_config, read_calibration
 from oscar.utils.files import write_whole
+from oscar.utils.tables import Table
 
 if TYPE_CHECKING:
     from oscar.config import AblateTimestepsConfig

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
-from oscar.benchmark.figures import COLOURS, MARKERS, log_rate_axis, open_figure
-from oscar.benchmark.tables import metric_title
 from oscar.diffusion import NoiseSchedule
 from oscar.evaluation.ablation import BEST, OWN
+from oscar.evaluation.curves import metric_title
 from oscar.metrics.image import METRICS
+from oscar.utils.figures import COLOURS, MARKERS, log_rate_axis, open_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

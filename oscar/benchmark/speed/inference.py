@@ -41,7 +41,7 @@ from oscar.utils.strict_json import dumps
 if TYPE_CHECKING:
     import pandas as pd
 
-    from oscar.benchmark.tables import Table
+    from oscar.utils.tables import Table
 
 PLAIN = "plain"
 COMPILE = {"off": False, "on": True, "graphs": "graphs"}
