@@ -1,7 +1,7 @@
 """OSCAR: a one-step diffusion image codec; one model, many bit-rates.
 
-`oscar.load("nano")` gives a codec that is ready for use, `OscarCodec` is its class. torch is imported when the codec is first asked for, so that
-`import oscar` and the light commands of the command line start at once.
+`oscar.load("nano")` gives a codec that is ready for use, `OscarCodec` is its class. torch is imported when one of them
+is first asked for, so that `import oscar` and the light commands of the command line start at once.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ class OscarCodec(BaseCodec):
         return [result[position] for position in range(len(files))]
 
     def open(self, data: bytes, whole: bool = True) -> tuple[Container, Point]:
-        """Bytes of a file -> header and operating point, if this model wrote it; without `whole` its end may lack.
+        """Bytes of a file, or unless `whole` of its start -> header and operating point, if this model wrote it.
 
         Raises:
             BitstreamError: if it is damaged, foreign, or was written with another model.

@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 
 from oscar.bottlenecks.rdo import MAX_EFFORT
-from oscar.bottlenecks.vq import need_rates
-from oscar.inference.load import load
 from oscar.utils.errors import exit_code
 from oscar.utils.files import write_whole
 
@@ -38,13 +36,15 @@ def compare_all(options: argparse.Namespace) -> str:
     import pandas as pd
     from tqdm import tqdm
 
+    import oscar
+    from oscar.bottlenecks.vq import need_rates
     from oscar.data.folders import find_pictures
     from oscar.data.images import read_image
     from oscar.evaluation.codings import METRICS, codings_table, compare, efforts_table
     from oscar.metrics.image import MetricSet
 
     paths = find_pictures(options.images)[: options.limit]
-    codec = load(options.model, options.device)
+    codec = oscar.load(options.model, options.device)
     need_rates(codec.bottleneck, "the comparison")
     rates = codec.bottleneck.rates if options.rates is None else [codec.bottleneck.parse(bpp) for bpp in options.rates]
     metrics = MetricSet(METRICS if options.metrics else (), options.device)

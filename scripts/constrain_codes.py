@@ -2,8 +2,9 @@
 
     python scripts/constrain_codes.py photos --model runs/joint/final --strength 0.0625=0.2 0.0781=0.15 --out runs/codes
 
-Codes are fitted anew to the pictures, and the encoder prefers those that are used often (`oscar.bottlenecks.residual_vq`).
-The rates lose their context models: train these next, with `stage=context init_from=runs/codes`.
+Codes are fitted anew to the pictures, and the encoder prefers those that are used often
+(`oscar.bottlenecks.residual_vq`). The rates lose their context models: train these next, with
+`stage=context init_from=runs/codes`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import random
 import sys
 from pathlib import Path
 
-from oscar.codec import OscarCodec
 from oscar.utils.errors import exit_code
 
 
@@ -39,6 +39,7 @@ def constrain(options: argparse.Namespace) -> None:
     if options.out.exists():
         raise ValueError(f"--out is {options.out}, which exists; allowed: a folder that does not")
 
+    from oscar import OscarCodec
     from oscar.data.folders import find_pictures
     from oscar.training.constraint import constrain_codes
 

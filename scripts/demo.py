@@ -31,7 +31,6 @@ from oscar.benchmark.report.sheet import (
 )
 from oscar.data.folders import find_pictures
 from oscar.data.images import ImageError, read_image
-from oscar.inference.load import load
 from oscar.metrics.image import MS_SSIM_UNAVAILABLE, ms_ssim, psnr
 
 if TYPE_CHECKING:
@@ -157,8 +156,9 @@ def main(args: list[str] | None = None) -> int:
     try:
         pictures = find_pictures(options.images)
         console.print(f"{len(pictures)} pictures; loading {options.model} on {options.device}", highlight=False)
+        import oscar
 
-        codec = load(options.model, options.device)
+        codec = oscar.load(options.model, options.device)
         results = run(codec, pictures, options.out, console)
         if not results:
             raise ImageError("none of the pictures can be read")

@@ -11,7 +11,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from oscar.inference.load import load
 from oscar.utils.errors import exit_code
 
 
@@ -31,6 +30,7 @@ def evaluate(options: argparse.Namespace) -> str:
     import pandas as pd
     from tqdm import tqdm
 
+    import oscar
     from oscar.data.folders import find_pictures
     from oscar.evaluation.rate_control import draw_pairs, meet, targets_table
     from oscar.utils.files import write_whole
@@ -38,7 +38,7 @@ def evaluate(options: argparse.Namespace) -> str:
     if options.pairs < 1:
         raise ValueError(f"--pairs is {options.pairs}; allowed: at least 1")
     paths = find_pictures(options.images)
-    codec = load(options.model, options.device)
+    codec = oscar.load(options.model, options.device)
     pairs = draw_pairs(len(paths), options.pairs, options.seed)
     rows = [meet(codec, paths[number], share) for number, share in tqdm(pairs, disable=not sys.stderr.isatty())]
     frame = pd.DataFrame(rows)

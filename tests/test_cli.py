@@ -727,6 +727,19 @@ def test_info_as_text_and_of_a_folder(oscar_file, capsys):
     assert captured.err.count("\n") == 1 and "broken.oscar" in captured.err
 
 
+def test_info_of_a_file_of_another_bottleneck(tmp_path, capsys):
+    """What its operating point means, only its model knows."""
+    from oscar.bitstream import Coding, Container
+
+    path = tmp_path / "own.oscar"
+    path.write_bytes(Container(Coding.EXTERNAL, 77, 0xABC, 100, 50, b"", b"payload").pack())
+    assert run("info", path, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["point_code"], facts["coding"]) == (77, "external") and not {"rate", "quality"} & facts.keys()
+    assert run("info", path) == 0
+    assert "operating point  77" in capsys.readouterr().out
+
+
 def test_device_and_model_errors_end_the_run(tmp_path, photo, monkeypatch, capsys):
     assert "--device gpu is not available here" in refuse(
         capsys, "compress", photo, tmp_path / "a.oscar", "--device", "gpu"
@@ -772,8 +785,8 @@ def start(*args: object) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("args", [["--help"], ["convert", "--help"], ["info", "{}"], ["info", "{}", "--json"]])
 def test_light_commands_start_at_once_without_torch(oscar_file, args):
     args = [arg.format(oscar_file) for arg in args]
-    program = "import sys; from oscar.cli.main import main; code = main(sys.argv[1:]); print('torch' in sys.modules, code)"
-    assert start("-c", program, *args).stdout.splitlines()[-1] == "False 0"
+    program = "import sys; from oscar.cli.main import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    assert start("-c", program, *args).stdout.splitlines()[-1] == "0 False"
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -226,7 +226,7 @@ def test_protocol_paper_is_refused(codec, picture) -> None:
         codec.reconstruct(to_tensor(picture(96, 72)), 0.5, protocol="paper")
     with pytest.raises(ValueError, match="protocol 'file' does not exist"):
         codec.reconstruct(to_tensor(picture(96, 72)), 0.5, protocol="file")
-    with pytest.raises(ValueError, match="protocol 'paper' is for models with rates"):
+    with pytest.raises(ValueError, match="protocol is 'paper', but tiny has a hyperprior; allowed: bitstream"):
         OscarImageCodec(codec, "tiny", "paper")
 
 

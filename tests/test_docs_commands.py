@@ -177,6 +177,20 @@ def folder(picture, golden: Path, golden_pkl: Path, tmp_path_factory) -> Path:
     return here
 
 
+WITH_PYTHON = [page for page in PAGES if "```python" in page.read_text()]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
+def test_python_of_the_pages_runs(page: Path, picture, tmp_path: Path, monkeypatch) -> None:
+    picture(180, 170).save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}  # later blocks go on from earlier ones
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(block, names)
+    if page.name == "README.md":
+        assert names["image"].size == (180, 170) and len(names["encoded"].data) <= 6000
+
+
 def test_commands_are_found() -> None:
     texts = [command.text for command in COMMANDS]
     assert {page.name for page in PAGES} >= {"README.md", "training.md", "inference.md"}

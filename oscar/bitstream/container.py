@@ -13,8 +13,8 @@ bytes   field
 rest    payload: the coded symbols, up to the end of the file
 
 With codings that hold no indices (3, hyperprior, and 7, external) there is an operating point of 12 bits, such as a
-quality, whose upper four take the rate id's place, and whose lower eight are a byte of their own behind it; and there are
-neither norms nor a timestep.
+quality, whose upper four take the rate id's place, and whose lower eight are a byte of their own behind it; and there
+are neither norms nor a timestep.
 """
 
 from __future__ import annotations

@@ -31,6 +31,6 @@ def from_config(config: Mapping[str, Any], latent_channels: int) -> Bottleneck:
     """
     kind = config.get("kind", vq.VQBottleneck.kind)
     if kind not in REGISTRY:
-        raise ValueError(f"bottleneck.kind is {kind!r}; allowed: {', '.join(REGISTRY)} (a kind of your own must be "
-                         "imported first: OSCAR_PLUGINS=module)")  # fmt: skip
+        raise ValueError(f"bottleneck.kind is {kind!r}; allowed: {', '.join(REGISTRY)} (a kind of your own is known "
+                         "once its module has been imported)")  # fmt: skip
     return REGISTRY[kind].from_config(config, latent_channels)

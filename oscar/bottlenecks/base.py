@@ -60,8 +60,8 @@ class Output(NamedTuple):
 
     Attributes:
         z_hat: the denoiser's input, (B, C, h, w), with gradients.
-        losses: scalars by name, means over the batch. A stage weighs those that it knows (`cosine_spatial`,
-            `cosine_channel`, `commitment`, `distortion`), and takes others as they are.
+        losses: scalars by name, means over the batch. `cosine` and `commitment` count `stage.cosine` and
+            `stage.commitment` times, all others as they are.
         statistics: further scalars for the logs.
         weight: of each image's distortion in stage `joint`, (B,); None is 1 for all.
     """

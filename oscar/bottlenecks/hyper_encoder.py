@@ -1,8 +1,8 @@
 """The paper's hyper-encoder: quantises a latent at one rate (paper section 3.2, figure 2; blocks after PerCo's).
 
-A hyper-encoder is backbone -> cosine-similarity vector quantiser -> projection. The encoder side runs `encode` (backbone
-and nearest code), the decoder side `decode` (codebook and projection), so that neither needs the other's half. Module
-names equal those of the published checkpoint, so that its keys carry over.
+A hyper-encoder is backbone -> cosine-similarity vector quantiser -> projection. The encoder side runs `encode`
+(backbone and nearest code), the decoder side `decode` (codebook and projection), so that neither needs the other's
+half. Module names equal those of the published checkpoint, so that its keys carry over.
 """
 
 from __future__ import annotations

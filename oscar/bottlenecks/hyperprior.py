@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 DEFAULT_QUALITY = 0.5
 VALIDATION_QUALITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 POINTS = 25  # qualities that stand for all
-# CompressAI's tables, for which checkpoints keep the integers themselves; and its constants, of which float16 would make
+# CompressAI's tables, for which checkpoints keep the integers themselves; and its constants, of which float16 makes
 # a least likelihood of 0.
 _NOT_STORED = ("_quantized_cdf", "_cdf_length", "_offset", "scale_table", ".bound", "scale_bound",
                "side_model.target", "side_model.quantiles")  # fmt: skip
@@ -312,7 +312,7 @@ class HyperpriorBottleneck(Bottleneck):
 
     @torch.no_grad()
     def finish(self, latents: Iterable[Tensor], schedule: NoiseSchedule | None) -> CurveMapping | None:
-        """Make the integer model; with a schedule, also find the timesteps whose sqrt(alpha_bar) are nearest to the mean
+        """Make the integer model; with a schedule, also find the timesteps whose sqrt(alpha_bar) are nearest the mean
         cosine similarity of z_hat and latent, by quality.
 
         Of whole latents, not of channels as for codebooks: most channels hold little and vanish at low rates, so that

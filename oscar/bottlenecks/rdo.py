@@ -4,9 +4,9 @@ Effort e chooses, in the order in which indices are coded, the code that minimis
 
     squared distance to the picture's feature + e * STEP * (mean squared distance of the nearest codes) * bits
 
-(and the penalties of a quantiser that has some, see `oscar.bottlenecks.residual_vq`), where the bits are what the rate's
-context model, or without one its frequency table, spends on the code. The decoder knows nothing of it. Effort 0 takes
-the nearest codes, as the paper does.
+(and the penalties of a quantiser that has some, see `oscar.bottlenecks.residual_vq`), where the bits are what the
+rate's context model, or without one its frequency table, spends on the code. The decoder knows nothing of it. Effort 0
+takes the nearest codes, as the paper does.
 """
 
 from __future__ import annotations

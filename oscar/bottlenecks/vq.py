@@ -153,8 +153,8 @@ class VQBottleneck(Bottleneck):
 
     def check_published(self, point: RatePoint, height: int, width: int) -> None:
         if height % point.pixels_per_index or width % point.pixels_per_index:
-            raise ValueError(f"images of {width}x{height} pixels are not allowed in protocol paper, which does not pad; "
-                             f"allowed: sides that are multiples of {PAPER_MULTIPLE}")  # fmt: skip
+            raise ValueError(f"images of {width}x{height} pixels are not allowed in protocol paper, which does not "
+                             f"pad; allowed: sides that are multiples of {PAPER_MULTIPLE}")  # fmt: skip
 
     def stored(self, symbols: VQSymbols, point: RatePoint) -> VQSymbols:
         return symbols._replace(rms=self._rms(quantise_rms(symbols.rms.float().cpu().numpy())))
@@ -404,7 +404,7 @@ class VQBottleneck(Bottleneck):
 def need_rates(bottleneck: Bottleneck, what: str) -> VQBottleneck:
     """The bottleneck, if it is the paper's (ValueError naming `what` it is needed for)."""
     if not isinstance(bottleneck, VQBottleneck):
-        raise ValueError(f"{what} is for models with rates; this one has a {bottleneck.kind}")
+        raise ValueError(f"{what} is for models with rates; this one has {bottleneck.point_words}")
     return bottleneck
 
 

@@ -449,10 +449,10 @@ def _import(sources: list[str], target: Path, backbone: str, timesteps: str, bun
     """Convert published files, and say what became of their tensors."""
     import torch
 
-    from oscar.convert.published import published as convert
+    from oscar.convert import published
 
     mapping = {"kind": timesteps}
-    result = convert.convert(sources, target, backbone, mapping, bundle, getattr(torch, dtype))
+    result = published.convert(sources, target, backbone, mapping, bundle, getattr(torch, dtype))
     lines = [f"{target}: rates {_rate_list(result.codec)}", f"{result.used:>6} tensors taken over"]
     lines += [f"{count:>6} not needed: {reason}" for reason, count in result.unused.items()]
     typer.echo("\n".join(lines))
@@ -489,24 +489,29 @@ def _facts(path: Path, container: Container) -> dict[str, Any]:
 
 def _point_facts(container: Container) -> dict[str, Any]:
     if container.quality is not None:
-
         return {"quality": container.quality, "quality_code": container.point_code}
     rate = container.rate
+    if rate is None:
+        return {"point_code": container.point_code}
     nominal = rate.nominal_bits(container.height, container.width) / (container.width * container.height)
     return {"rate": rate.bpp, "rate_id": container.point_code, "nominal_bpp": nominal}
 
 
 def _describe(facts: dict[str, Any]) -> str:
-    continuous = "quality" in facts
+    if "quality" in facts:
+        point = ("quality", f"{facts['quality']:.4f}")
+    elif "rate" in facts:
+        point = ("rate", f"{facts['rate']:.4f} (id {facts['rate_id']})")
+    else:
+        point = ("operating point", f"{facts['point_code']} (of a bottleneck of the model's own)")
     lines = [
         ("picture", f"{facts['width']} x {facts['height']} pixels"),
-        ("quality", f"{facts['quality']:.4f}") if continuous else
-        ("rate", f"{facts['rate']:.4f} (id {facts['rate_id']})"),
+        point,
         ("model tag", facts["model_tag"]),
         ("coding", facts["coding"]),
         ("actual bpp", f"{facts['actual_bpp']:.4f} (the whole file)"),
-        *(() if continuous else
-          [("nominal bpp", f"{facts['nominal_bpp']:.4f} (indices at fixed length, no header)")]),
+        *([("nominal bpp", f"{facts['nominal_bpp']:.4f} (indices at fixed length, no header)")]
+          if "nominal_bpp" in facts else []),
         ("bytes", f"{facts['bytes']}"),
         *((f"  {name}", f"{size}") for name, size in facts["parts"].items()),
     ]

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from oscar.bottlenecks.vq import need_rates
+from oscar.bottlenecks.vq import need_rates, rescale
 from oscar.codec import OscarCodec
 from oscar.data.folders import find_pictures
 from oscar.data.images import ImageError, read_image, to_tensor
@@ -151,10 +151,10 @@ def measure(codec: OscarCodec, batch: Tensor, rate: RatePoint) -> dict[str, floa
         `timestep`, the picture's own (mapping `per_image`).
     """
     encoded = codec.quantise(codec.encode_latent(batch, rate), rate)
-    z_hat = codec.bottleneck.dequantise(encoded.symbols, rate)
+    z_hat = codec.bottleneck.at(rate).decode(encoded.symbols.indices)
     own = codec.backbone.schedule.measure(z_hat, encoded.latent)
     latent = encoded.latent[0].flatten(1).double()
-    noisy = z_hat[0].flatten(1).double()
+    noisy = rescale(z_hat, encoded.symbols.rms)[0].flatten(1).double()
     signal = _dot(noisy, latent) / _dot(latent, latent).clamp_min(_TINY) * latent
     residual = noisy - signal
     timestep = own if codec.mapping.per_picture else codec.mapping(rate)

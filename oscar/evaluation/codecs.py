@@ -12,7 +12,6 @@ from PIL import Image
 import oscar
 from oscar import checkpoint
 from oscar.baselines.base import Encoded, ImageCodec, RoundTrip
-from oscar.bottlenecks.vq import need_rates
 from oscar.codec import OscarCodec, Parsed
 from oscar.data.images import to_pil, to_tensor
 from oscar.inference.load import load
@@ -62,8 +61,8 @@ class OscarImageCodec(ImageCodec):
         paper = protocol == "paper"
         self.name = f"oscar-{model}" + ("-paper" if paper else "")
         self.label = f"OSCAR {model}" + (" (paper protocol)" if paper else "")
-        if paper:
-            need_rates(codec.bottleneck, "protocol 'paper'")
+        if paper and codec.bottleneck.point_name != "rate":
+            raise ValueError(f"protocol is 'paper', but {model} has {codec.bottleneck.point_words}; allowed: bitstream")
         self.point_name = codec.bottleneck.point_name
         self.points = self.grid = codec.points
 

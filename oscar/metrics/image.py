@@ -2,11 +2,11 @@
 
 PSNR and MS-SSIM need no weights and equal pyiqa's to 1e-4: `psnr` its `PSNR()`, `ms_ssim` its
 `MS_SSIM(test_y_channel=False)`, `ms_ssim_y` its default `MS_SSIM()`, which the published evaluation reports. The rest
-are networks of pyiqa and lpips, whose weights the user has or names (`oscar.metrics.weights`); a metric whose weights cannot be
-had is listed as unavailable, with the reason, and the others go on. Any metric with the suffix `_p256` is taken on
-patches of 256x256 pixels: those of the grid that starts at (0, 0) and those of the grid shifted by half a patch to
-(128, 128), whole ones only (HiFiC, Mentzer et al. 2020, for FID and KID). Metrics of single pictures are averaged over
-a picture's patches; FID and KID take all patches of all pictures as their set.
+are networks of pyiqa and lpips, whose weights the user has or names (`oscar.metrics.weights`); a metric whose weights
+cannot be had is listed as unavailable, with the reason, and the others go on. Any metric with the suffix `_p256` is
+taken on patches of 256x256 pixels: those of the grid that starts at (0, 0) and those of the grid shifted by half a
+patch to (128, 128), whole ones only (HiFiC, Mentzer et al. 2020, for FID and KID). Metrics of single pictures are
+averaged over a picture's patches; FID and KID take all patches of all pictures as their set.
 
 torch is imported lazily.
 """

@@ -173,7 +173,7 @@ class Denoiser(nn.Module):
         return predict(unet, noisy, timestep, self.prompt)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps of it, by name: prompt and adapters; a UNet that is tuned in full is the backbone's."""
+        """What a checkpoint keeps of it, by name: prompt and adapters; a UNet tuned in full is the backbone's."""
         found = {} if self.prompt is None else {"denoiser.prompt": self.prompt.detach()}
         if self.tuning == "lora":
             state = self.unet.state_dict()

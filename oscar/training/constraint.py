@@ -41,7 +41,8 @@ def constrain_codes(
     rates = [codec.bottleneck.parse(rate) for rate in strengths]
     for rate, strength in zip(rates, strengths.values(), strict=True):
         if codec.bottleneck.at(rate).cell == 1:
-            staged = ", ".join(f"{rate.bpp:.4f}" for rate in codec.bottleneck.rates if codec.bottleneck.at(rate).cell > 1)
+            points = codec.bottleneck.rates
+            staged = ", ".join(f"{point.bpp:.4f}" for point in points if codec.bottleneck.at(point).cell > 1)
             raise ValueError(f"strength is for rate {rate.bpp:.4f}, whose codes have no stages; "
                              f"allowed: {staged or 'none, in this model'}")  # fmt: skip
         if not strength > 0:

@@ -21,13 +21,13 @@ class LearnedTimesteps(nn.Module):
 
     Args:
         mapping: where training starts.
-        rates: the codec's.
+        rates: the codec's; offsets are in the order of their ids.
         schedule_length: T.
     """
 
     def __init__(self, mapping: LearnedMapping, rates: Sequence[RatePoint], schedule_length: int):
         super().__init__()
-        self.rates = tuple(rates)
+        self.rates = tuple(sorted(rates, key=lambda rate: rate.id))
         self.last = schedule_length - 1
         fractions = torch.tensor([mapping(rate) / self.last for rate in self.rates], dtype=torch.float64)
         self.register_buffer("start", fractions.clamp(_MARGIN, 1 - _MARGIN).logit().float())

@@ -73,7 +73,7 @@ def exit_code(name: str, main: Callable[[], None]) -> int:
 
 
 def run_script(main: Callable[[], None], name: str) -> None:
-    """Run a script's Hydra main, paths in its overrides quoted (`oscar.utils.overrides`); errors end as `one_line` says."""
+    """Run a script's Hydra main, overrides quoted (`oscar.utils.overrides`); errors end as `one_line` says."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach this place
     with one_line(name):
         sys.argv[1:] = quote_overrides(sys.argv[1:])

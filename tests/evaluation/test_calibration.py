@@ -89,6 +89,8 @@ def test_values_are_those_of_scipy_and_the_definition(tiny: OscarCodec, picture)
         latent = tiny.encode_latent(batch, rate)
         z_hat = tiny.bottleneck.at(rate).decode(tiny.quantise(latent, rate).symbols.indices)
     latent, z_hat = (value[0].flatten(1).double().numpy() for value in (latent, z_hat))
+    by_position = (z_hat * latent).sum(0) / np.linalg.norm(z_hat, axis=0) / np.linalg.norm(latent, axis=0)
+    assert row["cosine_position"] == pytest.approx(by_position.mean(), abs=1e-5)  # before rescaling
     noisy = z_hat * (np.linalg.norm(latent, axis=1) / np.linalg.norm(z_hat, axis=1))[:, None]
     cosine = (noisy * latent).sum(1) / np.linalg.norm(latent, axis=1) ** 2
     assert row["cosine"] == pytest.approx(cosine.mean(), abs=1e-5)

@@ -207,7 +207,8 @@ def make_models(new: Path, root: Path) -> None:
         joint = run("joint", "tiny/joint", 200, 1e-3, f"init_from={hyper}", bundled, "stage.table_batches=20")
         context = run("context", "nano/context", 150, 1e-2, f"init_from={joint}", *SMALL_CONTEXT)
         codec = OscarCodec.from_pretrained(context)
-        codec.bottleneck.contexts = {number: model for number, model in codec.bottleneck.contexts.items() if number in CONTEXT_RATES}
+        contexts = codec.bottleneck.contexts
+        codec.bottleneck.contexts = {number: contexts[number] for number in contexts if number in CONTEXT_RATES}
         codec.bottleneck.frequencies[PACKED_RATE] = uniform_frequencies(len(codec.bottleneck.frequencies[PACKED_RATE]))
         codec.forget_fingerprint()
         codec.save_pretrained(new / "ours/vq", torch.float16)  # half the size

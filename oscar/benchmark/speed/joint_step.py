@@ -1,6 +1,7 @@
-"""What a step of stage joint costs at batch 1 with gradient checkpointing: `python -m oscar.benchmark.speed.joint_step`.
+"""What a step of stage joint costs at batch 1 with gradient checkpointing.
 
-It runs in a process of its own, so that its peak memory is that of training and nothing else.
+`python -m oscar.benchmark.speed.joint_step`; it runs in a process of its own, so that its peak memory is that of
+training and nothing else.
 """
 
 from __future__ import annotations

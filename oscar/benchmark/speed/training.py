@@ -180,7 +180,8 @@ class SpeedBench:
 
         configs = {schedule: self.train_config(schedule, workers) for schedule in schedules}
         codec = build_stage(next(iter(configs.values()))).codec
-        return {name: Trainer(BottleneckStage(codec, config), config, self.accelerator) for name, config in configs.items()}
+        stages = {name: BottleneckStage(codec, config) for name, config in configs.items()}
+        return {name: Trainer(stage, configs[name], self.accelerator) for name, stage in stages.items()}
 
 
 def make_pictures(folder: Path, count: int, size: tuple[int, int] = DIV2K_SIZE) -> None:

@@ -17,6 +17,7 @@ from oscar.utils.rng import LATENT_STREAM, StepRng
 from oscar.utils.strict_json import write_json
 
 Pass = StepRng
+WEIGHED = ("cosine", "commitment")  # losses of bottlenecks that have a weight in `StageConfig`
 
 
 def encode_latents(backbone: Backbone, images: Tensor, turn: Pass, samples: int) -> list[Tensor]:
@@ -116,8 +117,9 @@ class CodecStage(Stage):
         validation_points(config.validation, codec.bottleneck)  # those of `init_from` are known only here
 
     def weigh(self, output: Output) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of the bottleneck's losses, by `stage.<name>` or 1, and what is logged of them."""
-        loss = sum(getattr(self.stage, name, 1.0) * value for name, value in output.losses.items())
+        """The sum of the bottleneck's losses, weighed as `Output` says, and what is logged of them."""
+        weights = {name: getattr(self.stage, name) for name in WEIGHED}
+        loss = sum(weights.get(name, 1.0) * value for name, value in output.losses.items())
         return loss, {name: value.detach() for name, value in {**output.losses, **output.statistics}.items()}
 
     def logged(self, common: dict[str, Tensor], draw: Draw, own: dict[str, Tensor]) -> dict[str, Tensor]:

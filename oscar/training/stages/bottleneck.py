@@ -18,8 +18,8 @@ from oscar.training.stages.base import CodecStage, Pass, check_posterior, encode
 class BottleneckStage(CodecStage):
     """The bottleneck's own losses; one VAE pass serves all operating points of a step.
 
-    For the paper's bottleneck that is minus the cosine between latent and quantised latent, averaged over positions; for
-    a hyperprior bits per pixel and the latent's squared error. The loss is the mean over operating points, or with
+    For the paper's bottleneck that is minus the cosine between latent and quantised latent, averaged over positions;
+    for a hyperprior bits per pixel and the latent's squared error. The loss is the mean over operating points, or with
     `stage.independent_rates` their sum, so that each one's gradient is that of a run of its own.
 
     With cached latents (`data.latents`) there is no VAE pass: batches are latents (B, C, h, w) in place of images.
