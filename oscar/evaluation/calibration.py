@@ -151,7 +151,7 @@ def measure(codec: OscarCodec, batch: Tensor, rate: RatePoint) -> dict[str, floa
         `timestep`, the picture's own (mapping `per_image`).
     """
     encoded = codec.quantise(codec.encode_latent(batch, rate), rate)
-    z_hat = codec.bottleneck.at(rate).decode(encoded.symbols.indices)
+    z_hat = codec.bottleneck.at(rate).decode(encoded.symbols.indices).contiguous()
     own = codec.backbone.schedule.measure(z_hat, encoded.latent)
     latent = encoded.latent[0].flatten(1).double()
     noisy = rescale(z_hat, encoded.symbols.rms)[0].flatten(1).double()

@@ -106,7 +106,12 @@ def trained_parameters(stage: Stage) -> dict[str, int]:
 
 
 def advance(trainer: Trainer, batches: Iterator[dict], steps: int = 1) -> None:
-    """Make optimiser steps as `Trainer.run` does, without its logs and checkpoints."""
+    """Make optimiser steps as `Trainer.run` does, without its logs and checkpoints.
+
+    The codec may be shared with other trainers: its bottleneck takes this one's options first.
+    """
+    codec, config = trainer.stage.codec, trainer.config
+    codec.bottleneck.configure(config.bottleneck, config.stage, codec.backbone.factor)
     for _ in range(steps):
         trainer._optimise(batches)
         trainer.step += 1
