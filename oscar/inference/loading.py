@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from oscar.diffusion import NoiseSchedule
 from oscar.models.backbone import (
-    PARTS,
     VAE_DECODER,
     VAE_ENCODER,
     Backbone,
@@ -172,7 +171,8 @@ def read_backbone(source: str | Path, components: Components, dtype: torch.dtype
     """
     source, sampler, unet = str(source), WeightSampler(), None
     with reading(source):
-        places = {part: part_files(source, part) for part in PARTS[:2]}
+        parts = ("vae",) if components == "encoder" else ("vae", "unet")
+        places = {part: part_files(source, part) for part in parts}
         if not all(places.values()):  # whatever else there is, such as .bin
             return _read_whole(source, components, dtype, adapt)
         config = read_config(source, "vae")

@@ -216,6 +216,8 @@ def _read(part: type, source: str, subfolder: str) -> nn.Module:
     if report["missing_keys"]:  # diffusers only logs them
         missing = sorted(report["missing_keys"])
         raise ValueError(f"the weights of {subfolder} lack {missing[0]} ({len(missing)} tensors in all)")
+    for value in (*model.parameters(), *model.buffers()):
+        value.data = value.data.clone()  # the file is mapped, and with weights that are not aligned kernels round anew
     return model.eval()
 
 
