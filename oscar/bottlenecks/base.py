@@ -60,7 +60,7 @@ class Output(NamedTuple):
 
     Attributes:
         z_hat: the denoiser's input, (B, C, h, w), with gradients.
-        losses: scalars by name, means over the batch. `cosine` and `commitment` count `stage.cosine` and
+        losses: by name, of the whole batch or of each image (B,). `cosine` and `commitment` count `stage.cosine` and
             `stage.commitment` times, all others as they are.
         statistics: further scalars for the logs.
         weight: of each image's distortion in stage `joint`, (B,); None is 1 for all.

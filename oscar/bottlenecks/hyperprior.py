@@ -294,9 +294,9 @@ class HyperpriorBottleneck(Bottleneck):
         root = (0.5 * (math.log(low) + quality * math.log(high / low))).exp()
         bpp = estimate.bits / (latent.shape[-2] * latent.shape[-1] * self.pixels_per_latent)
         distortion = (estimate.z_hat - latent.float()).square().mean(dim=(1, 2, 3))
-        losses = {"rate": (bpp / root).mean()}
+        losses = {"rate": bpp / root}
         if self.is_alone:  # else images say how far off it is
-            losses["weighted_distortion"] = (root * distortion).mean()
+            losses["weighted_distortion"] = root * distortion
         statistics = {"bpp": bpp.detach().mean(), "distortion": distortion.detach().mean()}
         return Output(estimate.z_hat, losses, statistics, weight=root)
 

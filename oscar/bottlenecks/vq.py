@@ -326,8 +326,9 @@ class VQBottleneck(Bottleneck):
         # Norms and targets carry no gradient: a trained encoder could else grow its latents until the denoiser hardly
         # counts, or drift towards what is easy to quantise.
         target = latent.detach()
+        rescaled = rescale(z_hat, channel_rms(target))
         losses = {"cosine": self.cosine_loss(z_hat, target), "commitment": commitment}
-        return Output(rescale(z_hat, channel_rms(target)), losses, {"perplexity": perplexity(encoder.usage())})
+        return Output(rescaled, losses, {"perplexity": perplexity(encoder.usage())})
 
     def default_mapping(self) -> TimestepMapping:
         return TableMapping.paper()

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from oscar import OscarCodec
+from oscar.bottlenecks import Output
 from oscar.config import ConfigError, TrainConfig
 from oscar.models.backbone import Backbone
 from oscar.rates import PAPER_RATES, RATES
@@ -306,6 +307,21 @@ def test_revival_counts_the_uses_of_all_processes(configure, monkeypatch) -> Non
     assert encoder.quantizer._codebook.threshold_ema_dead_code == 4 * alone
 
 
+# Losses of bottlenecks.
+
+
+@pytest.mark.parametrize("name", ["hyper", "joint"])
+def test_losses_count_by_their_name(configure, name) -> None:
+    """Also one that has the name of another option of the stage."""
+    stage = build_stage(configure(name, "stage.cosine=3", "stage.commitment=5"))
+    losses = {"cosine": torch.tensor(1.0), "commitment": torch.tensor(10.0), "kl": torch.tensor([100.0, 300.0])}
+    loss, logged = stage.weigh(Output(images(), losses, {"perplexity": torch.tensor(7.0)}))
+    assert loss.item() == 3 + 50 + 200
+    assert {name: value.item() for name, value in logged.items()} == {
+        "cosine": 1, "commitment": 10, "kl": 200, "perplexity": 7
+    }  # fmt: skip
+
+
 # Timestep mappings.
 
 
@@ -330,6 +346,18 @@ def test_learned_timesteps(configure, quick_tables) -> None:
     again = build_stage(configure("joint", f"init_from={config.output}/final", "stage.gan=0"))
     for rate in stage.codec.bottleneck.rates:  # training goes on from there
         assert again.timesteps(rate).item() == pytest.approx(loaded(rate), abs=0.01)
+
+
+def test_learned_timesteps_go_by_id(configure) -> None:
+    """Ids beyond the paper's lie between its rates; checkpoints of runs have the offsets by id."""
+    stage = build_stage(configure("joint", "bottleneck.rates=[0.1250,0.0024,0.0019]", "stage.gan=0",
+                                  "timesteps=learned", "timesteps.timesteps={0:500,7:150,8:480}"))  # fmt: skip
+    assert [rate.id for rate in stage.timesteps.rates] == [0, 7, 8]
+    with torch.no_grad():
+        stage.timesteps.offset[1] = 1
+    assert {rate_id: round(value) for rate_id, value in stage.timesteps.to_mapping().timesteps.items()} == {
+        0: 500, 7: 324, 8: 480
+    }  # fmt: skip
 
 
 def test_learned_timesteps_are_resumed(configure, quick_tables, tmp_path: Path) -> None:

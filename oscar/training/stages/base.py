@@ -116,11 +116,12 @@ class CodecStage(Stage):
         codec.bottleneck.configure(config.bottleneck, config.stage, codec.backbone.factor)
         validation_points(config.validation, codec.bottleneck)  # those of `init_from` are known only here
 
-    def weigh(self, output: Output) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of the bottleneck's losses, weighed as `Output` says, and what is logged of them."""
+    def weigh(self, output: Output, others: Tensor | float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of other losses, a scalar or (B,), and the bottleneck's, weighed as `Output` says; and what is logged
+        of the bottleneck."""
         weights = {name: getattr(self.stage, name) for name in WEIGHED}
-        loss = sum(weights.get(name, 1.0) * value for name, value in output.losses.items())
-        return loss, {name: value.detach() for name, value in {**output.losses, **output.statistics}.items()}
+        loss = sum((weights.get(name, 1.0) * value for name, value in output.losses.items()), others).mean()
+        return loss, {name: value.detach().mean() for name, value in {**output.losses, **output.statistics}.items()}
 
     def logged(self, common: dict[str, Tensor], draw: Draw, own: dict[str, Tensor]) -> dict[str, Tensor]:
         """What a pass returns: `common` scalars and those of the draw under its label, as far as there are columns."""

@@ -70,10 +70,9 @@ class JointStage(CodecStage):
             loss, terms = self.image_loss(decoded, images)
         else:
             distortions, terms = self.image_loss.by_picture(decoded, images)
-            loss = (output.weight * distortions).mean()
-        own, statistics = self.weigh(output)
+            loss = output.weight * distortions
         terms["latent"] = F.mse_loss(x0.float(), target.float())
-        loss = loss + own + self.stage.latent * terms["latent"]
+        loss, statistics = self.weigh(output, loss + self.stage.latent * terms["latent"])
         if self.timesteps is not None:
             terms["timestep"] = timestep.detach()
         if self.critic is not None:
