@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -226,8 +226,18 @@ def content_hash(source: str | Path) -> str:
     return hashlib.sha256(json.dumps(content, allow_nan=False, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_backbone(folder: Path, config: Mapping, moved: str | Path | None, *options) -> Backbone:
-    """The backbone of a checkpoint from where it is, with the options of `Backbone.from_pretrained`.
+def read_backbone(
+    folder: Path,
+    config: Mapping,
+    moved: str | Path | None,
+    read: Callable[[str | Path], Backbone] = Backbone.from_pretrained,
+) -> Backbone:
+    """The backbone of a checkpoint from where it is.
+
+    Args:
+        folder, config: of the checkpoint.
+        moved: where the backbone is now that the checkpoint names, if it has moved.
+        read: reads a diffusers folder or hub id.
 
     Raises:
         CheckpointError: if it is not there, or not the one that the checkpoint was made with.
@@ -236,11 +246,11 @@ def read_backbone(folder: Path, config: Mapping, moved: str | Path | None, *opti
     if named is None:
         if moved is not None:
             raise CheckpointError(f"backbone is {str(moved)!r}, but the checkpoint holds its own; allowed: none")
-        backbone = Backbone.from_pretrained(folder, *options)
+        backbone = read(folder)
         backbone.source = None
         return backbone
     try:
-        backbone = Backbone.from_pretrained(moved or named, *options)
+        backbone = read(moved or named)
     except BackboneError as error:
         raise CheckpointError(f"{error}; if it is elsewhere now: backbone=FOLDER in Python, --backbone FOLDER "
                               "of oscar, backbone.source=FOLDER in training") from None  # fmt: skip

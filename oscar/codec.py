@@ -10,26 +10,23 @@ Only under mapping `per_image` is t the image's own: encoding measures it, and t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from oscar import checkpoint, rate_control
+from oscar.base_codec import BaseCodec
 from oscar.bitstream import Container, HeaderError, WrongModelError
-from oscar.bottlenecks import Bottleneck, Components, Payload, Point, concatenate
+from oscar.bottlenecks import Payload, Point, concatenate
 from oscar.data.images import ImageError, as_batch, to_pil
 from oscar.metrics.protocol import Protocol, check_protocol, sample_of
-from oscar.models.backbone import Backbone, SampleRule
-from oscar.models.denoiser import Denoiser
+from oscar.models.backbone import SampleRule
 from oscar.models.padding import pad_to_multiple
 from oscar.models.precision import without_tf32
-from oscar.timesteps import TimestepMapping, timestep_code, timestep_of_code
+from oscar.timesteps import timestep_code, timestep_of_code
 from oscar.utils.groups import group
 
 AnyImage = Image.Image | np.ndarray | Tensor
@@ -67,60 +64,8 @@ class Preview(NamedTuple):
     share: float
 
 
-class OscarCodec(nn.Module):
-    """One model for all of its operating points.
-
-    Args:
-        backbone: VAE, UNet and noise schedule.
-        bottleneck: latents to bytes and back.
-        denoiser: the backbone's UNet, adapted; None among the encoder's components.
-        mapping: pseudo-timestep of each operating point, or of each image.
-        fingerprint: if it is known.
-        provenance: how it was trained, in JSON-able form (`oscar.utils.provenance`).
-
-    Attributes:
-        components: what was loaded: "both", or what the "encoder" or the "decoder" needs.
-
-    Raises:
-        ValueError: if these do not go together.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        bottleneck: Bottleneck,
-        denoiser: Denoiser | None,
-        mapping: TimestepMapping,
-        fingerprint: str | None = None,
-        provenance: dict | None = None,
-    ):
-        super().__init__()
-        if bottleneck.factor not in (None, backbone.factor):
-            raise ValueError(f"the backbone reduces each side by {backbone.factor}; "
-                             f"allowed with {bottleneck.point_name}s: {bottleneck.factor}")  # fmt: skip
-        self.backbone, self.bottleneck, self.denoiser = backbone, bottleneck, denoiser
-        self.components: Components = "both"
-        self.provenance = provenance
-        self.set_mapping(mapping)
-        self._fingerprint = fingerprint
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, backbone: str | Path | None = None) -> OscarCodec:
-        """Read a checkpoint as it is trained: plain modules, float32, on the CPU. `oscar.load` is for everyday use.
-
-        Args:
-            source: "nano" (in the package), a checkpoint folder or a hub id.
-            backbone: where the backbone is now that the checkpoint names, if it has moved.
-
-        Raises:
-            CheckpointError: if it cannot be found or read.
-        """
-        loaded = checkpoint.load(source, backbone)
-        return cls(*loaded.parts, loaded.fingerprint, loaded.provenance)
-
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a checkpoint folder (see `oscar.checkpoint`), completely or not at all."""
-        checkpoint.save(self, folder, dtype, self.provenance)
+class OscarCodec(BaseCodec):
+    """One model for all of its operating points: images to files and back. `BaseCodec` says what it consists of."""
 
     # Images and bytes.
 
@@ -150,7 +95,9 @@ class OscarCodec(nn.Module):
         if effort or point is not None or any(value is not None for value in named.values()):
             raise ValueError(f"max_bytes is set, which chooses {self.bottleneck.point_name} and effort itself; "
                              "allowed: it alone")  # fmt: skip
-        return rate_control.compress_within(self, as_batch(image), max_bytes)
+        from oscar.rate_control import compress_within  # it stands above, and compresses by this class
+
+        return compress_within(self, as_batch(image), max_bytes)
 
     def compress_batch(
         self, images: Sequence[AnyImage], point: float | Point | None = None, effort: int = 0
@@ -263,6 +210,10 @@ class OscarCodec(nn.Module):
         symbols = self.bottleneck.read(_payload(container), point, self.latent_shape(container))
         return Parsed(container, point, symbols)
 
+    def latent_shape(self, container: Container) -> tuple[int, int]:
+        """Rows and columns of the latent of a file's image, before padding to the bottleneck's multiple."""
+        return tuple(-(-side // self.backbone.factor) for side in (container.height, container.width))
+
     @torch.inference_mode()
     def decode_files(self, parsed: Sequence[Parsed]) -> Tensor:
         """Files of one size and operating point -> images (B, 3, H, W)."""
@@ -303,82 +254,6 @@ class OscarCodec(nn.Module):
         symbols = encoded.symbols if paper else self.bottleneck.stored(encoded.symbols, point)
         decoded = self.decode(symbols, point, encoded.timesteps)
         return decoded._replace(image=decoded.image[..., : batch.shape[-2], : batch.shape[-1]])
-
-    # Operating points and identity.
-
-    @property
-    def points(self) -> tuple[float, ...]:
-        """Numbers by which files are asked for, from small to large."""
-        return tuple(point.value for point in self.bottleneck.points)
-
-    def find_point(self, point: float | Point | None = None, **named: float | None) -> Point:
-        """The operating point that is meant (ValueError if this model has none such)."""
-        own = self.bottleneck.point_name
-        for name, value in named.items():
-            if name != own and value is not None:
-                raise ValueError(f"{name} is {value}, but this model has {self.bottleneck.point_words}; "
-                                 f"allowed: {own} or max_bytes")  # fmt: skip
-            point = value if point is None else point
-        return self.bottleneck.default_point if point is None else self.bottleneck.parse(point)
-
-    def set_mapping(self, mapping: TimestepMapping) -> None:
-        """Decode at other timesteps from now on; files written before are another model's then.
-
-        Raises:
-            ValueError: if it lacks an operating point, or points outside the schedule.
-        """
-        mapping.check(self.bottleneck.points, len(self.backbone.schedule))
-        if mapping.per_picture and not self.bottleneck.per_image_timesteps:
-            raise ValueError(f"timesteps.kind is {mapping.kind!r}, but this model has {self.bottleneck.point_words}; "
-                             "allowed: a mapping of operating points")  # fmt: skip
-        self.mapping = mapping
-        self.forget_fingerprint()
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of what decoding depends on, in hexadecimal; see `checkpoint.fingerprint`."""
-        if self._fingerprint is None:
-            self._fingerprint = checkpoint.fingerprint(self)
-        return self._fingerprint
-
-    def forget_fingerprint(self) -> None:
-        """Have the fingerprint computed anew, after weights or tables were changed."""
-        self._fingerprint: str | None = None
-
-    def train(self, mode: bool = True) -> OscarCodec:
-        if mode:
-            self.forget_fingerprint()  # the weights are about to change
-        return super().train(mode)
-
-    @property
-    def model_tag(self) -> int:
-        """The first 16 bits of the fingerprint, by which most files name their model."""
-        return int(self.fingerprint[:4], 16)
-
-    def file_tag(self, payload: Payload, point: Point) -> int:
-        """The tag that a file carries: `model_tag`, or 16 bits that depend on what its coding needs beyond, too."""
-        more = self.bottleneck.digest(payload.coding, point)
-        digest = hashlib.sha256(bytes.fromhex(self.fingerprint) + more).digest()
-        return int.from_bytes(digest[:2], "big") if more else self.model_tag
-
-    def latent_shape(self, container: Container) -> tuple[int, int]:
-        """Rows and columns of the latent of a file's image, before padding to the bottleneck's multiple."""
-        return tuple(-(-side // self.backbone.factor) for side in (container.height, container.width))
-
-    def need(self, components: Components) -> None:
-        """Refuse (ValueError) what these components are needed for, where they were not loaded."""
-        if self.components not in ("both", components):
-            what = {"encoder": "compress", "decoder": "decompress"}[components]
-            raise ValueError(f"components is {self.components!r}, which cannot {what}; allowed: both, {components}")
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.bottleneck.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.bottleneck.parameters()).dtype
-
 
 def _payload(container: Container) -> Payload:
     return Payload(container.coding, container.side, container.payload)

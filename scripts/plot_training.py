@@ -11,9 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from oscar.benchmark.figures import FORMATS
 from oscar.training.log_plot import LogError, plot_logs, read_log
 from oscar.utils.errors import exit_code
+from oscar.utils.figures import FORMATS
 
 
 def name_runs(paths: list[Path]) -> list[str]:

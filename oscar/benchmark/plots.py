@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from oscar.benchmark.figures import COLOURS, MARKERS, log_rate_axis, open_figure
 from oscar.benchmark.tables import named
 from oscar.evaluation.curves import DATASETS, rate_column
 from oscar.metrics.image import METRICS, Metric
+from oscar.utils.figures import COLOURS, MARKERS, log_rate_axis, open_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,9 +14,9 @@ from PIL import Image
 from oscar.baselines.base import ImageCodec
 from oscar.benchmark.report.page import MetricInfo, ReportData, ReportEntry, ReportPicture
 from oscar.benchmark.runs import Benchmark, timing_table_of
-from oscar.benchmark.tables import matched_tables, metric_of
+from oscar.benchmark.tables import matched_tables
 from oscar.data.images import ImageError, read_image
-from oscar.evaluation.curves import bd_name, paper_curves
+from oscar.evaluation.curves import bd_name, metric_of, paper_curves
 from oscar.metrics.image import METRICS
 from oscar.utils.environment import describe_environment
 from oscar.utils.files import write_whole

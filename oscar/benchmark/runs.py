@@ -51,6 +51,7 @@ from oscar.utils.environment import describe_environment, hardware
 from oscar.utils.errors import first_line
 from oscar.utils.files import write_whole
 from oscar.utils.strict_json import as_read, write_json
+from oscar.utils.tables import Table
 
 if TYPE_CHECKING:
     from oscar.benchmark.speed.timing import TimingResult
@@ -177,13 +178,13 @@ def _set_up(config: BenchmarkConfig) -> None:
         torch.set_num_threads(config.threads)
 
 
-def _training_part(config: BenchmarkConfig) -> list[tables.Table]:
+def _training_part(config: BenchmarkConfig) -> list[Table]:
     from oscar.benchmark.speed.training import run_training_speed
 
     return run_training_speed(config.training, Path(config.output), config.device)
 
 
-def _inference_part(config: BenchmarkConfig) -> list[tables.Table]:
+def _inference_part(config: BenchmarkConfig) -> list[Table]:
     from oscar.benchmark.speed.inference import run_inference_speed
 
     return run_inference_speed(config.inference, Path(config.output), config.device)
@@ -416,7 +417,7 @@ def write_results(bench: Benchmark) -> None:
     write_json(bench.output / "benchmark.json", record)
 
 
-def make_tables(bench: Benchmark) -> list[tables.Table]:
+def make_tables(bench: Benchmark) -> list[Table]:
     """All tables for which there are results."""
     made, names = [], bench.metrics.names
     if len(bench.rows):
@@ -435,7 +436,7 @@ def make_tables(bench: Benchmark) -> list[tables.Table]:
     return made
 
 
-def timing_table_of(bench: Benchmark) -> tables.Table:
+def timing_table_of(bench: Benchmark) -> Table:
     result = bench.timing
     frame = tables.timing_frame(result.latency, result.stages, result.throughput, result.memory, result.macs)
     first = result.latency.iloc[0]

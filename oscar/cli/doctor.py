@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from oscar import __version__
 from oscar.baselines.base import BaselineUnavailable
 from oscar.checkpoint import CONFIG, SHIPPED
-from oscar.inference.optimise import auto_dtype
+from oscar.inference.precision import auto_dtype
 from oscar.metrics.weights import CACHE, Weights
 from oscar.utils.errors import first_line
 

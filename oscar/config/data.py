@@ -36,7 +36,7 @@ class DataConfig:
     """keep decoded pictures in memory"""
 
     def check(self) -> None:
-        from oscar.data.sources import HUB, expand
+        from oscar.utils.patterns import HUB, expand
 
         if self.latents is not None:
             if not Path(self.latents).is_dir():

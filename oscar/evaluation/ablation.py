@@ -23,7 +23,6 @@ from PIL import Image
 from torch import Tensor
 
 from oscar.baselines.base import Encoded, ImageCodec, RoundTrip
-from oscar.benchmark.tables import Table, metric_title
 from oscar.bitstream import Container
 from oscar.bottlenecks.vq import need_rates
 from oscar.checkpoint import content_hash
@@ -31,18 +30,19 @@ from oscar.codec import OscarCodec
 from oscar.data.folders import find_pictures
 from oscar.data.images import to_pil, to_tensor
 from oscar.evaluation.calibration import by_bpp, calibrate
+from oscar.evaluation.curves import metric_title
 from oscar.evaluation.evaluate import EvaluationError, evaluate, load_results
+from oscar.evaluation.timestep_plots import BEST, OWN, plot_ablation
 from oscar.inference.load import load
 from oscar.metrics.image import METRICS, MetricSet
 from oscar.rates import RatePoint
 from oscar.timesteps import TimestepMapping, mapping_from_config, read_calibration
 from oscar.utils.files import write_whole
+from oscar.utils.tables import Table
 
 if TYPE_CHECKING:
     from oscar.config import AblateTimestepsConfig
 
-OWN = -1.0  # the point at which a picture is decoded at its own timestep
-BEST = "best"  # stands in tables beside the mappings
 
 
 class _Coded(NamedTuple):
@@ -137,8 +137,6 @@ def ablate_config(config: AblateTimestepsConfig) -> pd.DataFrame:
     Raises:
         ValueError: for an unknown model, mapping, metric or rate, or a folder without pictures.
     """
-    from oscar.evaluation.timestep_plots import plot_ablation
-
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     sets = [name for name in config.metrics.names if name in METRICS and METRICS[name].kind == "set"]

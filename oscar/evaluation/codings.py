@@ -8,12 +8,13 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from oscar.benchmark.tables import Table, metric_title
 from oscar.bitstream.coding import INDEX_CODINGS, Coding
 from oscar.codec import OscarCodec
 from oscar.data.images import to_pil, to_tensor
+from oscar.evaluation.curves import metric_title
 from oscar.metrics.image import MetricSet
 from oscar.rates import RatePoint
+from oscar.utils.tables import Table
 
 METRICS = ("psnr", "ms_ssim")
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from oscar.metrics.image import METRICS, Metric
 
 METHODS = ("pchip", "akima", "cubic")
 DATA = Path(__file__).parent / "data"
@@ -166,6 +168,17 @@ def bd_table(
     if len(frame):
         frame["note"] = frame.pop("note")  # last
     return frame
+
+
+def metric_of(name: str) -> Metric:
+    """A metric by column, MS-SSIM on BD-rate's scale among them."""
+    return replace(METRICS[name.removesuffix(DECIBEL)], unit="dB") if name.endswith(DECIBEL) else METRICS[name]
+
+
+def metric_title(name: str) -> str:
+    """Label and unit."""
+    metric = metric_of(name)
+    return f"{metric.label} {metric.unit}".rstrip()
 
 
 def bd_name(metric: str) -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from oscar.benchmark.tables import Table
 from oscar.codec import OscarCodec
 from oscar.data.images import read_image
+from oscar.utils.tables import Table
 
 
 def draw_pairs(pictures: int, count: int, seed: int) -> list[tuple[int, float]]:

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
-from oscar.benchmark.figures import COLOURS, MARKERS, log_rate_axis, open_figure
-from oscar.benchmark.tables import metric_title
 from oscar.diffusion import NoiseSchedule
-from oscar.evaluation.ablation import BEST, OWN
+from oscar.evaluation.curves import metric_title
 from oscar.metrics.image import METRICS
+from oscar.utils.figures import COLOURS, MARKERS, log_rate_axis, open_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+OWN = -1.0  # the point at which a picture is decoded at its own timestep
+BEST = "best"  # stands in tables beside the mappings
 _COLUMNS = 4  # panels side by side
 _CURVE = "#9A9A9A"
 

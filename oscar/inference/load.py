@@ -7,33 +7,25 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 
 from oscar import checkpoint
 from oscar.bottlenecks import Components, from_config
 from oscar.checkpoint import WEIGHTS, CheckpointError
 from oscar.codec import OscarCodec
-from oscar.inference.cpu.reuse import give_back_memory
 from oscar.inference.loading import (
     Change,
     as_is,
     count_numbers,
+    merge_lora,
     part_files,
+    read_backbone,
     read_tensors,
     tensor_names,
 )
-from oscar.inference.optimise import (
-    auto_dtype,
-    cache_prompt,
-    compile_networks,
-    compute_wide,
-    imitates,
-    load_tiny_vae,
-    make_lean,
-    merge_lora,
-    use_fewer_multiplications,
-)
-from oscar.inference.tiling import MemoryBudget
+from oscar.inference.memory import MemoryBudget, release_host_memory
+from oscar.inference.optimise import optimise
+from oscar.inference.precision import auto_dtype
+from oscar.inference.preview import load_tiny_vae
 from oscar.models.backbone import VAE_DECODER
 from oscar.models.denoiser import Denoiser, adapter_names
 from oscar.models.modules import WeightsError, check_names, drop
@@ -64,7 +56,7 @@ def load(
         compile: whether to have torch.compile compile the networks on their first call for each size of image;
             "graphs" replays them as CUDA graphs too.
         tiny_vae: folder or hub id of a diffusers AutoencoderTiny that decodes in place of the VAE, for previews.
-        memory: what large images may take beyond the weights, as `set_memory` has it.
+        memory: what large images may take beyond the weights, as `oscar.inference.optimise.set_memory` has it.
         backbone: where the backbone is now that the checkpoint names, if it has moved. It must be the same one.
 
     Raises:
@@ -79,44 +71,13 @@ def load(
     small, large = (torch.float32, auto_dtype(device)) if dtype == "auto" else (dtype, dtype)
     budget = MemoryBudget.parse(memory)
     codec = read(source, components, small, backbone, large)
+    preview = None
     if tiny_vae is not None and components != "encoder":
-        codec.backbone.preview = load_tiny_vae(tiny_vae, codec.backbone.latent_channels, codec.dtype)
+        preview = load_tiny_vae(tiny_vae, codec.backbone.latent_channels, codec.dtype)
         drop(codec.backbone.vae, VAE_DECODER)
-    codec.eval().requires_grad_(False).to(device)
-    optimise(codec, compile)
-    set_memory(codec, budget)
-    give_back_memory()
+    optimise(codec, device, codec.dtype, compile, budget, preview)
+    release_host_memory()
     return codec
-
-
-@torch.no_grad()
-def optimise(codec: OscarCodec, compile: bool | Literal["graphs"] = False) -> None:
-    """Make the networks of a loaded codec fast for inference; see `oscar.inference.optimise`."""
-    make_lean(codec)
-    if codec.denoiser is not None and codec.denoiser.prompt is not None:
-        cache_prompt(codec.denoiser.unet, codec.denoiser.prompt)
-    if compile:
-        backbone = codec.backbone
-        networks: list[nn.Module | None] = [getattr(backbone.vae, half, None) for half in ("encoder", "decoder")]
-        networks += [backbone.unet, backbone.preview]
-        compile_networks([network for network in networks if network is not None], codec.device, compile == "graphs")
-    elif codec.device.type == "cpu" and codec.dtype == torch.float32:
-        use_fewer_multiplications(codec)
-    elif imitates(codec.device, codec.dtype):
-        compute_wide(codec)
-
-
-def set_memory(codec: OscarCodec, memory: int | str | MemoryBudget | None) -> None:
-    """Bound the memory of large images (see `oscar.inference.tiling`): files and images do not depend on it.
-
-    Args:
-        codec: the codec.
-        memory: bytes beyond the weights, a size such as "4GB", "auto" (by what is free), or None, no bound.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    codec.backbone.memory = MemoryBudget.parse(memory)
 
 
 def read(
@@ -151,7 +112,9 @@ def read(
         try:
             stored = tensor_names(path)
             change = _merged_adapters(path, stored, config) if components != "encoder" else as_is
-            network = checkpoint.read_backbone(folder, config, backbone, components, dtype, change)
+            network = checkpoint.read_backbone(
+                folder, config, backbone, lambda source: read_backbone(source, components, dtype, change)
+            )
             denoiser = None
             if components != "encoder":
                 denoiser = Denoiser(network.unet, network.schedule, **config["denoiser"], merged=True).to(dtype)

@@ -20,8 +20,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from oscar.inference.cpu.group_norm import affine_map, group_statistics, moments
-from oscar.inference.optimise import WideConv2d, imitates
+from oscar.inference.precision import WideConv2d, imitates
+from oscar.inference.statistics import affine_map, group_statistics, moments
 
 BLOCK = {"cpu": 2**16}  # positions of a block of rows, by kind of device
 BLOCK_ELSEWHERE = 2**17

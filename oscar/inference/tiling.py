@@ -1,85 +1,78 @@
-"""Large pictures in little memory: without seams, and with the same bits whatever the memory budget.
+"""Large images in little memory: without seams, and with the same bits whatever the memory budget cuts.
 
-Stable Diffusion's autoencoder is global: its group normalisations and its attention look at the whole picture, so that
-tiles of a picture worked on alone come out different, and blending only hides the seams. Here it runs layer by layer
+Stable Diffusion's autoencoder is global: its group normalisations and its attention look at the whole image, so that
+tiles of an image worked on alone come out different, and blending only hides the seams. Here it runs layer by layer
 over blocks of rows instead (`oscar.inference.row_blocks`), as exact as on the whole.
 
 Autoencoders without global layers (nano's, and the small ones for previews) run over strips of rows with a margin at
 least as wide as their field of view. The UNet has `oscar.inference.windows`.
 
-Pictures of up to `WHOLE` pixels are not cut.
+Only what does not fit whole is cut, and no image of up to `WHOLE` pixels.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from oscar.inference.cpu.reuse import nothing_kept
-from oscar.inference.memory import available_memory
+from oscar.inference.fitting import SLACK, device_type, images_at_once, peak_bytes
+from oscar.inference.kernels import nothing_kept
+from oscar.inference.memory import MemoryBudget
 from oscar.inference.row_blocks import Outline, Stream, spans
+from oscar.models.backbone import VAE, Backbone, vae_factor
 
 logger = logging.getLogger(__name__)
 
-WHOLE = 2**20  # pixels up to which an autoencoder sees the picture whole
+WHOLE = 2**20  # pixels up to which an autoencoder sees the image whole
 STRIP = 2**22  # pixels of a strip, without its margins, for an autoencoder without global layers
-AUTO_SHARE = 0.8  # of the free memory, for the budget "auto"
-
-_PREFIXES = " KMGT"
+_REFERENCE = 512  # side of the image from which a network's memory by pixel is taken
 
 
-@dataclass(frozen=True)
-class MemoryBudget:
-    """What the networks may take for the maps between their layers: beyond the weights, the picture and the result.
+class TiledBackbone(Backbone):
+    """A backbone whose autoencoder works on large images in parts, where the whole does not fit: for inference.
 
     Attributes:
-        limit: in bytes; None is "auto": a share of what is free on the device when a picture comes.
+        memory: what it may take beyond weights, image and result; None is no bound.
+        preview: a small autoencoder that decodes in the VAE's place, if there is one.
     """
 
-    limit: int | None = None
+    memory: MemoryBudget | None
 
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit <= 0:
-            raise ValueError(_not_allowed(self.limit))
+    @property
+    def decoding_vae(self) -> nn.Module:
+        return self._modules.get("preview", self.vae)
 
-    @classmethod
-    def parse(cls, value: int | str | MemoryBudget | None) -> MemoryBudget | None:
-        """From "auto", a number of bytes, or a size such as "4GB" (10^9 bytes each) or "2.5GiB"; None is no limit.
+    def run_encoder(self, vae: VAE, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        return self._run(vae, super().run_encoder, encode, images, height * width, (3, _REFERENCE, _REFERENCE))
 
-        Raises:
-            ValueError: for anything else.
-        """
-        if value is None or isinstance(value, MemoryBudget):
-            return value
-        text = str(value).strip()
-        if text.lower() == "auto":
-            return cls()
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?", text.upper())
-        if match is None:
-            raise ValueError(_not_allowed(value))
-        power = _PREFIXES.index(match[2] or " ")
-        return cls(int(float(match[1]) * (1024 if match[3] else 1000) ** power))
+    def run_decoder(self, vae: VAE, latent: Tensor) -> Tensor:
+        factor = vae_factor(vae)
+        size, side = latent.shape[-2] * latent.shape[-1] * factor**2, _REFERENCE // factor
+        return self._run(vae, super().run_decoder, decode, latent, size, (latent.shape[1], side, side))
 
-    def bytes(self, device: torch.device) -> int:
-        """The limit, which for "auto" is that of this moment."""
-        if self.limit is not None:
-            return self.limit
-        if device.type == "cuda":
-            cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            return int(AUTO_SHARE * (torch.cuda.mem_get_info(device)[0] + cached))
-        return int(AUTO_SHARE * available_memory())
-
-
-def _not_allowed(value: object) -> str:
-    return f"memory is {value!r}; allowed: auto, or a size above 0 such as 4GB or 1500000000"
+    def _run(
+        self,
+        vae: VAE,
+        whole: Callable[[VAE, Tensor], Tensor],
+        cut: Callable[[VAE, Tensor, MemoryBudget | None], Tensor],
+        batch: Tensor,
+        size: int,
+        reference: tuple[int, int, int],
+    ) -> Tensor:
+        if torch.is_grad_enabled() or len(batch) * size <= WHOLE:
+            return whole(vae, batch)
+        needed = SLACK * size / _REFERENCE**2 * peak_bytes(vae, whole, 1, *reference, dtype=batch.dtype)
+        count = images_at_once(device_type(batch), len(batch), size, WHOLE, needed, _limit(self.memory, batch.device))
+        if count == 0 and can_be_cut(vae):
+            return cut(vae, batch, self.memory)
+        return torch.cat([whole(vae, part) for part in batch.split(max(count, 1))])
 
 
 def _limit(budget: MemoryBudget | None, device: torch.device) -> float:
@@ -98,34 +91,22 @@ class MemoryPlan(NamedTuple):
     recomputed: int
 
 
-def cuts(vae: nn.Module, height: int, width: int) -> bool:
-    """Whether pictures of that many pixels a side are cut: large ones, while nothing is trained.
-
-    Autoencoders with other global layers than Stable Diffusion's see all pictures whole.
-    """
-    if height * width <= WHOLE or torch.is_grad_enabled():
-        return False
+def can_be_cut(vae: nn.Module) -> bool:
+    """Whether there is a way to work on an image in parts: not for other global layers than Stable Diffusion's."""
     if isinstance(vae, AutoencoderKL):
         return {*vae.config.down_block_types, *vae.config.up_block_types} == {"DownEncoderBlock2D", "UpDecoderBlock2D"}
     return not any("Attention" in type(module).__name__ for module in vae.modules())
 
 
-def vae_factor(vae: nn.Module) -> int:
-    """Pixels per latent position along each side."""
-    if hasattr(vae, "spatial_compression_ratio"):
-        return vae.spatial_compression_ratio
-    return 2 ** (len(vae.config.block_out_channels) - 1)
-
-
 def encode(vae: nn.Module, images: Tensor, budget: MemoryBudget | None = None) -> Tensor:
-    """Large images (B, 3, H, W), sides multiples of 8 -> the posterior's moments (B, 2C, H/8, W/8), or the latent
+    """Images (B, 3, H, W) in parts, sides multiples of 8 -> the posterior's moments (B, 2C, H/8, W/8), or the latent
     (B, C, H/8, W/8) of an autoencoder without posterior; with another `vae_factor` in place of 8."""
     with nothing_kept():
         return _one_by_one(vae, images, budget, Stream.encode, vae.encoder, vae_factor(vae), 1)
 
 
 def decode(vae: nn.Module, latent: Tensor, budget: MemoryBudget | None = None) -> Tensor:
-    """Large latents (B, C, h, w), as the autoencoder wants them -> images (B, 3, 8h, 8w)."""
+    """Latents (B, C, h, w), as the autoencoder wants them, in parts -> images (B, 3, 8h, 8w)."""
     with nothing_kept():
         return _one_by_one(vae, latent, budget, Stream.decode, vae.decoder, 1, vae_factor(vae))
 

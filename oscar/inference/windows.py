@@ -1,13 +1,15 @@
 """The UNet on a large latent: its feed-forward layers in parts, and its self-attention in windows on the largest maps.
 
-The UNet's maps are small, an eighth of the picture a side, and take less than the autoencoder's, so that it runs whole.
-Only where a map has more than `ATTENTION_WHOLE` positions, self-attention between all of them would take too long:
-there it looks at overlapping windows, and their results are blended. All limits depend on the picture's size alone.
+The UNet's maps are small, an eighth of the image a side, and take less than the autoencoder's, so that it runs whole
+wherever that fits. On a CPU, where a map has more than `ATTENTION_WHOLE` positions, self-attention between all of them
+would take too long: there it looks at overlapping windows, and their results are blended. That depends on the image's
+size alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -16,19 +18,53 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
+from oscar.inference.fitting import SLACK, device_type, images_at_once, peak_bytes
+from oscar.inference.kernels import nothing_kept
+from oscar.inference.memory import MemoryBudget
+from oscar.models.backbone import unet_multiple
+from oscar.models.denoiser import Denoiser, predict
+
 FEED_FORWARD = 2**14  # positions that the feed-forward layers work on at a time
 ATTENTION_WHOLE = 2**17  # positions up to which self-attention is between all; 3840x2160 pixels have fewer
 WINDOW, OVERLAP = 192, 64  # its windows beyond: their side, and how far they overlap
+_REFERENCE = 64  # side of the latent from which the UNet's memory by position is taken
 
 
-def is_large(height: int, width: int) -> bool:
-    """Whether the UNet needs `large_latent` for a latent of that size."""
-    return height * width > FEED_FORWARD
+class WindowedDenoiser(Denoiser):
+    """A denoiser whose UNet works on large latents in parts, where the whole does not fit: for inference.
+
+    Attributes:
+        memory: what it may take beyond weights, latent and result; None is no bound.
+    """
+
+    memory: MemoryBudget | None
+
+    def run_unet(self, unet: UNet2DConditionModel, noisy: Tensor, timestep: Tensor) -> Tensor:
+        multiple, device = unet_multiple(unet), device_type(noisy)
+        height, width = (-(-side // multiple) * multiple for side in noisy.shape[-2:])
+        if len(noisy) * height * width <= FEED_FORWARD:
+            return super().run_unet(unet, noisy, timestep)
+        limit = math.inf if self.memory is None else self.memory.bytes(noisy.device)
+        needed = SLACK * height * width / _REFERENCE**2 * peak_bytes(
+            unet, self._example, 1, noisy.shape[1], _REFERENCE, _REFERENCE, dtype=noisy.dtype
+        )
+        count = images_at_once(device, len(noisy), height * width, FEED_FORWARD, needed, limit)
+        windows = device == "cpu" and height * width > ATTENTION_WHOLE
+        with contextlib.ExitStack() as stack:
+            if count == 0 or windows:
+                stack.enter_context(nothing_kept())
+                stack.enter_context(large_latent(unet, height, width, windows))
+            parts = zip(noisy.split(max(count, 1)), timestep.split(max(count, 1)), strict=True)
+            return torch.cat([predict(unet, *part, self.prompt) for part in parts])
+
+    def _example(self, unet: UNet2DConditionModel, noisy: Tensor) -> Tensor:
+        prompt = None if self.prompt is None else torch.empty_like(self.prompt, device=noisy.device)
+        return predict(unet, noisy, 0, prompt)
 
 
 @contextlib.contextmanager
-def large_latent(unet: UNet2DConditionModel, height: int, width: int) -> Iterator[None]:
-    """Prepare a UNet for large latents of one size, as long as the context lasts."""
+def large_latent(unet: UNet2DConditionModel, height: int, width: int, windows: bool) -> Iterator[None]:
+    """Prepare a UNet for large latents of one size, as long as the context lasts; `windows` cuts attention too."""
     blocks = list(_transformer_blocks(unet))
     processors = [block.attn1.processor for block, _ in blocks]
     try:
@@ -36,7 +72,7 @@ def large_latent(unet: UNet2DConditionModel, height: int, width: int) -> Iterato
             rows, columns = height >> level, width >> level
             part = max(count for count in range(1, max(2, FEED_FORWARD // columns + 1)) if rows % count == 0)
             block.set_chunk_feed_forward(part * columns, dim=1)
-            if rows * columns > ATTENTION_WHOLE:
+            if windows and rows * columns > ATTENTION_WHOLE:
                 block.attn1.set_processor(WindowedProcessor(block.attn1.processor, rows, columns))
         yield
     finally:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import AutoencoderDC, AutoencoderKL, UNet2DConditionModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from oscar.diffusion import NoiseSchedule
-from oscar.inference import tiling
-from oscar.inference.loading import Change, as_is, fill, from_diffusers, part_files
-from oscar.inference.tiling import MemoryBudget
 from oscar.models.conv_autoencoder import AutoencoderConv
-from oscar.models.modules import drop
 from oscar.models.precision import compute_finite
 from oscar.utils.errors import hub_reason
 
@@ -33,8 +30,6 @@ VAE = AutoencoderKL | AutoencoderDC | AutoencoderConv
 VAE_ENCODER, VAE_DECODER = ("encoder", "quant_conv"), ("decoder", "post_quant_conv")  # its modules, by half
 FACTORS = (8, 16)  # pixels per latent position along each side; the paper's rates are of 8
 _SAMPLES = 64  # values of each tensor by which weights are told apart
-_UNUSED = {"both": (), "encoder": VAE_DECODER, "decoder": VAE_ENCODER}
-
 
 WAY_OUT = (f"allowed: a folder with {', '.join(PARTS)}, in training as backbone.source=FOLDER, for the command as "
            "--backbone FOLDER")  # fmt: skip
@@ -49,7 +44,7 @@ class Backbone(nn.Module):
 
     Args:
         vae: the autoencoder; must reduce each side by 8 or 16. Variational or, as nano's, without a posterior.
-        unet: the denoising network; works on the VAE's latent channels. None in the encoder half.
+        unet: the denoising network; works on the VAE's latent channels. None where only the encoder is needed.
         schedule: the noise schedule.
         source: folder or hub id that it came from, None for one built from configurations.
 
@@ -61,7 +56,7 @@ class Backbone(nn.Module):
 
     def __init__(self, vae: VAE, unet: UNet2DConditionModel | None, schedule: NoiseSchedule, source: str | None):
         super().__init__()
-        self.factor = tiling.vae_factor(vae)
+        self.factor = vae_factor(vae)
         if self.factor not in FACTORS:
             allowed = ", ".join(map(str, FACTORS))
             raise BackboneError(f"vae of {source}: reduces each side by {self.factor}; allowed: {allowed}")
@@ -76,43 +71,23 @@ class Backbone(nn.Module):
         self.schedule = schedule
         self.source = source
         self.digests: dict[str, str] = {}
-        self.memory: MemoryBudget | None = None  # for large pictures; changes no result
-        self.preview: nn.Module | None = None  # a small autoencoder that decodes in the VAE's place
 
     @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        components: Components = "both",
-        dtype: torch.dtype = torch.float32,
-        adapt: Change = as_is,
-    ) -> Backbone:
-        """Read a diffusers folder or hub id with `vae/`, `unet/` and `scheduler/`, in evaluation mode.
-
-        Args:
-            source: the folder or id.
-            components: "encoder" leaves out UNet and VAE decoder, "decoder" the VAE encoder; they are not read at all.
-            dtype: of the weights in memory.
-            adapt: what becomes of each tensor of the UNet, by its name there, in float32.
+    def from_pretrained(cls, source: str | Path) -> Backbone:
+        """Read a diffusers folder or hub id with `vae/`, `unet/` and `scheduler/`: float32, in evaluation mode.
 
         Raises:
             BackboneError: if a part is missing or unreadable, or its weights lack a tensor.
         """
-        source, sampler = str(source), _Sampler()
-        try:
-            vae_class = _vae_class(_config(source, "vae"))
-            vae = _load(vae_class, source, "vae", dtype, _UNUSED[components], sampler.of_vae)
-            unet = None
-            if components != "encoder":
-                unet = _load(UNet2DConditionModel, source, "unet", dtype,
-                             change=lambda name, value: adapt(name, sampler.of_unet(name, value)))  # fmt: skip
-            schedule = NoiseSchedule(_scheduler_config(source))
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise BackboneError(
-                f"backbone {source!r} could not be read as a diffusers folder or hub id with "
-                f"{', '.join(PARTS)}: {hub_reason(error)}; {WAY_OUT}"
-            ) from error
-        backbone = cls(vae, unet, schedule, source)
+        source = str(source)
+        with reading(source):
+            vae = _read(find_vae_class(read_config(source, "vae")), source, "vae")
+            unet = _read(UNet2DConditionModel, source, "unet")
+            schedule = NoiseSchedule(read_config(source, "scheduler"))
+        backbone, sampler = cls(vae, unet, schedule, source), WeightSampler()
+        for take, network in ((sampler.of_vae, vae), (sampler.of_unet, unet)):
+            for name, value in network.state_dict().items():
+                take(name, value)
         backbone.digests = sampler.digests()
         return backbone
 
@@ -120,7 +95,7 @@ class Backbone(nn.Module):
     def from_configs(cls, vae: Mapping, unet: Mapping, scheduler: Mapping) -> Backbone:
         """Random weights in the shape of three diffusers configurations (for training from scratch and for tests)."""
         return cls(
-            _vae_class(vae).from_config(dict(vae)),
+            find_vae_class(vae).from_config(dict(vae)),
             UNet2DConditionModel.from_config(dict(unet)),
             NoiseSchedule(dict(scheduler)),
             None,
@@ -144,11 +119,11 @@ class Backbone(nn.Module):
             draw: gives standard normal noise like the mean that it is called with, such as `torch.randn_like`; with it
                 a sample takes the mode's place. A VAE without posterior has only its latent.
         """
-        return encode(self.vae, images, self.memory, draw)
+        return self._encode(self.vae, images, draw)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Scaled latent (B, 4, h, w) -> images (B, 3, 8h, 8w), about [-1, 1], not clamped."""
-        return decode(self.vae if self.preview is None else self.preview, latent, self.memory)
+        return self._decode(self.decoding_vae, latent)
 
     def encode_finite(self, padded: Tensor, images: Tensor, sample: SampleRule | None = None) -> Tensor:
         """`encode` in inference: float32, of numbers that are all finite (`oscar.models.precision`).
@@ -163,14 +138,39 @@ class Backbone(nn.Module):
         """
 
         def run(vae: nn.Module, padded: Tensor, images: Tensor) -> Tensor:
-            return encode(vae, padded, self.memory, None if sample is None else sample(images))
+            return self._encode(vae, padded, None if sample is None else sample(images))
 
         return compute_finite("the latent", self.vae, run, padded, images)
 
     def decode_finite(self, latent: Tensor) -> Tensor:
         """`decode` in inference, likewise."""
-        vae = self.vae if self.preview is None else self.preview
-        return compute_finite("the decoded image", vae, lambda vae, own: decode(vae, own, self.memory), latent)
+        return compute_finite("the decoded image", self.decoding_vae, self._decode, latent)
+
+    def _encode(self, vae: VAE, images: Tensor, draw: NoiseSource | None) -> Tensor:
+        moments, channels = self.run_encoder(vae, images), vae.config.latent_channels
+        latent = moments[:, :channels]
+        if draw is not None and moments.shape[1] > channels:
+            latent = latent + DiagonalGaussianDistribution(moments).std * draw(latent)
+        return latent * vae.config.scaling_factor
+
+    def _decode(self, vae: VAE, latent: Tensor) -> Tensor:
+        return self.run_decoder(vae, latent / vae.config.scaling_factor)
+
+    # What `oscar.inference` does in another way.
+
+    @property
+    def decoding_vae(self) -> nn.Module:
+        """The autoencoder that decodes."""
+        return self.vae
+
+    def run_encoder(self, vae: VAE, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> the posterior's moments (B, 2C, h, w), or without one the latent (B, C, h, w)."""
+        encoded = vae.encode(images)
+        return encoded.latent_dist.parameters if hasattr(encoded, "latent_dist") else encoded.latent
+
+    def run_decoder(self, vae: VAE, latent: Tensor) -> Tensor:
+        """Latents (B, C, h, w) as the autoencoder has them -> images (B, 3, 8h, 8w)."""
+        return vae.decode(latent).sample
 
     def decoder_modules(self) -> list[nn.Module]:
         """The modules of the VAE that decoding uses."""
@@ -208,57 +208,44 @@ class Backbone(nn.Module):
         (folder / "scheduler" / "scheduler_config.json").write_text(text + "\n")
 
 
-def _load(
-    part: type, source: str, subfolder: str, dtype: torch.dtype, unused: tuple[str, ...] = (), change: Change = as_is
-) -> nn.Module:
-    places = part_files(source, subfolder)
-    if places:
-        config = _config(source, subfolder)
-        with init_empty_weights():
-            model = part.from_config(config)
-        drop(model, unused)
-        fill(model, places, subfolder, dtype, change)
-        return model.eval()
-    with from_diffusers():  # whatever else there is, such as .bin
+def _read(part: type, source: str, subfolder: str) -> nn.Module:
+    with from_diffusers():
         model, report = part.from_pretrained(
             source, subfolder=subfolder, torch_dtype=torch.float32, output_loading_info=True
         )
     if report["missing_keys"]:  # diffusers only logs them
         missing = sorted(report["missing_keys"])
         raise ValueError(f"the weights of {subfolder} lack {missing[0]} ({len(missing)} tensors in all)")
-    drop(model, unused)
-    for name, value in model.state_dict().items():
-        value.copy_(change(name, value))
-    return model.to(dtype)
+    for value in (*model.parameters(), *model.buffers()):
+        value.data = value.data.clone()  # the file is mapped, and with weights that are not aligned kernels round anew
+    return model.eval()
 
 
-def encode(
-    vae: nn.Module,
-    images: Tensor,
-    memory: MemoryBudget | None = None,
-    draw: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """Encode images with an autoencoder of diffusers; see `Backbone.encode`."""
-    if tiling.cuts(vae, *images.shape[-2:]):
-        moments, channels = tiling.encode(vae, images, memory), vae.config.latent_channels
-        posterior = DiagonalGaussianDistribution(moments) if moments.shape[1] > channels else None
-        latent = moments[:, :channels]
-    else:
-        encoded = vae.encode(images)
-        posterior = getattr(encoded, "latent_dist", None)
-        latent = encoded.latent if posterior is None else posterior.mode()
-    if draw is not None and posterior is not None:
-        latent = latent + posterior.std * draw(latent)
-    return latent * vae.config.scaling_factor
+@contextlib.contextmanager
+def from_diffusers() -> Iterator[None]:
+    """While diffusers reads a folder or hub id: it hands the hub an argument of which the hub warns each time."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument is deprecated", UserWarning)
+        yield
 
 
-def decode(vae: nn.Module, latent: Tensor, memory: MemoryBudget | None = None) -> Tensor:
-    """Decode a scaled latent (B, 4, h, w) with an autoencoder of diffusers -> images (B, 3, 8h, 8w)."""
-    latent = latent / vae.config.scaling_factor
-    height, width = (side * tiling.vae_factor(vae) for side in latent.shape[-2:])
-    if tiling.cuts(vae, height, width):
-        return tiling.decode(vae, latent, memory)
-    return vae.decode(latent).sample
+@contextlib.contextmanager
+def reading(source: str) -> Iterator[None]:
+    """All that fails while a backbone is read becomes a BackboneError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise BackboneError(
+            f"backbone {source!r} could not be read as a diffusers folder or hub id with "
+            f"{', '.join(PARTS)}: {hub_reason(error)}; {WAY_OUT}"
+        ) from error
+
+
+def vae_factor(vae: nn.Module) -> int:
+    """Pixels per latent position along each side."""
+    if hasattr(vae, "spatial_compression_ratio"):
+        return vae.spatial_compression_ratio
+    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def unet_multiple(unet: UNet2DConditionModel) -> int:
@@ -274,19 +261,15 @@ def read_configs(source: str | Path) -> dict[str, dict]:
     """
     source = str(source)
     try:
-        return {
-            "vae": _config(source, "vae"),
-            "unet": _config(source, "unet"),
-            "scheduler": _scheduler_config(source),
-        }
+        return {part: read_config(source, part) for part in PARTS}
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise BackboneError(
             f"backbone {source!r}: its configuration cannot be read: {hub_reason(error)}; {WAY_OUT}"
         ) from error
 
 
-class _Sampler:
-    """Takes a sample of each tensor while weights are read."""
+class WeightSampler:
+    """Takes a sample of each tensor of a backbone's networks, by which weights are told apart."""
 
     def __init__(self) -> None:
         self.parts: dict[str, dict[str, bytes]] = {}
@@ -308,19 +291,19 @@ class _Sampler:
                 for part, taken in sorted(self.parts.items())}  # fmt: skip
 
 
-def _vae_class(config: Mapping) -> type[VAE]:
+def find_vae_class(config: Mapping) -> type[VAE]:
+    """The class of an autoencoder by its configuration (BackboneError if it is none of `VAE_CLASSES`)."""
     name = config.get("_class_name", "AutoencoderKL")
     if name not in VAE_CLASSES:
         raise BackboneError(f"vae class {name!r} is not supported; allowed: {', '.join(VAE_CLASSES)}")
     return VAE_CLASSES[name]
 
 
-def _config(source: str, part: str) -> dict:
-    with from_diffusers():
-        return dict(AutoencoderKL.load_config(source, subfolder=part))  # of any class
-
-
-def _scheduler_config(source: str) -> dict:
+def read_config(source: str, part: str) -> dict:
+    """The configuration of a part of a diffusers folder or hub id."""
+    if part != "scheduler":
+        with from_diffusers():
+            return dict(AutoencoderKL.load_config(source, subfolder=part))  # of any class
     path = Path(source) / "scheduler" / "scheduler_config.json"
     if not Path(source).is_dir():
         from huggingface_hub import hf_hub_download

@@ -14,8 +14,6 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from oscar.diffusion import NoiseSchedule
-from oscar.inference import windows
-from oscar.inference.cpu.reuse import nothing_kept
 from oscar.models.backbone import unet_multiple
 from oscar.models.modules import check_tensors
 from oscar.models.padding import pad_to_multiple
@@ -167,12 +165,12 @@ class Denoiser(nn.Module):
             NotFiniteError: in evaluation, if the UNet gives numbers that are not finite.
         """
         timestep = torch.as_tensor(timestep, device=noisy.device).expand(len(noisy))
-
-        def run(unet: nn.Module, noisy: Tensor, timestep: Tensor) -> Tensor:
-            return predict(unet, noisy, timestep, self.prompt)
-
-        output = compute_finite("the denoised latent", self.unet, run, noisy, timestep)
+        output = compute_finite("the denoised latent", self.unet, self.run_unet, noisy, timestep)
         return self.schedule.predict_x0(noisy, output, timestep)
+
+    def run_unet(self, unet: UNet2DConditionModel, noisy: Tensor, timestep: Tensor) -> Tensor:
+        """The UNet's output (B, 4, h, w) for a latent of any size at timesteps (B,); `oscar.inference` has another."""
+        return predict(unet, noisy, timestep, self.prompt)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of it, by name: prompt and adapters; a UNet tuned in full is the backbone's."""
@@ -207,11 +205,4 @@ def predict(unet: UNet2DConditionModel, latent: Tensor, timestep: float | Tensor
         prompt = latent.new_zeros(1, 1, 1)
     timestep = torch.as_tensor(timestep, device=latent.device).expand(batch)
     states = prompt.to(latent.dtype).expand(batch, -1, -1)
-    size = padded.shape[-2:]
-    if windows.is_large(*size):  # one by one, so that a batch takes no more than a picture
-        with nothing_kept(), windows.large_latent(unet, *size):
-            inputs = zip(padded.split(1), timestep.split(1), states.split(1), strict=True)
-            output = torch.cat([unet(one, step, encoder_hidden_states=state).sample for one, step, state in inputs])
-    else:
-        output = unet(padded, timestep, encoder_hidden_states=states).sample
-    return output[..., :height, :width]
+    return unet(padded, timestep, encoder_hidden_states=states).sample[..., :height, :width]

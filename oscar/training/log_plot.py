@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from oscar.benchmark.figures import FORMATS, open_figure
+from oscar.utils.figures import FORMATS, open_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

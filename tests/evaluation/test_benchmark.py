@@ -15,10 +15,10 @@ from oscar.baselines.registry import make_baseline
 from oscar.benchmark import runs as module
 from oscar.benchmark.matched import match_bytes
 from oscar.benchmark.runs import run_benchmark
-from oscar.benchmark.tables import Table
 from oscar.config import BenchmarkConfig, BenchmarkPicturesConfig, ConfigError, MetricsConfig, TimingConfig
 from oscar.evaluation.evaluate import EvaluationError, load_results
 from oscar.metrics.image import MetricSet, psnr
+from oscar.utils.tables import Table
 
 MISSING = {"name": "bpg", "encoder": "/nowhere/bpgenc", "decoder": "/nowhere/bpgdec"}
 

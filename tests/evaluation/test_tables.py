@@ -9,9 +9,7 @@ import pandas as pd
 import pytest
 
 from oscar.benchmark.tables import (
-    Table,
     bd_frame_table,
-    escape_latex,
     matched_frame,
     matched_tables,
     means_frame,
@@ -19,6 +17,7 @@ from oscar.benchmark.tables import (
     timing_frame,
     timing_table,
 )
+from oscar.utils.tables import Table, escape_latex
 
 
 @pytest.fixture

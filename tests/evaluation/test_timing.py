@@ -26,7 +26,8 @@ from oscar.bitstream import Container
 from oscar.bottlenecks import vq
 from oscar.bottlenecks.hyper_encoder import HyperEncoder
 from oscar.evaluation.codecs import make_codec
-from oscar.inference.optimise import SharedUpsample2D, every_multiplication
+from oscar.inference.cpu.fewer import SharedUpsample2D
+from oscar.inference.kernels import every_multiplication
 from oscar.models.denoiser import Denoiser
 
 SIZE = (128, 64)
@@ -347,7 +348,7 @@ def test_peak_is_the_process_own_and_can_start_anew() -> None:
         assert timing.forget_peak()
         print(loaded, peak, *grown, *timing.resident_memory())
     """
-    root = Path(timing.__file__).parents[2]
+    root = Path(timing.__file__).parents[3]
     output = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
     loaded, peak, grown, grown_peak, left, left_peak = map(float, output.split())
     assert len(ballast) / 2**20 == 1024 > 2 * peak

@@ -17,28 +17,18 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from oscar.bottlenecks.vq import VQSymbols
-from oscar.inference import optimise as inference
+from oscar.inference import optimise
+from oscar.inference.cpu import fewer
+from oscar.inference.cpu.fewer import PatchConv2d, SharedUpsample2D, use_fewer_multiplications
 from oscar.inference.cpu.group_norm import exact_norms
+from oscar.inference.cpu.lean import LeanResnetBlock2D, LeanTransformer2DModel, make_lean
 from oscar.inference.cpu.winograd import WinogradConv2d
 from oscar.inference.load import load
-from oscar.inference.optimise import (
-    LeanResnetBlock2D,
-    LeanTransformer2DModel,
-    PatchConv2d,
-    PromptAttnProcessor,
-    SharedUpsample2D,
-    WideConv2d,
-    WideLinear,
-    auto_dtype,
-    cache_prompt,
-    compile_networks,
-    compute_wide,
-    imitates,
-    load_tiny_vae,
-    make_lean,
-    merge_lora,
-    use_fewer_multiplications,
-)
+from oscar.inference.loading import merge_lora
+from oscar.inference.optimise import compile_networks
+from oscar.inference.precision import WideConv2d, WideLinear, auto_dtype, compute_wide, imitates
+from oscar.inference.preview import load_tiny_vae
+from oscar.inference.prompt import PromptAttnProcessor, cache_prompt
 from oscar.inference.row_blocks import Stream
 from oscar.models.modules import WeightsError
 
@@ -104,7 +94,7 @@ def test_the_autoencoder_gives_the_same(vae, batch: int) -> None:
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_the_unet_gives_the_same(unet, monkeypatch, batch: int) -> None:
-    monkeypatch.setattr(inference, "HEAVY", 150_000)  # so that some convolutions take each way
+    monkeypatch.setattr(fewer, "HEAVY", 150_000)  # so that some convolutions take each way
     prompt, latent = torch.randn(1, 7, 24), torch.randn(batch, 4, 32, 32)
     expected = unet(latent, 210, encoder_hidden_states=prompt.expand(batch, -1, -1)).sample
     quick = fast(unet)
@@ -163,7 +153,7 @@ def test_near_to_float64(backbone_config, capsys) -> None:
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("many", [1, 10**6], ids=["winograd", "shared"])
 def test_shared_upsampling(size: tuple[int, int], batch: int, many: int, monkeypatch) -> None:
-    monkeypatch.setattr(inference, "MANY_POSITIONS", many)
+    monkeypatch.setattr(fewer, "MANY_POSITIONS", many)
     layer = Upsample2D(12, use_conv=True, out_channels=20)
     images = torch.randn(batch, 12, *size)
     expected = copy.deepcopy(layer).double()(images.double())
@@ -181,7 +171,7 @@ def test_shared_upsampling_cuts_strips_without_seams(monkeypatch) -> None:
     layer.__class__ = SharedUpsample2D
     images = torch.randn(1, 8, 13, 6)
     whole = layer(images)
-    monkeypatch.setattr(inference, "_STRIP", 20)
+    monkeypatch.setattr(fewer, "_STRIP", 20)
     torch.testing.assert_close(layer(images), whole)
 
 
@@ -238,9 +228,11 @@ def test_merging_equals_peft(make_codec, picture) -> None:
 
 
 def test_an_adapter_that_does_not_fit() -> None:
-    merge = merge_lora({"a.lora_A.x.weight": torch.ones(2, 5), "a.lora_B.x.weight": torch.ones(7, 2)}, 1.0)
+    adapters = {"a.lora_A.x.weight": torch.ones(2, 5), "a.lora_B.x.weight": torch.ones(7, 2)}
+    merge = merge_lora(adapters, 1.0)
     assert torch.equal(merge("a.weight", torch.ones(7, 5)), torch.full((7, 5), 3.0))
     assert torch.equal(merge("b.weight", torch.ones(3)), torch.ones(3))
+    merge = merge_lora(adapters, 1.0)
     with pytest.raises(WeightsError, match=r"adapter of a.weight has shapes \(2, 5\) and \(7, 2\)"):
         merge("a.weight", torch.ones(5, 7))
 
@@ -290,7 +282,7 @@ def test_wide_computation_is_as_exact(vae, unet) -> None:
 def test_compiling_what_cannot_be_compiled(monkeypatch) -> None:
     with pytest.raises(ValueError, match="compile is 'graphs' on device cpu; allowed: a CUDA device"):
         compile_networks([], torch.device("cpu"), graphs=True)
-    monkeypatch.setattr(inference.shutil, "which", lambda name: None)
+    monkeypatch.setattr(optimise.shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match="no C\\+\\+ compiler; allowed: with g\\+\\+ or clang\\+\\+, or False"):
         compile_networks([], torch.device("cpu"), graphs=False)
 
@@ -299,7 +291,7 @@ def test_compiling(tiny_folder, monkeypatch) -> None:
     """What is compiled, and how, without the minutes that compiling takes."""
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda module, mode: compiled.append((type(module).__name__, mode)))
-    monkeypatch.setattr(inference.shutil, "which", lambda name: name)
+    monkeypatch.setattr(optimise.shutil, "which", lambda name: name)
     load(tiny_folder, compile=True)
     assert compiled == [("Encoder", None), ("Decoder", None), ("UNet2DConditionModel", None)]
     compiled.clear()

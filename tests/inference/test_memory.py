@@ -9,8 +9,7 @@ import psutil
 import pytest
 import torch
 
-from oscar.inference.memory import available_memory
-from oscar.inference.tiling import AUTO_SHARE, MemoryBudget
+from oscar.inference.memory import AUTO_SHARE, MemoryBudget, available_memory
 
 FREE = 8_000_000_000  # of the system
 NO_LIMIT = "9223372036854771712"  # of version 1
@@ -80,6 +79,6 @@ def test_without_control_groups_the_system_says(tmp_path):
 
 
 def test_budget_auto_is_a_share_of_it(monkeypatch):
-    monkeypatch.setattr("oscar.inference.tiling.available_memory", lambda: 3 * GB)
+    monkeypatch.setattr("oscar.inference.memory.available_memory", lambda: 3 * GB)
     assert MemoryBudget.parse("auto").bytes(torch.device("cpu")) == int(AUTO_SHARE * 3 * GB)
     assert MemoryBudget.parse("2GB").bytes(torch.device("cpu")) == 2 * GB

@@ -10,10 +10,12 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from oscar.inference import row_blocks, tiling
+from oscar.inference.cpu.fewer import use_fewer_multiplications
+from oscar.inference.cpu.lean import make_lean
 from oscar.inference.cpu.winograd import use_winograd
-from oscar.inference.optimise import make_lean, use_fewer_multiplications
+from oscar.inference.memory import MemoryBudget
 from oscar.inference.row_blocks import Stream
-from oscar.inference.tiling import MemoryBudget, decode, encode
+from oscar.inference.tiling import decode, encode
 
 TIGHT = MemoryBudget(1)  # the least that can be done with
 LITTLE, SOME = MemoryBudget(1_500_000), MemoryBudget(2_000_000)  # enough, in these tests, for some of the maps
@@ -47,7 +49,7 @@ def test_no_seams(backbone_config, pictures, request, capsys, monkeypatch, name:
     networks[torch.bfloat16] = AutoencoderKL.from_config(backbone_config(name)["vae"]).eval()
     networks[torch.bfloat16].load_state_dict(networks[torch.float32].state_dict())
     nn.Module.to(networks[torch.bfloat16], torch.bfloat16)
-    assert tiling.cuts(networks[torch.float32], height, width)
+    assert tiling.can_be_cut(networks[torch.float32])
     latent = networks[torch.float32].encode(pictures(1, height, width)).latent_dist.mode()
     exact = networks[torch.float32].decode(latent).sample
     for dtype, network in networks.items():

@@ -6,7 +6,10 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from oscar.inference import tiling
-from oscar.inference.tiling import MemoryBudget, decode, encode
+from oscar.inference.load import load
+from oscar.inference.memory import MemoryBudget
+from oscar.inference.optimise import set_memory
+from oscar.inference.tiling import TiledBackbone, can_be_cut, decode, encode
 from oscar.models.backbone import Backbone
 
 TIGHT = MemoryBudget(1)  # the least that can be done with
@@ -30,6 +33,7 @@ def test_strips_of_nanos_autoencoder(backbone_config, pictures, small_limits) ->
     config = backbone_config("nano")
     torch.manual_seed(0)
     backbone = Backbone.from_configs(config["vae"], config["unet"], config["scheduler"]).eval()
+    backbone.__class__, backbone.memory = TiledBackbone, TIGHT
     images = pictures(2, height=520, width=64)
     latent = backbone.vae.encode(images).latent
     assert difference(backbone.encode(images), latent * backbone.vae.config.scaling_factor) < 1e-5
@@ -79,26 +83,72 @@ def test_auto_is_a_share_of_what_is_free() -> None:
     assert 2**20 < MemoryBudget.parse("auto").bytes(torch.device("cpu")) < 2**50
 
 
-def test_files_and_pictures_do_not_depend_on_the_budget(small_limits, make_codec, picture) -> None:
-    codec = make_codec().requires_grad_(False)
-    image = picture(130, 84)
-    results = set()
-    for budget in (None, TIGHT, MemoryBudget(200_000), MemoryBudget()):
-        codec.backbone.memory = budget
+@pytest.fixture
+def cuts(monkeypatch) -> list[str]:
+    """What was done in parts."""
+    done = []
+
+    def note(function):
+        def noted(*args):
+            done.append(function.__name__)
+            return function(*args)
+
+        return noted
+
+    for function in (encode, decode):
+        monkeypatch.setattr(tiling, function.__name__, note(function))
+    return done
+
+
+def test_files_and_images_depend_on_whether_an_image_is_cut_alone(small_limits, tiny_folder, picture, cuts) -> None:
+    codec, image = load(tiny_folder, dtype=torch.float32), picture(130, 84)
+    results: dict[bool, set[tuple[bytes, bytes]]] = {True: set(), False: set()}
+    for budget in (None, "auto", 1, 200_000, "1GB"):
+        set_memory(codec, budget)
+        cuts.clear()
         data = codec.compress(image, 0.0625)
-        results.add((data, codec.decompress(data).tobytes()))
-    assert len(results) == 1
+        results[bool(cuts)].add((data, codec.decompress(data).tobytes()))
+        assert cuts in ([], ["encode", "decode"]) and bool(cuts) == (budget in (1, 200_000))
+    (whole,), (parts,) = results[False], results[True]
+    pixels = [torch.frombuffer(bytearray(image), dtype=torch.uint8).int() for _, image in (whole, parts)]
+    assert whole[0] == parts[0] and (pixels[0] - pixels[1]).abs().max() <= 1
 
 
-def test_small_pictures_and_training_are_not_cut(pictures, make_codec, monkeypatch) -> None:
-    backbone = make_codec().backbone
-    images = pictures(1, 64, 64)
-    monkeypatch.setattr(tiling, "encode", None)
-    monkeypatch.setattr(tiling, "decode", None)
+def test_small_images_plain_codecs_and_training_are_not_cut(pictures, make_backbone, monkeypatch, cuts) -> None:
+    plain, tiled, images = make_backbone(), make_backbone(), pictures(1, 64, 64)
+    tiled.__class__, tiled.memory = TiledBackbone, TIGHT
     with torch.no_grad():
-        backbone.decode(backbone.encode(images))
-    monkeypatch.setattr(tiling, "WHOLE", 2**10)
-    backbone.decode(backbone.encode(images)).sum().backward()
+        tiled.decode(tiled.encode(images))
+        monkeypatch.setattr(tiling, "WHOLE", 2**10)
+        plain.decode(plain.encode(images))
+    tiled.decode(tiled.encode(images)).sum().backward()
+    assert not cuts
+    with torch.no_grad():
+        tiled.decode(tiled.encode(images))
+    assert cuts == ["encode", "decode"]
+
+
+@torch.no_grad()
+def test_batches_on_a_gpu_are_shared_out(small_limits, make_backbone, pictures, monkeypatch) -> None:
+    """As many images as fit go together; told of a batch on a CPU by a device that is said to be another."""
+    backbone, sizes = make_backbone().eval(), []
+    backbone.__class__, backbone.memory = TiledBackbone, MemoryBudget(1_600_000)
+    run = Backbone.run_encoder
+
+    def run_encoder(self: Backbone, vae: AutoencoderKL, images: Tensor) -> Tensor:
+        sizes.append(len(images))
+        return run(self, vae, images)
+
+    monkeypatch.setattr(Backbone, "run_encoder", run_encoder)
+    monkeypatch.setattr(tiling, "device_type", lambda tensor: "cuda")
+    images = pictures(5, 64, 64)
+    together = backbone.encode(images)
+    assert sizes == [1, 2, 2, 1]  # the first one by what memory is known
+    sizes.clear()
+    assert difference(together, backbone.encode(images)) == 0 and sizes == [2, 2, 1]
+    backbone.memory = None
+    sizes.clear()
+    assert difference(together, backbone.encode(images)) < 1e-5 and sizes == [5]
 
 
 @torch.no_grad()
@@ -110,5 +160,6 @@ def test_other_global_autoencoders_are_not_cut(backbone_config, pictures, small_
     multiscale = {"encoder_qkv_multiscales": [[], [], [], [5]],
                   "encoder_block_types": ["ResBlock"] * 3 + ["EfficientViTBlock"]}  # fmt: skip
     other = Backbone.from_configs({**config["vae"], **multiscale}, config["unet"], config["scheduler"])
-    assert not tiling.cuts(one, 64, 64) and not tiling.cuts(other.vae, 64, 64)
+    assert not can_be_cut(one) and not can_be_cut(other.vae)
+    other.__class__, other.memory = TiledBackbone, TIGHT
     assert other.encode(pictures(1, 64, 64)).shape == (1, 4, 8, 8)

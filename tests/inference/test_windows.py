@@ -7,8 +7,11 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor
 
 from oscar.inference import windows
-from oscar.inference.windows import WindowedProcessor
+from oscar.inference.memory import MemoryBudget
+from oscar.inference.windows import WindowedDenoiser, WindowedProcessor
 from oscar.models.denoiser import predict
+
+TIGHT = MemoryBudget(1)  # nothing fits whole
 
 
 def difference(one: Tensor, other: Tensor) -> float:
@@ -23,6 +26,13 @@ def unet(backbone_config) -> UNet2DConditionModel:
     return UNet2DConditionModel.from_config(config).eval().requires_grad_(False)
 
 
+def denoise(unet: UNet2DConditionModel, latent: Tensor, prompt: Tensor, memory: MemoryBudget | None = None) -> Tensor:
+    denoiser = WindowedDenoiser(unet, None, prompt_tokens=3, merged=True).requires_grad_(False)
+    denoiser.prompt.copy_(prompt)
+    denoiser.memory = memory
+    return denoiser.run_unet(unet, latent, torch.full((len(latent),), 10))
+
+
 def transformer_blocks(unet: UNet2DConditionModel) -> list[BasicTransformerBlock]:
     return [module for module in unet.modules() if isinstance(module, BasicTransformerBlock)]
 
@@ -34,10 +44,13 @@ def test_feed_forward_in_parts(unet, monkeypatch, size: tuple[int, int]) -> None
     monkeypatch.setattr(windows, "FEED_FORWARD", 100)
     parts, blocks = [], transformer_blocks(unet)
     hooks = [block.ff.register_forward_pre_hook(lambda _, rows: parts.append(rows[0].shape[1])) for block in blocks]
-    assert difference(predict(unet, latent, 10, prompt), whole) < 1e-5
+    assert difference(denoise(unet, latent, prompt, TIGHT), whole) < 1e-5
+    assert len(parts) > len(blocks) and max(parts) <= 100
+    parts.clear()
+    assert difference(denoise(unet, latent, prompt), whole) < 1e-5
     for hook in hooks:
         hook.remove()
-    assert len(parts) > len(blocks) and max(parts) <= 100
+    assert max(parts) == size[0] * size[1]  # whole where it fits
     assert all(block._chunk_size is None for block in blocks)
 
 
@@ -52,7 +65,7 @@ def test_attention_in_windows(unet, monkeypatch) -> None:
     lengths = set()
     hooks = [block.attn1.to_q.register_forward_pre_hook(lambda _, rows: lengths.add(rows[0].shape[1]))
              for block in transformer_blocks(unet)]  # fmt: skip
-    windowed = predict(unet, latent, 10, prompt)
+    windowed = denoise(unet, latent, prompt)
     for hook in hooks:
         hook.remove()
     assert lengths == {24 * 24, 20 * 16, 10 * 8, 5 * 4}  # by level
@@ -60,11 +73,22 @@ def test_attention_in_windows(unet, monkeypatch) -> None:
     assert unet.attn_processors == processors
 
 
+@pytest.mark.parametrize("memory", [None, TIGHT])
+def test_attention_is_whole_on_a_gpu(unet, monkeypatch, memory) -> None:
+    """Of a CPU that is said to be one."""
+    latent, prompt = torch.randn(2, 4, 40, 32), torch.randn(1, 3, 8)
+    whole = predict(unet, latent, 10, prompt)
+    monkeypatch.setattr(windows, "FEED_FORWARD", 1024)
+    monkeypatch.setattr(windows, "ATTENTION_WHOLE", 1024)
+    monkeypatch.setattr(windows, "device_type", lambda tensor: "cuda")
+    assert difference(denoise(unet, latent, prompt, memory), whole) < 1e-5
+
+
 def test_the_unet_is_left_as_it_was(unet, monkeypatch) -> None:
     monkeypatch.setattr(windows, "FEED_FORWARD", 64)
     monkeypatch.setattr(windows, "ATTENTION_WHOLE", 64)
     processors = unet.attn_processors
-    with pytest.raises(RuntimeError), windows.large_latent(unet, 16, 16):
+    with pytest.raises(RuntimeError), windows.large_latent(unet, 16, 16, windows=True):
         assert isinstance(unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.processor, WindowedProcessor)
         raise RuntimeError
     assert unet.attn_processors == processors

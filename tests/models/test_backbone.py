@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from oscar.diffusion import PREDICTION_TYPES
 from oscar.inference import tiling
+from oscar.inference.memory import MemoryBudget
 from oscar.models.backbone import Backbone, BackboneError, read_configs
 
 ROOT = Path(__file__).parents[2]
@@ -121,12 +122,12 @@ def test_golden_backbone(golden, golden_cases) -> None:
 
 
 def test_stable_diffusion_schedules(sd21) -> None:
-    from oscar.models.backbone import _scheduler_config
+    from oscar.models.backbone import read_config
     from oscar.timesteps import TableMapping
 
-    assert _scheduler_config(str(sd21))["prediction_type"] == "v_prediction"
-    assert _scheduler_config(f"{sd21}-base").get("prediction_type", "epsilon") == "epsilon"
-    assert TableMapping.paper().timesteps[0] < _scheduler_config(str(sd21))["num_train_timesteps"]
+    assert read_config(str(sd21), "scheduler")["prediction_type"] == "v_prediction"
+    assert read_config(f"{sd21}-base", "scheduler").get("prediction_type", "epsilon") == "epsilon"
+    assert TableMapping.paper().timesteps[0] < read_config(str(sd21), "scheduler")["num_train_timesteps"]
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -220,12 +221,13 @@ def test_adapters_are_not_written(make_codec, tmp_path: Path) -> None:
 @torch.no_grad()
 def test_samples_of_the_posterior(make_backbone, monkeypatch) -> None:
     """Also of an image that is worked on in blocks; one draw moves the mode by the standard deviation."""
+    monkeypatch.setattr(tiling, "WHOLE", 0)
     backbone = make_backbone().eval()
     images = torch.rand(2, 3, 64, 96) * 2 - 1
     posterior = backbone.vae.encode(images).latent_dist
     scale = backbone.vae.config.scaling_factor
-    for whole in (tiling.WHOLE, 0):
-        monkeypatch.setattr(tiling, "WHOLE", whole)
+    for kind, memory in ((Backbone, None), (tiling.TiledBackbone, None), (tiling.TiledBackbone, MemoryBudget(1))):
+        backbone.__class__, backbone.memory = kind, memory
         torch.testing.assert_close(backbone.encode(images), posterior.mode() * scale, rtol=1e-4, atol=1e-5)
         sample = backbone.encode(images, torch.ones_like)
         torch.testing.assert_close(sample, (posterior.mean + posterior.std) * scale, rtol=1e-4, atol=1e-5)

@@ -34,14 +34,14 @@ from oscar.benchmark.speed.timing import (
 )
 from oscar.bottlenecks.vq import VQSymbols
 from oscar.config import InferenceSpeedConfig
-from oscar.inference.cpu.group_norm import exact_norms
+from oscar.inference.kernels import exact_norms
 from oscar.inference.load import load
 from oscar.utils.strict_json import dumps
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from oscar.benchmark.tables import Table
+    from oscar.utils.tables import Table
 
 PLAIN = "plain"
 COMPILE = {"off": False, "on": True, "graphs": "graphs"}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from oscar.benchmark.tables import Table
+from oscar.utils.tables import Table
 
 _TITLES = {
     "latency": {"size": "picture", "way": "networks", "encode_s": "encode s", "decode_s": "decode s",

@@ -302,7 +302,7 @@ def stage_macs(codec: OscarCodec, image: Image.Image, point: float) -> dict[str,
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-    from oscar.inference.optimise import every_multiplication
+    from oscar.inference.kernels import every_multiplication
 
     def attention(query, key, value, *args, **kwargs) -> int:
         return sdpa_flop_count(query, key, value)

@@ -29,7 +29,6 @@ from tqdm import tqdm
 from oscar.benchmark.speed.joint_step import advance, measure_joint
 from oscar.benchmark.speed.timing import interleaved, paired_ratio, synchroniser
 from oscar.benchmark.speed.training_tables import make_tables
-from oscar.benchmark.tables import Table
 from oscar.config import (
     BackboneConfig,
     CacheLatentsConfig,
@@ -46,6 +45,7 @@ from oscar.data.images import read_image
 from oscar.evaluation.evaluate import make_accelerator
 from oscar.utils.environment import open_record
 from oscar.utils.files import write_whole
+from oscar.utils.tables import Table
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

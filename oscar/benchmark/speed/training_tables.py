@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from oscar.benchmark.tables import Table
+from oscar.utils.tables import Table
 
 _TITLES = {
     "schedules": {"schedule": "schedule", "description": "what is computed", "vae_passes": "VAE passes",

@@ -7,8 +7,6 @@ for every 4 KiB that is written: a fifth of the time of a plain decoder of 512x5
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -18,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_MMAP_THRESHOLD = -3  # mallopt's name for the size from which a piece comes from the system and goes back to it
-_LARGE_PIECE, _MOST = 2**20, 2**25  # the latter is what glibc comes to by itself
+from oscar.inference import memory
+
 _SMALLEST = 2**16  # numbers below which the C library keeps what is freed
 
 
@@ -79,33 +77,11 @@ class Pool:
             self._lock.release()
 
 
-def give_back_memory() -> None:
-    """Give the system what was freed and the C library (glibc) keeps: pieces of less than 32 MiB between others."""
-    _c_library("malloc_trim", 0)
+POOL = Pool(3 * 2**29)  # what a decoder of Stable Diffusion's shape takes for 768x512 pixels
 
 
 @contextlib.contextmanager
 def nothing_kept() -> Iterator[None]:
-    """Have what is freed go back to the system at once, from now to the end of the context: for large pictures.
-
-    glibc keeps pieces of up to 32 MiB and finds no use for many of them, since torch's are aligned: without this,
-    blocks of a few MiB that come and go end up taking several times what is alive. Gaps that its heap has already are
-    filled as before.
-    """
-    with POOL.keeping(0):
-        give_back_memory()
-        _c_library("mallopt", _MMAP_THRESHOLD, _LARGE_PIECE)
-        try:
-            yield
-        finally:
-            _c_library("mallopt", _MMAP_THRESHOLD, _MOST)
-
-
-def _c_library(function: str, *args: int) -> None:
-    """Call a function of glibc; another C library has none of that name, and does without."""
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError):
-            getattr(ctypes.CDLL(None), function)(*args)
-
-
-POOL = Pool(3 * 2**29)  # what a decoder of Stable Diffusion's shape takes for 768x512 pixels
+    """`oscar.inference.memory.nothing_kept`, for the pool too."""
+    with POOL.keeping(0), memory.nothing_kept():
+        yield

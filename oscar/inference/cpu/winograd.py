@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oscar.inference.cpu.group_norm import Moments, moments, normalisation
 from oscar.inference.cpu.reuse import POOL
 from oscar.inference.cpu.threads import share
+from oscar.inference.statistics import Moments, moments
 
 # Finite interpolation points by inputs of a tile along a side; infinity is the last one. Of the pairs of sixteenths,
 # 5/8 and 3/2 have the least error: half that of the usual 1 and 2.
@@ -256,41 +256,6 @@ def _finish_tiles(products: Tensor, space: Tensor, tile: int, bias: Tensor, chun
         finished = scratch[: block.numel()].view(tile * tile, -1)
         torch.mm(matrix, products[:, start : start + chunk].flatten(1), out=finished)
         torch.add(finished.view(block.shape), bias, out=block)
-
-
-def normalised_conv2d(
-    images: Tensor,
-    norm: nn.GroupNorm,
-    conv: nn.Conv2d,
-    shift: Tensor | None = None,
-    residual: Tensor | None = None,
-    known: Sequence[Sequence[Moments]] | None = None,
-    found: list[list[Moments]] | None = None,
-) -> Tensor:
-    """``conv(silu(norm(images))) + shift + residual``, as in the residual blocks of diffusion models, for inference.
-
-    Args:
-        images: (B, I, H, W).
-        norm: over I channels.
-        conv: any convolution of I to O channels; one that takes Winograd's way does it all without maps in between.
-        shift: (B, O).
-        residual: (B, O, h, w).
-        known: `moments` of the parts of each image, if there are any.
-        found: gets those of the results where they come at little cost; else it stays empty.
-
-    Returns:
-        (B, O, h, w).
-    """
-    if isinstance(conv, WinogradConv2d) and conv.pays(images):
-        scale, offset = normalisation(norm, images, known or None)
-        bias = conv.bias if shift is None else shift if conv.bias is None else shift + conv.bias
-        return winograd_conv2d(images, conv.transformed(), bias, 1, scale, offset, residual, found)
-    result = conv(F.silu(norm(images), inplace=True))
-    if shift is not None:
-        result += shift[:, :, None, None]
-    if residual is not None:
-        result += residual
-    return result
 
 
 class WinogradConv2d(nn.Conv2d):

@@ -9,7 +9,8 @@ import psutil
 import pytest
 import torch
 
-from oscar.inference.cpu.reuse import Pool, give_back_memory
+from oscar.inference.cpu.reuse import Pool
+from oscar.inference.memory import release_host_memory
 
 MIB = 2**20
 SIDE = 512  # a map of 512x512 numbers is of 1 MiB
@@ -115,6 +116,6 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     last = parts.pop()  # the end of the heap stays in use
     del parts
     before = psutil.Process().memory_info().rss
-    give_back_memory()
+    release_host_memory()
     assert before - psutil.Process().memory_info().rss > 150 * MIB
     assert last.sum() == 2**14

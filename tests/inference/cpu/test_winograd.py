@@ -6,15 +6,16 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import nn
 
-from oscar.inference.cpu.group_norm import Moments, normalisation
+from oscar.inference.cpu.group_norm import normalisation
+from oscar.inference.cpu.lean import normalised_conv2d
 from oscar.inference.cpu.winograd import (
     WinogradConv2d,
-    normalised_conv2d,
     transform_weight,
     use_winograd,
     winograd_conv2d,
     winograd_matrices,
 )
+from oscar.inference.statistics import Moments
 
 TOLERANCE = {2: 2e-6, 4: 2e-5}  # for outputs of about 1
 

@@ -1,0 +1,146 @@
+"""What a codec consists of, and who it is: parts, operating points, checkpoint, fingerprint; not what it does."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from oscar import checkpoint
+from oscar.bottlenecks import Bottleneck, Components, Payload, Point
+from oscar.models.backbone import Backbone
+from oscar.models.denoiser import Denoiser
+from oscar.timesteps import TimestepMapping
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class BaseCodec(nn.Module):
+    """The parts of a codec.
+
+    Args:
+        backbone: VAE, UNet and noise schedule.
+        bottleneck: latents to bytes and back.
+        denoiser: the backbone's UNet, adapted; None among the encoder's components.
+        mapping: pseudo-timestep of each operating point, or of each image.
+        fingerprint: if it is known.
+        provenance: how it was trained, in JSON-able form (`oscar.utils.provenance`).
+
+    Attributes:
+        components: what was loaded: "both", or what the "encoder" or the "decoder" needs.
+
+    Raises:
+        ValueError: if these do not go together.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        bottleneck: Bottleneck,
+        denoiser: Denoiser | None,
+        mapping: TimestepMapping,
+        fingerprint: str | None = None,
+        provenance: dict | None = None,
+    ):
+        super().__init__()
+        if bottleneck.factor not in (None, backbone.factor):
+            raise ValueError(f"the backbone reduces each side by {backbone.factor}; "
+                             f"allowed with {bottleneck.point_name}s: {bottleneck.factor}")  # fmt: skip
+        self.backbone, self.bottleneck, self.denoiser = backbone, bottleneck, denoiser
+        self.components: Components = "both"
+        self.provenance = provenance
+        self.set_mapping(mapping)
+        self._fingerprint = fingerprint
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, backbone: str | Path | None = None) -> Self:
+        """Read a checkpoint as it is trained: plain modules, float32, on the CPU. `oscar.load` is for everyday use.
+
+        Args:
+            source: "nano" (in the package), a checkpoint folder or a hub id.
+            backbone: where the backbone is now that the checkpoint names, if it has moved.
+
+        Raises:
+            CheckpointError: if it cannot be found or read.
+        """
+        loaded = checkpoint.load(source, backbone)
+        return cls(*loaded.parts, loaded.fingerprint, loaded.provenance)
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write a checkpoint folder (see `oscar.checkpoint`), completely or not at all."""
+        checkpoint.save(self, folder, dtype, self.provenance)
+
+    # Operating points and identity.
+
+    @property
+    def points(self) -> tuple[float, ...]:
+        """Numbers by which files are asked for, from small to large."""
+        return tuple(point.value for point in self.bottleneck.points)
+
+    def find_point(self, point: float | Point | None = None, **named: float | None) -> Point:
+        """The operating point that is meant (ValueError if this model has none such)."""
+        own = self.bottleneck.point_name
+        for name, value in named.items():
+            if name != own and value is not None:
+                raise ValueError(f"{name} is {value}, but this model has {self.bottleneck.point_words}; "
+                                 f"allowed: {own} or max_bytes")  # fmt: skip
+            point = value if point is None else point
+        return self.bottleneck.default_point if point is None else self.bottleneck.parse(point)
+
+    def set_mapping(self, mapping: TimestepMapping) -> None:
+        """Decode at other timesteps from now on; files written before are another model's then.
+
+        Raises:
+            ValueError: if it lacks an operating point, or points outside the schedule.
+        """
+        mapping.check(self.bottleneck.points, len(self.backbone.schedule))
+        if mapping.per_picture and not self.bottleneck.per_image_timesteps:
+            raise ValueError(f"timesteps.kind is {mapping.kind!r}, but this model has {self.bottleneck.point_words}; "
+                             "allowed: a mapping of operating points")  # fmt: skip
+        self.mapping = mapping
+        self.forget_fingerprint()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decoding depends on, in hexadecimal; see `checkpoint.fingerprint`."""
+        if self._fingerprint is None:
+            self._fingerprint = checkpoint.fingerprint(self)
+        return self._fingerprint
+
+    def forget_fingerprint(self) -> None:
+        """Have the fingerprint computed anew, after weights or tables were changed."""
+        self._fingerprint: str | None = None
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self.forget_fingerprint()  # the weights are about to change
+        return super().train(mode)
+
+    @property
+    def model_tag(self) -> int:
+        """The first 16 bits of the fingerprint, by which most files name their model."""
+        return int(self.fingerprint[:4], 16)
+
+    def file_tag(self, payload: Payload, point: Point) -> int:
+        """The tag that a file carries: `model_tag`, or 16 bits that depend on what its coding needs beyond, too."""
+        more = self.bottleneck.digest(payload.coding, point)
+        digest = hashlib.sha256(bytes.fromhex(self.fingerprint) + more).digest()
+        return int.from_bytes(digest[:2], "big") if more else self.model_tag
+
+    def need(self, components: Components) -> None:
+        """Refuse (ValueError) what these components are needed for, where they were not loaded."""
+        if self.components not in ("both", components):
+            what = {"encoder": "compress", "decoder": "decompress"}[components]
+            raise ValueError(f"components is {self.components!r}, which cannot {what}; allowed: both, {components}")
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.bottleneck.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.bottleneck.parameters()).dtype

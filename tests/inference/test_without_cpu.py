@@ -1,0 +1,55 @@
+"""The hand-written kernels can be deleted: a copy of the package without them codes images by the standard modules."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import oscar
+from oscar.inference.load import load
+
+CODE = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+import json
+import numpy as np
+import oscar
+from PIL import Image
+folder, model = sys.argv[1:]
+assert oscar.__file__.startswith(folder), oscar.__file__
+codec = oscar.load(model)
+image = Image.open(folder + "/image.png")
+data = codec.compress(image)
+np.save(folder + "/decoded.npy", np.asarray(codec.decompress(data)))
+open(folder + "/image.oscar", "wb").write(data)
+import oscar.benchmark.speed.inference, oscar.benchmark.speed.timing, oscar.cli.main
+kinds = sorted({type(module).__name__ for module in codec.modules() if "inference" in type(module).__module__})
+print(json.dumps({"kinds": kinds, "cpu": any(name.startswith("oscar.inference.cpu") for name in sys.modules)}))
+"""
+
+
+@pytest.mark.parametrize("model", ["nano", "nano-hyperprior"])
+def test_the_folder_can_be_deleted(tmp_path: Path, picture, model: str) -> None:
+    package, image = Path(oscar.__file__).parent, picture(72, 56)
+    ignored = shutil.ignore_patterns("__pycache__", "cpu")
+    shutil.copytree(package, tmp_path / "oscar", ignore=ignored)
+    assert not (tmp_path / "oscar/inference/cpu").exists() and (package / "inference/cpu").is_dir()
+    image.save(tmp_path / "image.png")
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, str(tmp_path), model], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"kinds": ["TiledBackbone", "WindowedDenoiser"], "cpu": False}
+    ours = load(model)
+    data = (tmp_path / "image.oscar").read_bytes()
+    assert data == ours.compress(image)
+    difference = np.load(tmp_path / "decoded.npy").astype(int) - np.asarray(ours.decompress(data), dtype=int)
+    assert np.abs(difference).max() <= 1
