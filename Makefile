@@ -54,8 +54,9 @@ test: $(STAMP)  ## run all tests, on JOBS processes
 test-fast: $(STAMP)  ## run the tests that take no more than a few seconds each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow' $(ARGS)
 
-lint: $(STAMP)  ## check the style with ruff
+lint: $(STAMP)  ## check the style with ruff, and the order of imports
 	$(BIN)/python -m ruff check oscar scripts tests
+	$(BIN)/lint-imports
 
 clean:  ## remove the environment, caches and the outputs of demo and benchmark
 	rm -rf $(VENV) *.egg-info build dist .pytest_cache .ruff_cache demo benchmark test-artefacts
