@@ -21,15 +21,18 @@ from oscar.inference.tiling import MemoryBudget
 from oscar.models.conv_autoencoder import AutoencoderConv
 from oscar.models.modules import drop
 from oscar.models.precision import compute_finite
+from oscar.registry import AUTOENCODERS, UNETS, Registry
 from oscar.utils.errors import hub_reason
 
 PARTS = ("vae", "unet", "scheduler")
-# Autoencoder classes by the `_class_name` of vae/config.json; Stable Diffusion's is the first.
-VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC, "AutoencoderConv": AutoencoderConv}
+# By the `_class_name` of a part's config.json; Stable Diffusion's are the first.
+for _vae in (AutoencoderKL, AutoencoderDC, AutoencoderConv):
+    AUTOENCODERS.register(_vae.__name__, _vae)
+UNETS.register(UNet2DConditionModel.__name__, UNet2DConditionModel)
 Components = Literal["both", "encoder", "decoder"]
 NoiseSource = Callable[[Tensor], Tensor]  # standard normal noise in the shape of what it is given
 SampleRule = Callable[[Tensor], NoiseSource]
-VAE = AutoencoderKL | AutoencoderDC | AutoencoderConv
+VAE = AutoencoderKL | AutoencoderDC | AutoencoderConv  # or a class of `AUTOENCODERS` that has their methods
 VAE_ENCODER, VAE_DECODER = ("encoder", "quant_conv"), ("decoder", "post_quant_conv")  # its modules, by half
 FACTORS = (8, 16)  # pixels per latent position along each side; the paper's rates are of 8
 _SAMPLES = 64  # values of each tensor by which weights are told apart
@@ -100,11 +103,12 @@ class Backbone(nn.Module):
         """
         source, sampler = str(source), _Sampler()
         try:
-            vae_class = _vae_class(_config(source, "vae"))
+            vae_class = find_class(AUTOENCODERS, _config(source, "vae"))
             vae = _load(vae_class, source, "vae", dtype, _UNUSED[components], sampler.of_vae)
             unet = None
             if components != "encoder":
-                unet = _load(UNet2DConditionModel, source, "unet", dtype,
+                unet_class = find_class(UNETS, _config(source, "unet"))
+                unet = _load(unet_class, source, "unet", dtype,
                              change=lambda name, value: adapt(name, sampler.of_unet(name, value)))  # fmt: skip
             schedule = NoiseSchedule(_scheduler_config(source))
         except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -120,8 +124,8 @@ class Backbone(nn.Module):
     def from_configs(cls, vae: Mapping, unet: Mapping, scheduler: Mapping) -> Backbone:
         """Random weights in the shape of three diffusers configurations (for training from scratch and for tests)."""
         return cls(
-            _vae_class(vae).from_config(dict(vae)),
-            UNet2DConditionModel.from_config(dict(unet)),
+            find_class(AUTOENCODERS, vae).from_config(dict(vae)),
+            find_class(UNETS, unet).from_config(dict(unet)),
             NoiseSchedule(dict(scheduler)),
             None,
         )
@@ -186,7 +190,7 @@ class Backbone(nn.Module):
         state = self.unet.state_dict()
         if not any("lora_" in name for name in state):
             return self.unet
-        unet = UNet2DConditionModel.from_config(self.unet.config)
+        unet = type(self.unet).from_config(self.unet.config)
         nn.Module.to(unet, self.unet.device, self.unet.dtype)  # diffusers' own warns of modules that this class lacks
         unet.load_state_dict(
             {name.replace(".base_layer", ""): value for name, value in state.items() if "lora_" not in name}
@@ -308,11 +312,12 @@ class _Sampler:
                 for part, taken in sorted(self.parts.items())}  # fmt: skip
 
 
-def _vae_class(config: Mapping) -> type[VAE]:
-    name = config.get("_class_name", "AutoencoderKL")
-    if name not in VAE_CLASSES:
-        raise BackboneError(f"vae class {name!r} is not supported; allowed: {', '.join(VAE_CLASSES)}")
-    return VAE_CLASSES[name]
+def find_class(classes: Registry, config: Mapping) -> type:
+    """The class of a part by its configuration (BackboneError if there is none such)."""
+    name = config.get("_class_name", next(iter(classes)))
+    if name not in classes:
+        raise BackboneError(f"{classes.field} {name!r} is not supported; allowed: {', '.join(classes)}")
+    return classes[name]
 
 
 def _config(source: str, part: str) -> dict:
