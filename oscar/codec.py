@@ -11,6 +11,7 @@ Only under mapping `per_image` is t the image's own: encoding measures it, and t
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -373,11 +374,15 @@ class OscarCodec(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.bottleneck.parameters()).device
+        return self._parameter.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.bottleneck.parameters()).dtype
+        return self._parameter.dtype
+
+    @property
+    def _parameter(self) -> nn.Parameter:
+        return next(itertools.chain(self.bottleneck.parameters(), self.backbone.parameters()))
 
 
 def _payload(container: Container) -> Payload:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from oscar.rates import PAPER_RATES, RATES, RatePoint, find_rate
+from oscar.registry import BOTTLENECKS, STAGES
 
 
 class ConfigError(ValueError):
@@ -28,11 +29,26 @@ def _choose(name: str, value: Any, allowed: tuple) -> None:
         raise ConfigError(f"{name} is {value!r}; allowed: {', '.join(str(item) for item in allowed)}")
 
 
-def _fill(config: Any, values: Mapping[str, Any]) -> None:
+def fill(config: Any, values: Mapping[str, Any]) -> None:
     """Give fields that are unset a value, in place."""
     for name, value in values.items():
         if getattr(config, name) is None:
             setattr(config, name, copy.deepcopy(value))
+
+
+def take(config: Any, name: str, stored: Mapping[str, Any]) -> None:
+    """Take fields, or entries of a dict, over from a checkpoint; refuse those that are set to other values.
+
+    Raises:
+        ConfigError: naming the first such.
+    """
+    values = config if isinstance(config, dict) else vars(config)
+    for key, value in stored.items():
+        own = values.get(key)
+        if own is None:
+            values[key] = copy.deepcopy(value)
+        elif own != value:
+            raise ConfigError(f"{name}.{key} is {own!r}, but init_from has {value!r}; allowed: the same, or null")
 
 
 def _at_least(name: str, value: float | None, low: float, strict: bool = False) -> None:
@@ -82,13 +98,16 @@ class HyperpriorConfig:
 
 @dataclass
 class BottleneckConfig:
-    """The vector-quantised bottleneck (paper section 3.2), or a hyperprior for any rate.
+    """The vector-quantised bottleneck (paper section 3.2), a hyperprior for any rate, or one of your own.
 
     What is unset (None) is that of `init_from`, and without it as in `VQ` or `HYPERPRIOR`.
     """
 
     kind: Optional[str] = None
-    """vq, which has all fields but `hyperprior`, or hyperprior, which has it alone"""
+    """vq, which has all fields but `hyperprior` and `options`; hyperprior, which has it alone; or one of your own
+    (docs/extend.md), which has `options`"""
+    options: dict[str, Any] = field(default_factory=dict)
+    """of a kind of your own: arguments of its constructor"""
     hyperprior: HyperpriorConfig = field(default_factory=HyperpriorConfig)
     rates: Optional[list[float]] = None
     """nominal bits per pixel of the rates to build; with `init_from` those of its rates that are kept"""
@@ -118,21 +137,23 @@ class BottleneckConfig:
 
     def complete(self) -> None:
         """Fill in what is unset, for a new bottleneck."""
+        _choose("bottleneck.kind", self.kind, tuple(BOTTLENECKS))
         self.kind = self.kind or "vq"
-        _fill(*((self.hyperprior, HYPERPRIOR) if self.continuous else (self, VQ)))
+        self.family.complete(self)
+
+    @property
+    def family(self) -> Any:
+        """The class of the bottleneck, which says what goes with it."""
+        return BOTTLENECKS[self.kind or "vq"]
 
     def check(self) -> None:
-        _choose("bottleneck.kind", self.kind, ("vq", "hyperprior"))
+        _choose("bottleneck.kind", self.kind, tuple(BOTTLENECKS))
         self.hyperprior.check()
-        blank, unused = BottleneckConfig(), {"hyperprior"}
-        if self.continuous:
-            unused = {item.name for item in fields(self)} - {"kind", "hyperprior"}
-        for name in sorted(unused):
+        blank, used = BottleneckConfig(), {"kind", *self.family.config_fields}
+        for name in sorted({item.name for item in fields(self)} - used):
             if getattr(self, name) != getattr(blank, name):
                 raise ConfigError(f"bottleneck.{name} is {getattr(self, name)}, but kind {self.kind} does not use it; "
                                   "allowed: its default")  # fmt: skip
-        if self.continuous:
-            return
         for name in ("width", "features", "codebook_dim"):
             _at_least(f"bottleneck.{name}", getattr(self, name), 2)
         if self.rates is not None and not self.rates:
@@ -149,18 +170,13 @@ class BottleneckConfig:
             self.by_id(name)
 
     @property
-    def continuous(self) -> bool:
-        """Whether there is a quality from 0 to 1 in place of rates."""
-        return self.kind == "hyperprior"
-
-    @property
     def is_known(self) -> bool:
         """Whether it is set of which kind it is and which rates it has."""
-        return self.continuous or self.rates is not None
+        return self.family.is_known(self)
 
     def rate_points(self) -> tuple[RatePoint, ...]:
-        """The rates, by id; all that there are where they are not known yet."""
-        if self.continuous:
+        """The rates, by id; all that there are where they are not known yet, none of a kind without rates."""
+        if "rates" not in self.family.config_fields:
             return ()
         try:
             points = {find_rate(bpp, RATES) for bpp in self.rates} if self.rates is not None else set(RATES)
@@ -179,14 +195,9 @@ class BottleneckConfig:
             raise ConfigError(f"bottleneck.{name}: {error}") from None
         return values
 
-    def options(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What `oscar.bottlenecks.from_config` takes."""
-        if self.continuous:
-            return {"kind": self.kind, **asdict(self.hyperprior)}
-        names = ("width", "features", "codebook_dim", "kmeans_init")
-        own = {name: getattr(self, name) for name in names}
-        own["rates"] = [rate.id for rate in self.rate_points()]
-        return {**own, **self.training_options(), **{name: self.by_id(name) for name in ("dither", "stages")}}
+        return self.family.describe(self)
 
     def training_options(self) -> dict[str, Any]:
         """What may change from one run to the next: arguments of `VQBottleneck.set_training`."""
@@ -208,7 +219,7 @@ class DenoiserConfig:
 
     def complete(self) -> None:
         """Fill in what is unset, for a new denoiser."""
-        _fill(self, DENOISER)
+        fill(self, DENOISER)
 
     def check(self) -> None:
         _choose("denoiser.tuning", self.tuning, ("lora", "full"))
@@ -221,6 +232,8 @@ class DenoiserConfig:
         return {name: getattr(self, name) for name in names}
 
 
+# Options of image losses, in `StageConfig`.
+IMAGE_FIELDS = ("image_losses", "network_files", "download", "image_range", "edges", "clamp_output")
 # What a new bottleneck and denoiser have where nothing is set: the paper's values, and nano-hyperprior's sizes.
 VQ = {"rates": [rate.bpp for rate in PAPER_RATES], "width": 192, "features": 320, "codebook_dim": 32,
       "kmeans_init": False}  # fmt: skip
@@ -392,9 +405,10 @@ class StageConfig:
     """What a stage trains and by which loss; fields that a stage does not use are refused if they are set."""
 
     name: str = "joint"
-    """vae, prior, hyper, joint or context"""
+    """vae, prior, hyper, joint, context, or one of your own"""
     image_losses: dict[str, float] = field(default_factory=dict)
-    """weight by term: l1, mse, ms_ssim, features, dists, lpips_vgg, lpips_alex; with the prefix edges_ on Sobel maps"""
+    """weight by term: l1, mse, ms_ssim, features, dists, lpips_vgg, lpips_alex, or one of your own; with the prefix edges_
+    on Sobel maps"""
     network_files: dict[str, str] = field(default_factory=dict)
     """local weight files by network: squeezenet, vgg16, alexnet, dists"""
     download: bool = False
@@ -448,8 +462,7 @@ class StageConfig:
     """context: size of the models"""
 
     def check(self, bottleneck: BottleneckConfig) -> None:
-        rates = bottleneck.rate_points()
-        _choose("stage.name", self.name, ("vae", "prior", "hyper", "joint", "context"))
+        _choose("stage.name", self.name, tuple(STAGES))
         _choose("stage.vae", self.vae, ("frozen", "decoder", "all"))
         _choose("stage.denoiser", self.denoiser, ("trained", "frozen"))
         _choose("stage.rate_order", self.rate_order, ("random", "balanced"))
@@ -460,53 +473,28 @@ class StageConfig:
             _at_least(f"stage.{name}", getattr(self, name), 0)
         for term, weight in self.image_losses.items():
             _at_least(f"stage.image_losses.{term}", weight, 0)
-        images = ("image_losses", "network_files", "download", "image_range", "edges", "clamp_output")
-        used = {
-            "vae": (*images, "kl"),
-            "prior": (),
-            "hyper": ("cosine", "commitment", "sample_latents", "independent_rates", "rates_per_step", "rate_order",
-                      "rate_weights", "table_batches"),
-            "joint": (*images, "cosine", "commitment", "sample_latents", "latent", "gan", "rate_order", "rate_weights",
-                      "table_batches", "vae", "denoiser"),
-            "context": ("rate_weights", "context"),
-        }  # fmt: skip
-        if bottleneck.continuous:
-            used |= {"hyper": ("lambdas", "table_batches"),
-                     "joint": (*images, "lambdas", "vae", "denoiser")}  # fmt: skip
-            if self.name == "context":
-                raise ConfigError("stage.name is 'context', but a hyperprior has a context of its own; "
-                                  "allowed: vae, prior, hyper, joint")  # fmt: skip
-        used, blank = used[self.name], StageConfig()
-        for name in (*images, "kl", "cosine", "commitment", "lambdas", "sample_latents", "latent", "gan",
+        stage, own = STAGES[self.name], bottleneck.family.stage_fields
+        used = own.get(self.name, stage.fields)
+        if used is None:
+            allowed = ", ".join(name for name, other in STAGES.items() if name in own or other.fields is not None)
+            raise ConfigError(f"stage.name is {self.name!r}, but a model with {bottleneck.family.point_words} has no such "
+                              f"stage; allowed: {allowed}")  # fmt: skip
+        blank = StageConfig()
+        for name in (*IMAGE_FIELDS, "kl", "cosine", "commitment", "lambdas", "sample_latents", "latent", "gan",
                      "rates_per_step", "independent_rates", "rate_order", "rate_weights", "table_batches", "vae",
                      "denoiser", "context"):  # fmt: skip
             if name not in used and getattr(self, name) != getattr(blank, name):
+                other = any(name in kind.stage_fields.get(self.name, ()) for kind in BOTTLENECKS.values())
                 raise ConfigError(
                     f"stage.{name} is {getattr(self, name)!r}, but stage {self.name} does not use it"
-                    f"{' with a hyperprior' if bottleneck.continuous else ''}; "
+                    f"{f' with {bottleneck.family.point_words}' if other else ''}; "
                     f"allowed there: {', '.join(used) or 'none'}"
                 )
         if self.name == "vae" and not any(self.image_losses.values()):
             raise ConfigError("stage.image_losses is empty; allowed: at least one positive weight")
         if self.name == "joint" and not any(self.image_losses.values()) and not self.latent:
             raise ConfigError("stage.image_losses is empty; allowed: at least one positive weight, or stage.latent")
-        if "lambdas" in used and (len(self.lambdas) != 2 or not 0 < self.lambdas[0] <= self.lambdas[1]):
-            raise ConfigError(f"stage.lambdas is {list(self.lambdas)}; allowed: [low, high] with 0 < low <= high")
-        if bottleneck.continuous:
-            return
-        if self.name == "hyper" and not self.cosine:
-            raise ConfigError("stage.cosine is 0; allowed: above 0 in stage hyper")
-        weights = self.draw_weights(rates)
-        drawn = len(weights) - weights.count(0)
-        if self.rates_per_step is not None and not 1 <= self.rates_per_step <= drawn:
-            raise ConfigError(f"stage.rates_per_step is {self.rates_per_step}; allowed: 1 to {drawn}, the rates drawn")
-        if self.rate_order == "balanced":
-            if self.name == "hyper" and self.rates_per_step is None:
-                raise ConfigError("stage.rate_order is 'balanced', but stage.rates_per_step is unset and so every step "
-                                  "trains all rates; allowed there: random")  # fmt: skip
-            if len(set(weights) - {0.0}) > 1:
-                raise ConfigError("stage.rate_order is 'balanced', but stage.rate_weights differ; "
-                                  "allowed there: one weight for all, and 0")  # fmt: skip
+        bottleneck.family.check_stage(bottleneck, self)
         self.critic.check("stage.critic")
         self.context.check("stage.context")
 
@@ -614,6 +602,8 @@ class ValidationConfig:
     """hyper, joint: nominal bpp of the rates to validate; None takes all"""
     qualities: Optional[list[float]] = None
     """hyper, joint with a hyperprior: qualities to validate, 0 to 1; None takes five"""
+    points: Optional[list[float]] = None
+    """hyper, joint with a bottleneck of your own: operating points to validate; None takes all"""
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     """of single pictures; those whose weights cannot be had are left out, with a warning"""
     best: Optional[str] = None
@@ -626,7 +616,7 @@ class ValidationConfig:
     def enabled(self) -> bool:
         return self.images is not None
 
-    def check(self, stage: str, rates: tuple[RatePoint, ...], continuous: bool = False) -> None:
+    def check(self, stage: str, bottleneck: BottleneckConfig) -> None:
         if self.images is not None and not Path(self.images).is_dir():
             raise ConfigError(f"validation.images is {self.images!r}; allowed: a folder of pictures that exists")
         for name in ("limit", "every"):
@@ -634,17 +624,17 @@ class ValidationConfig:
         _at_least("validation.grid", self.grid, 0)
         if self.crop is not None and (self.crop < 64 or self.crop % 64):
             raise ConfigError(f"validation.crop is {self.crop}; allowed: multiples of 64, or null")
+        for name in ("rates", "qualities", "points"):
+            own = bottleneck.family.validation_field == name
+            if getattr(self, name) is not None and not (own and STAGES[stage].trains_codec):
+                what = f"a model with {bottleneck.family.point_words}" if not own else f"stage {stage}"
+                raise ConfigError(f"validation.{name} is set, but {what} has no {name}; allowed: null")
         if self.rates is not None:
-            if stage in ("vae", "prior") or continuous:
-                what = "a hyperprior" if continuous else f"stage {stage}"
-                raise ConfigError(f"validation.rates is set, but {what} has no rates; allowed: null")
-            self.rate_points(rates)
-        if self.qualities is not None:
-            if stage in ("vae", "prior") or not continuous:
-                raise ConfigError("validation.qualities is set, but qualities are a hyperprior's, in stages hyper and "
-                                  "joint; allowed: null")  # fmt: skip
-            if not self.qualities or not all(0 <= quality <= 1 for quality in self.qualities):
-                raise ConfigError(f"validation.qualities is {list(self.qualities)}; allowed: one or more from 0 to 1")
+            self.rate_points(bottleneck.rate_points())
+        if self.qualities is not None and not (self.qualities and all(0 <= value <= 1 for value in self.qualities)):
+            raise ConfigError(f"validation.qualities is {list(self.qualities)}; allowed: one or more from 0 to 1")
+        if self.points is not None and not self.points:
+            raise ConfigError("validation.points is empty; allowed: one or more of the bottleneck's points, or null")
         self.metrics.check()
 
     def rate_points(self, rates: tuple[RatePoint, ...]) -> tuple[RatePoint, ...]:
@@ -685,19 +675,21 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
     def check(self) -> None:
-        if self.timesteps is not None and self.stage.name in ("vae", "prior"):
+        _choose("stage.name", self.stage.name, tuple(STAGES))
+        stage = STAGES[self.stage.name]
+        if self.timesteps is not None and not stage.trains_codec:
             raise ConfigError(f"timesteps is set, but stage {self.stage.name} has no rates; allowed: null")
         if self.init_from is None:
             self.bottleneck.complete()
             self.denoiser.complete()
             self.backbone.check()
-        elif self.stage.name in ("vae", "prior"):
+        elif not stage.trains_codec:
             name = self.stage.name
             raise ConfigError(f"init_from is set, but stage {name} starts from backbone.source; allowed: null")
         self.bottleneck.check()
         self.denoiser.check()
         self.data.check()
-        if self.data.latents is not None and self.stage.name not in ("hyper", "context"):
+        if self.data.latents is not None and not stage.works_on_latents:
             name = self.stage.name
             raise ConfigError(f"data.latents is {self.data.latents!r}, but stage {name} needs pictures; allowed: null")
         if self.bottleneck.is_known:  # else that of init_from, see oscar.training.resolve
@@ -710,13 +702,13 @@ class TrainConfig:
         for name, optimiser in (("optimiser", self.optimiser), ("stage.critic.optimiser", self.stage.critic.optimiser)):
             if optimiser.schedule_steps is not None:
                 _at_least(f"{name}.schedule_steps", optimiser.schedule_steps, self.trainer.max_steps)
-        if self.trainer.gradient_checkpointing and self.stage.name in ("hyper", "context"):
+        if self.trainer.gradient_checkpointing and stage.works_on_latents:
             raise ConfigError(f"trainer.gradient_checkpointing is true, but stage {self.stage.name} has no gradient "
                               "through UNet or VAE; allowed: false")  # fmt: skip
         if self.trainer.final == "best" and not self.validation.enabled:
             raise ConfigError("trainer.final is 'best', but validation.images is unset; allowed: last")
         if self.bottleneck.is_known:
-            self.validation.check(self.stage.name, self.bottleneck.rate_points(), self.bottleneck.continuous)
+            self.validation.check(self.stage.name, self.bottleneck)
 
 
 @dataclass

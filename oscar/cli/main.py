@@ -184,6 +184,11 @@ def compress(
     quality: Annotated[
         float | None, typer.Option(help="0 to 1, for models with a hyperprior; by default 0.5.", show_default=False)
     ] = None,
+    point: Annotated[
+        float | None,
+        typer.Option(help="Operating point of a model with a bottleneck of its own; of others rate or quality.",
+                     show_default=False),
+    ] = None,
     model: _Model = "nano",
     device: _Device = "cpu",
     overwrite: _Overwrite = False,
@@ -207,7 +212,8 @@ def compress(
 
     Colour profiles are converted to sRGB. In folders, names that begin with a dot are passed over; a.jpg becomes
     a.oscar, but beside an a.png it becomes a.jpg.oscar."""
-    target_bytes = _target(rate, effort, bpp, max_bytes, quality)
+    points = {"rate": rate, "quality": quality, "point": point}
+    target_bytes = _target(points, effort, bpp, max_bytes)
     if rate is not None:
         find_rate(rate, RATES)
     if quality is not None and not 0 <= quality <= 1:
@@ -215,7 +221,7 @@ def compress(
     colour = _parse_colour(background)
     plan = plan_jobs(source, target, Direction(_list_images, "images", OSCAR_SUFFIX, frozenset({OSCAR_SUFFIX})))
     options = _network_options(dtype, compile, memory, components="encoder", backbone=backbone)
-    codec = functools.cache(lambda: _check_point(_load_codec(model, device, threads, **options), rate, quality, effort))
+    codec = functools.cache(lambda: _check_point(_load_codec(model, device, threads, **options), points, effort))
     several: dict[Path, int] = {}  # files of more than one frame, and of how many
 
     def convert(batch: list[Job]) -> list[tuple[bytes, str]]:
@@ -225,8 +231,8 @@ def compress(
              for job, picture in zip(batch, pictures, strict=True) if picture.info["frames"] > 1}
         )  # fmt: skip
         if target_bytes is None:
-            point = next((value for value in (rate, quality) if value is not None), None)
-            files = codec().compress_batch(pictures, point, effort)
+            chosen = next((value for value in points.values() if value is not None), None)
+            files = codec().compress_batch(pictures, chosen, effort)
         else:
             files = [codec().compress(picture, max_bytes=target_bytes(picture)) for picture in pictures]
         return [
@@ -422,10 +428,10 @@ def doctor(
 
 
 def _target(
-    rate: float | None, effort: int, bpp: float | None, max_bytes: int | None, quality: float | None
+    points: dict[str, float | None], effort: int, bpp: float | None, max_bytes: int | None
 ) -> Callable[[Image.Image], int] | None:
     """The most bytes that a picture's file may have, None without a target."""
-    options = {"--rate": rate, "--quality": quality, "--bpp": bpp, "--max-bytes": max_bytes}
+    options = {**{f"--{name}": value for name, value in points.items()}, "--bpp": bpp, "--max-bytes": max_bytes}
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise CommandError(f"{' and '.join(given)} exclude each other")
@@ -441,8 +447,12 @@ def _target(
 
 
 def _shipped_model(container: Container) -> str:
-    """The model in the package whose kind of file this is."""
-    return "nano" if container.quality is None else "nano-hyperprior"
+    """The model in the package whose kind of file this is (ValueError if there is none)."""
+    from oscar.bitstream import Coding
+
+    if container.coding == Coding.EXTERNAL:
+        raise ValueError(f"was written by a model with {container.coding.model}; allowed: its --model")
+    return "nano-hyperprior" if container.coding == Coding.HYPERPRIOR else "nano"
 
 
 def _import(sources: list[str], target: Path, backbone: str, timesteps: str, bundle: bool, dtype: str) -> None:
@@ -466,7 +476,7 @@ def _export(source: str, target: Path) -> None:
 
 
 def _rate_list(codec: OscarCodec) -> str:
-    return ", ".join(f"{point.value:.4f}" for point in codec.bottleneck.points)
+    return ", ".join(map(codec.bottleneck.label, codec.bottleneck.points))
 
 
 def _facts(path: Path, container: Container) -> dict[str, Any]:
@@ -478,23 +488,13 @@ def _facts(path: Path, container: Container) -> dict[str, Any]:
         "format_version": container.version,
         "width": container.width,
         "height": container.height,
-        **_point_facts(container),
+        **container.point_facts(),
         "model_tag": f"{container.model_tag:04x}",
         "coding": container.coding.name.lower(),
         "actual_bpp": 8 * size / pixels,
         "bytes": size,
         "parts": parts,
     }
-
-
-def _point_facts(container: Container) -> dict[str, Any]:
-    if container.quality is not None:
-        return {"quality": container.quality, "quality_code": container.point_code}
-    rate = container.rate
-    if rate is None:
-        return {"point_code": container.point_code}
-    nominal = rate.nominal_bits(container.height, container.width) / (container.width * container.height)
-    return {"rate": rate.bpp, "rate_id": container.point_code, "nominal_bpp": nominal}
 
 
 def _describe(facts: dict[str, Any]) -> str:
@@ -609,15 +609,17 @@ def _network_options(dtype: str, compile: str, memory: str, **others: Any) -> di
     return {"dtype": dtype, "compile": _COMPILE[compile], "memory": None if memory == "none" else memory, **others}
 
 
-def _check_point(codec: OscarCodec, rate: float | None, quality: float | None, effort: int) -> OscarCodec:
+def _check_point(codec: OscarCodec, points: dict[str, float | None], effort: int) -> OscarCodec:
     """Refuse, for every file, an operating point or an effort that the model does not have."""
-    bottleneck, allowed = codec.bottleneck, "--quality"
-    if bottleneck.point_name == "rate":
-        allowed = f"--rate {', '.join(f'{point.value:.4f}' for point in bottleneck.points)}"
-    for name, value in (("rate", rate), ("quality", quality)):
+    bottleneck = codec.bottleneck
+    own = bottleneck.point_name if bottleneck.point_name in points else "point"
+    allowed = f"--{own}"
+    if len(bottleneck.all_points) == len(bottleneck.points):  # else they are too many to list
+        allowed += f" {', '.join(map(bottleneck.label, bottleneck.points))}"
+    for name, value in points.items():
         if value is None:
             continue
-        if name != bottleneck.point_name:
+        if name not in (own, "point"):
             raise CommandError(f"--{name} is {value}, but this model has {bottleneck.point_words}; "
                                f"allowed: {allowed}")  # fmt: skip
         try:
