@@ -9,7 +9,7 @@ import copy
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Optional  # noqa: UP035 (OmegaConf reads Optional from the annotations)
 
@@ -150,7 +150,8 @@ class BottleneckConfig:
         _choose("bottleneck.kind", self.kind, tuple(BOTTLENECKS))
         self.hyperprior.check()
         blank, used = BottleneckConfig(), {"kind", *self.family.config_fields}
-        for name in sorted({item.name for item in fields(self)} - used):
+        known = self.kind is not None  # else it is that of `init_from`, see oscar.training.resolve
+        for name in sorted({item.name for item in fields(self)} - used) if known else ():
             if getattr(self, name) != getattr(blank, name):
                 raise ConfigError(f"bottleneck.{name} is {getattr(self, name)}, but kind {self.kind} does not use it; "
                                   "allowed: its default")  # fmt: skip
@@ -407,8 +408,8 @@ class StageConfig:
     name: str = "joint"
     """vae, prior, hyper, joint, context, or one of your own"""
     image_losses: dict[str, float] = field(default_factory=dict)
-    """weight by term: l1, mse, ms_ssim, features, dists, lpips_vgg, lpips_alex, or one of your own; with the prefix edges_
-    on Sobel maps"""
+    """weight by term: l1, mse, ms_ssim, features, dists, lpips_vgg, lpips_alex, or one of your own; with the prefix
+    edges_ on Sobel maps"""
     network_files: dict[str, str] = field(default_factory=dict)
     """local weight files by network: squeezenet, vgg16, alexnet, dists"""
     download: bool = False
@@ -477,8 +478,8 @@ class StageConfig:
         used = own.get(self.name, stage.fields)
         if used is None:
             allowed = ", ".join(name for name, other in STAGES.items() if name in own or other.fields is not None)
-            raise ConfigError(f"stage.name is {self.name!r}, but a model with {bottleneck.family.point_words} has no such "
-                              f"stage; allowed: {allowed}")  # fmt: skip
+            raise ConfigError(f"stage.name is {self.name!r}, but a model with {bottleneck.family.point_words} has no "
+                              f"such stage; allowed: {allowed}")  # fmt: skip
         blank = StageConfig()
         for name in (*IMAGE_FIELDS, "kl", "cosine", "commitment", "lambdas", "sample_latents", "latent", "gan",
                      "rates_per_step", "independent_rates", "rate_order", "rate_weights", "table_batches", "vae",
@@ -664,9 +665,9 @@ class TrainConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
-    timesteps: Optional[dict[str, Any]] = None
-    """hyper, joint: mapping from rate to pseudo-timestep (configs/timesteps); None keeps that of `init_from`, and takes
-    the paper's table without it"""
+    timesteps: Optional[dict[str, Any]] = field(default_factory=dict)
+    """hyper, joint: mapping from rate to pseudo-timestep (configs/timesteps, or a kind of your own); if empty, that
+    of `init_from`, and the paper's table without it"""
     data: DataConfig = field(default_factory=DataConfig)
     stage: StageConfig = field(default_factory=StageConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -675,6 +676,7 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
     def check(self) -> None:
+        self.timesteps = self.timesteps or None
         _choose("stage.name", self.stage.name, tuple(STAGES))
         stage = STAGES[self.stage.name]
         if self.timesteps is not None and not stage.trains_codec:
@@ -1063,7 +1065,10 @@ def register() -> None:
     """Give Hydra the schemas, so that every documented field can be overridden on the command line."""
     from hydra.core.config_store import ConfigStore
 
-    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    train = OmegaConf.structured(TrainConfig)
+    for options in (train.bottleneck.options, train.timesteps, train.stage.image_losses):  # with keys of the user's
+        OmegaConf.set_struct(options, False)
+    ConfigStore.instance().store(name="train_schema", node=train)
     ConfigStore.instance().store(name="cache_latents_schema", node=CacheLatentsConfig)
     ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
     ConfigStore.instance().store(name="benchmark_schema", node=BenchmarkConfig)

@@ -123,7 +123,7 @@ AUTOENCODERS = Registry("vae class", "oscar.models.backbone")
 UNETS = Registry("unet class", "oscar.models.backbone")
 """classes of denoising networks, likewise"""
 LOSSES = Registry("image loss", "oscar.training.losses")
-"""functions (prediction, target) -> mean distance of images (B, 3, H, W) in [-1, 1], or an `oscar.training.losses.Term`"""
+"""functions (prediction, target) -> mean distance of images (B, 3, H, W) in [-1, 1]; or `oscar.training.losses.Term`"""
 STAGES = Registry("stage.name", "oscar.training.stages")
 """classes of `oscar.training.stages.base.Stage`"""
 METRICS = Registry("metric", "oscar.metrics.image")

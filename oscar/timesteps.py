@@ -1,8 +1,8 @@
 """Mappings from rate to pseudo-timestep: how noisy a quantised latent is taken to be (paper section 3.1).
 
 A mapping is a small object that a config names and a checkpoint stores; `mapping_from_config` is the inverse of its
-`to_config`. One of your own is a frozen dataclass and a call of `MAPPINGS.register` (docs/extend.md). This module knows no torch: what is measured comes from `oscar.evaluation.calibration`, what is learned
-from `oscar.training.timesteps`.
+`to_config`. One of your own is a frozen dataclass and a call of `MAPPINGS.register` (docs/extend.md). This module knows
+no torch: what is measured comes from `oscar.evaluation.calibration`, what is learned from `oscar.training.timesteps`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,12 @@ class TimestepMapping(ABC):
     @classmethod
     def from_config(cls, config: Mapping) -> TimestepMapping:
         """The inverse of `to_config` (ValueError for a malformed one)."""
-        return cls(**{name: value for name, value in config.items() if name != "kind"})
+        values = {name: value for name, value in config.items() if name != "kind"}
+        for item in fields(cls):
+            number = {"int": int, "float": float}.get(getattr(item.type, "__name__", item.type))
+            if item.name in values and number is not None:
+                values[item.name] = _number(values[item.name], number, item.name)
+        return cls(**values)
 
     def check(self, rates: Iterable[Any], schedule_length: int) -> None:
         """Refuse a mapping that lacks one of `rates` or points outside the schedule (ValueError)."""

@@ -7,12 +7,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import oscar.models  # noqa: F401, first: see there
-from oscar.bottlenecks import hyperprior, vq  # they register themselves
-from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, Point, Setting, concatenate
+from oscar.bottlenecks import vq  # they register themselves, the paper's first
+
+# isort: split
+from oscar.bottlenecks import hyperprior
+from oscar.bottlenecks.base import (
+    Bottleneck,
+    Components,
+    Draw,
+    Output,
+    Payload,
+    Point,
+    Setting,
+    Symbols,
+    concatenate,
+)
 from oscar.registry import BOTTLENECKS
 
-__all__ = ["Bottleneck", "Components", "Draw", "Output", "Payload", "Point", "Setting", "concatenate", "from_config",
-           "hyperprior", "vq"]  # fmt: skip
+__all__ = ["Bottleneck", "Components", "Draw", "Output", "Payload", "Point", "Setting", "Symbols", "concatenate",
+           "from_config", "hyperprior", "vq"]  # fmt: skip
 
 
 def from_config(config: Mapping[str, Any], latent_channels: int) -> Bottleneck:

@@ -52,6 +52,12 @@ class Setting(NamedTuple):
     code: int
 
 
+class Symbols(NamedTuple):
+    """Symbols that are one tensor, (B, ...); a bottleneck with more has a NamedTuple of its own."""
+
+    values: Tensor
+
+
 class Draw(NamedTuple):
     """What one training pass goes through the bottleneck at.
 
@@ -98,7 +104,7 @@ class Payload(NamedTuple):
 class Bottleneck(nn.Module, ABC):
     """Turns latents (B, C, h, w) into symbols, symbols into bytes, and both back.
 
-    Symbols are a NamedTuple, the bottleneck's own, whose tensors have the batch as their first dimension.
+    Symbols are a NamedTuple, `Symbols` or the bottleneck's own, whose tensors have the batch as their first dimension.
 
     One of your own sets `latent_channels`, `options` and `points`, and defines `forward`, `quantise`, `dequantise`,
     `write` and `read`; all else has a default.
@@ -112,7 +118,8 @@ class Bottleneck(nn.Module, ABC):
         stage_fields: of `StageConfig` that count with it, by stage.
         validation_field: of `ValidationConfig` that names operating points.
         latent_channels: C.
-        options: arguments of the constructor beside `latent_channels`, JSON-able; `bottleneck.options` of configurations.
+        options: arguments of the constructor beside `latent_channels`, JSON-able; configurations have them as
+            `bottleneck.options`.
         points: operating points from small to large files: all, or so many that they stand for all.
         max_effort: the highest effort of `quantise`.
         factor: pixels per latent position that it is made for; None if any will do.
@@ -327,7 +334,7 @@ class Bottleneck(nn.Module, ABC):
         return [Draw(point, self.label(point)) for point in points]
 
     def columns(self) -> tuple[str, ...]:
-        """Names in the logs beyond `loss`: of losses and statistics, plain or with `_` and an operating point's label."""
+        """Names in the logs beyond `loss`: of losses and statistics, plain or with `_` and a point's label."""
         return tuple(f"loss_{self.label(point)}" for point in self.points)
 
     def timesteps(self, mapping: TimestepMapping, point: Any, latent: Tensor) -> float | Tensor:

@@ -164,8 +164,9 @@ class ImageLoss(nn.Module):
     """Weighted sum of named image distances.
 
     A name is one of `oscar.registry.LOSSES` (`l1`, `mse`, `ms_ssim`, `dists`, `lpips_vgg`, `lpips_alex`, `features`, or
-    one of your own), or one of these after `edges_`, which measures Sobel edge maps (mapped from [0, 1] to [-1, 1]) in place of images. Networks are frozen,
-    stay in evaluation mode and are shared between a term and its edge variant. All is computed in float32.
+    one of your own), or one of these after `edges_`, which measures Sobel edge maps (mapped from [0, 1] to [-1, 1]) in
+    place of images. Networks are frozen, stay in evaluation mode and are shared between a term and its edge variant.
+    All is computed in float32.
 
     Args:
         weights: term to weight; a term of weight zero is not built.

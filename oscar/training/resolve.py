@@ -36,10 +36,10 @@ def resolve(config: TrainConfig) -> TrainConfig:
         _take_bottleneck(config.bottleneck, description["bottleneck"])
         _take_denoiser(config, description["denoiser"])
         _take_backbone(config.backbone, description["backbone"], str(folder))
-        if config.timesteps is None:
+        if not config.timesteps:
             config.timesteps = description["timesteps"]
     if STAGES[config.stage.name].trains_codec:
-        if config.timesteps is None:
+        if not config.timesteps:
             mapping = config.bottleneck.family.default_mapping()
         else:
             mapping = mapping_from_config(read_calibration(config.timesteps))
