@@ -152,6 +152,7 @@ class FakeQualities:
     """Stands for the bottleneck of a model with a hyperprior."""
 
     point_name, point_words, max_effort = "quality", "a hyperprior", 0
+    points, all_points = (0.0, 1.0), range(4096)
 
     def parse(self, value: float) -> float:
         return value

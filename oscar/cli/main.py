@@ -613,9 +613,8 @@ def _check_point(codec: OscarCodec, points: dict[str, float | None], effort: int
     """Refuse, for every file, an operating point or an effort that the model does not have."""
     bottleneck = codec.bottleneck
     own = bottleneck.point_name if bottleneck.point_name in points else "point"
-    allowed = f"--{own} {', '.join(map(bottleneck.label, bottleneck.points))}"
-    if len(bottleneck.points) < len(bottleneck.all_points):  # too many to list
-        allowed = f"--{own}"
+    few = len(bottleneck.points) == len(bottleneck.all_points)  # else they are too many to list
+    allowed = f"--{own} {', '.join(map(bottleneck.label, bottleneck.points))}" if few else f"--{own}"
     for name, value in points.items():
         if value is None:
             continue
