@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,8 +140,12 @@ class BaseCodec(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.bottleneck.parameters()).device
+        return self._parameter.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.bottleneck.parameters()).dtype
+        return self._parameter.dtype
+
+    @property
+    def _parameter(self) -> nn.Parameter:
+        return next(itertools.chain(self.bottleneck.parameters(), self.backbone.parameters()))

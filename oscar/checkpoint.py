@@ -30,6 +30,7 @@ from torch import Tensor
 from oscar.bottlenecks import Bottleneck, from_config
 from oscar.models.backbone import Backbone, BackboneError
 from oscar.models.denoiser import Denoiser
+from oscar.registry import load_plugins
 from oscar.timesteps import TimestepMapping, mapping_from_config
 from oscar.utils.errors import first_line, hub_reason
 from oscar.utils.provenance import MODEL, SHIPPED, WEIGHTS
@@ -282,6 +283,7 @@ def identity(config: Mapping) -> str:
 @contextlib.contextmanager
 def reading(source: str | Path) -> Iterator[tuple[Path, dict]]:
     """The folder and description of a checkpoint; all that fails while it is read becomes a CheckpointError."""
+    load_plugins()  # what fails there is not the checkpoint's fault
     folder = locate(source)
     try:
         config = json.loads((folder / CONFIG).read_text())

@@ -1,8 +1,8 @@
 """Mappings from rate to pseudo-timestep: how noisy a quantised latent is taken to be (paper section 3.1).
 
 A mapping is a small object that a config names and a checkpoint stores; `mapping_from_config` is the inverse of its
-`to_config`. This module knows no torch: what is measured comes from `oscar.evaluation.calibration`, what is learned
-from `oscar.training.timesteps`.
+`to_config`. One of your own is a frozen dataclass and a call of `MAPPINGS.register` (docs/extend.md). This module knows
+no torch: what is measured comes from `oscar.evaluation.calibration`, what is learned from `oscar.training.timesteps`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from oscar.rates import PAPER_RATES, RatePoint, rate_by_id
+from oscar.registry import MAPPINGS
 
 CODES = 256  # timesteps that the one byte of a file tells apart
 
 
 class TimestepMapping(ABC):
-    """The pseudo-timestep of a rate.
+    """The pseudo-timestep of an operating point: a rate, or whatever points the bottleneck has.
 
     Attributes:
         kind: the mapping's name in configs.
@@ -33,33 +34,44 @@ class TimestepMapping(ABC):
     per_picture: ClassVar[bool] = False
 
     @abstractmethod
-    def __call__(self, rate: RatePoint) -> int | float:
-        """The pseudo-timestep of a rate; a fraction only if it was learned.
+    def __call__(self, rate: Any) -> int | float:
+        """The pseudo-timestep of a rate (or of another point, with a `value` and a `code`).
 
         Raises:
             ValueError: if there is none for it.
         """
 
-    @abstractmethod
+    @classmethod
+    def options(cls) -> tuple[str, ...]:
+        """What a config may name beside `kind`: the dataclass's fields."""
+        return tuple(item.name for item in fields(cls) if item.name != "kind")
+
     def to_config(self) -> dict:
-        """A JSON-able description."""
+        """A JSON-able description: kind and fields."""
+        return {"kind": self.kind, **asdict(self)}
 
     @classmethod
-    @abstractmethod
     def from_config(cls, config: Mapping) -> TimestepMapping:
         """The inverse of `to_config` (ValueError for a malformed one)."""
+        values = {name: value for name, value in config.items() if name != "kind"}
+        for item in fields(cls):
+            number = {"int": int, "float": float}.get(getattr(item.type, "__name__", item.type))
+            if item.name in values and number is not None:
+                values[item.name] = _number(values[item.name], number, item.name)
+        return cls(**values)
 
-    def check(self, rates: Iterable[RatePoint], schedule_length: int) -> None:
+    def check(self, rates: Iterable[Any], schedule_length: int) -> None:
         """Refuse a mapping that lacks one of `rates` or points outside the schedule (ValueError)."""
         for rate in rates:
             timestep = self(rate)
             if not 0 <= timestep <= schedule_length - 1:
                 raise ValueError(
-                    f"timesteps: {timestep} of rate {rate.bpp:.4f} is outside the schedule; "
+                    f"timesteps: {timestep} of rate {rate.value:.4f} is outside the schedule; "
                     f"allowed: 0 to {schedule_length - 1}"
                 )
 
 
+@MAPPINGS.register("table")
 @dataclass(frozen=True)
 class TableMapping(TimestepMapping):
     """One pseudo-timestep per rate, looked up by the rate's id.
@@ -77,7 +89,7 @@ class TableMapping(TimestepMapping):
         return cls({rate.id: rate.timestep for rate in PAPER_RATES})
 
     def __call__(self, rate: RatePoint) -> int:
-        if rate.id not in self.timesteps:
+        if _rate(rate, self.kind).id not in self.timesteps:
             allowed = ", ".join(f"{rate_by_id(key).bpp:.4f}" for key in sorted(self.timesteps))
             raise ValueError(f"timesteps: the table has no pseudo-timestep for rate {rate.bpp:.4f}; it has {allowed}")
         return self.timesteps[rate.id]
@@ -90,6 +102,8 @@ class TableMapping(TimestepMapping):
         return cls(_table(config.get("timesteps", "paper")))
 
 
+@MAPPINGS.register("snr")
+@MAPPINGS.register("cosine")
 @dataclass(frozen=True)
 class CalibratedMapping(TableMapping):
     """A table whose timesteps come from a measurement, which is kept with them.
@@ -104,6 +118,10 @@ class CalibratedMapping(TableMapping):
 
     values: Mapping[int, float]
     kind: str = "cosine"
+
+    @classmethod
+    def options(cls) -> tuple[str, ...]:
+        return (*super().options(), "calibration")
 
     def to_config(self) -> dict:
         return {**super().to_config(), "values": _by_key(self.values)}
@@ -123,6 +141,7 @@ class CalibratedMapping(TableMapping):
         return cls(timesteps, values, kind)
 
 
+@MAPPINGS.register("learned")
 @dataclass(frozen=True)
 class LearnedMapping(TableMapping):
     """One fractional pseudo-timestep per rate, which stage `joint` trains (`oscar.training.timesteps`).
@@ -139,6 +158,7 @@ class LearnedMapping(TableMapping):
         return cls(_table(config.get("timesteps", "paper"), float))
 
 
+@MAPPINGS.register("shuffled")
 @dataclass(frozen=True)
 class ShuffledMapping(TableMapping):
     """A table whose timesteps have changed places, as a control: right values at wrong rates.
@@ -164,6 +184,8 @@ class ShuffledMapping(TableMapping):
         return cls(_table(config.get("timesteps", "paper")), _number(config.get("seed", 0), int, "seed"))
 
 
+@MAPPINGS.register("log")
+@MAPPINGS.register("linear")
 @dataclass(frozen=True)
 class RampMapping(TimestepMapping):
     """A straight line over bits per pixel (kind `linear`) or their logarithm (kind `log`), rounded.
@@ -180,11 +202,9 @@ class RampMapping(TimestepMapping):
 
     def __call__(self, rate: RatePoint) -> int:
         scale = math.log if self.kind == "log" else float
-        low, high, here = (scale(bpp) for bpp in (PAPER_RATES[0].bpp, PAPER_RATES[-1].bpp, rate.bpp))
+        bpp = _rate(rate, self.kind).bpp
+        low, high, here = (scale(value) for value in (PAPER_RATES[0].bpp, PAPER_RATES[-1].bpp, bpp))
         return round(self.first + (self.last - self.first) * (here - low) / (high - low))
-
-    def to_config(self) -> dict:
-        return {"kind": self.kind, "first": self.first, "last": self.last}
 
     @classmethod
     def from_config(cls, config: Mapping) -> RampMapping:
@@ -194,6 +214,7 @@ class RampMapping(TimestepMapping):
         return cls(first, last, config["kind"])
 
 
+@MAPPINGS.register("constant")
 @dataclass(frozen=True)
 class ConstantMapping(TimestepMapping):
     """The same pseudo-timestep at every rate.
@@ -205,17 +226,15 @@ class ConstantMapping(TimestepMapping):
     timestep: int
     kind = "constant"
 
-    def __call__(self, rate: RatePoint) -> int:
+    def __call__(self, rate: Any) -> int:
         return self.timestep
-
-    def to_config(self) -> dict:
-        return {"kind": self.kind, "timestep": self.timestep}
 
     @classmethod
     def from_config(cls, config: Mapping) -> ConstantMapping:
         return cls(_number(config.get("timestep"), int, "timestep"))
 
 
+@MAPPINGS.register("per_image")
 @dataclass(frozen=True)
 class PerImageMapping(TimestepMapping):
     """Each picture's own pseudo-timestep, from the cosine similarity of its z_hat and z0; one byte of its file."""
@@ -226,17 +245,11 @@ class PerImageMapping(TimestepMapping):
     def __call__(self, rate: RatePoint) -> int:
         raise ValueError("timesteps: kind per_image has a timestep for each picture, not for each rate")
 
-    def check(self, rates: Iterable[RatePoint], schedule_length: int) -> None:
+    def check(self, rates: Iterable[Any], schedule_length: int) -> None:
         """Every rate and every schedule will do."""
 
-    def to_config(self) -> dict:
-        return {"kind": self.kind}
 
-    @classmethod
-    def from_config(cls, config: Mapping) -> PerImageMapping:
-        return cls()
-
-
+@MAPPINGS.register("curve")
 @dataclass(frozen=True)
 class CurveMapping(TimestepMapping):
     """The pseudo-timestep of a quality from 0 to 1, for models without rates: a line through evenly spaced knots.
@@ -260,6 +273,8 @@ class CurveMapping(TimestepMapping):
         """The pseudo-timestep of a quality."""
         if isinstance(rate, RatePoint):
             raise ValueError("timesteps: kind curve is for models with a hyperprior, whose qualities go from 0 to 1")
+        if not 0 <= rate.value <= 1:
+            raise ValueError(f"timesteps: kind curve is for points from 0 to 1, and this model has {rate.value:g}")
         return self.at(rate.value)
 
     def at(self, quality: float) -> float:
@@ -269,7 +284,7 @@ class CurveMapping(TimestepMapping):
         low, high = self.timesteps[below : below + 2]
         return low + (high - low) * (place - below)
 
-    def check(self, rates: Iterable[RatePoint], schedule_length: int) -> None:
+    def check(self, rates: Iterable[Any], schedule_length: int) -> None:
         for timestep in self.timesteps:
             if not 0 <= timestep <= schedule_length - 1:
                 raise ValueError(f"timesteps: {timestep} is outside the schedule; allowed: 0 to {schedule_length - 1}")
@@ -289,20 +304,6 @@ class CurveMapping(TimestepMapping):
         return cls(timesteps, values)
 
 
-MAPPINGS: dict[str, tuple[type[TimestepMapping], tuple[str, ...]]] = {  # class, and what its config may name
-    "table": (TableMapping, ("timesteps",)),
-    "cosine": (CalibratedMapping, ("timesteps", "values", "calibration")),
-    "snr": (CalibratedMapping, ("timesteps", "values", "calibration")),
-    "linear": (RampMapping, ("first", "last")),
-    "log": (RampMapping, ("first", "last")),
-    "constant": (ConstantMapping, ("timestep",)),
-    "shuffled": (ShuffledMapping, ("timesteps", "seed")),
-    "per_image": (PerImageMapping, ()),
-    "learned": (LearnedMapping, ("timesteps",)),
-    "curve": (CurveMapping, ("timesteps", "values")),
-}
-
-
 def mapping_from_config(config: Mapping) -> TimestepMapping:
     """The mapping that a config or a checkpoint describes by `kind` and the fields of this kind.
 
@@ -310,13 +311,15 @@ def mapping_from_config(config: Mapping) -> TimestepMapping:
         ValueError: if the kind or a field is unknown, or a value malformed.
     """
     kind = config.get("kind")
-    if kind not in MAPPINGS:
-        raise ValueError(f"timesteps.kind {kind!r} does not exist; allowed: {', '.join(MAPPINGS)}")
-    mapping, fields = MAPPINGS[kind]
+    mapping = MAPPINGS.find(kind)
+    options = ("kind", *mapping.options())
     for name in config:
-        if name not in ("kind", *fields):
-            raise ValueError(f"timesteps.{name} is unknown to kind {kind}; allowed: {', '.join(('kind', *fields))}")
-    return mapping.from_config(config)
+        if name not in options:
+            raise ValueError(f"timesteps.{name} is unknown to kind {kind}; allowed: {', '.join(options)}")
+    try:
+        return mapping.from_config(config)
+    except TypeError as error:  # a field that is missing
+        raise ValueError(f"timesteps: kind {kind}: {error}") from None
 
 
 def read_calibration(config: Mapping) -> dict:
@@ -356,6 +359,13 @@ def timestep_of_code(code: int, schedule_length: int) -> int:
 
 
 # Parsing.
+
+
+def _rate(point: Any, kind: str) -> RatePoint:
+    if not isinstance(point, RatePoint):
+        raise ValueError(f"timesteps: kind {kind} is for models with rates; allowed for others: constant, or a kind of "
+                         "their own")  # fmt: skip
+    return point
 
 
 def _by_key(table: Mapping[int, float]) -> dict[str, float]:

@@ -34,7 +34,10 @@ class FakeRates:
     """Stands for the bottleneck of a model with the paper's rates."""
 
     point_name, point_words, max_effort = "rate", "rates", 9
-    points = tuple(sorted(PAPER_RATES, key=lambda rate: rate.bpp))
+    points = all_points = tuple(sorted(PAPER_RATES, key=lambda rate: rate.bpp))
+
+    def label(self, point: RatePoint) -> str:
+        return f"{point.bpp:.4f}"
 
     def parse(self, value: float) -> RatePoint:
         return find_rate(value, self.points)
@@ -151,6 +154,7 @@ class FakeQualities:
     """Stands for the bottleneck of a model with a hyperprior."""
 
     point_name, point_words, max_effort = "quality", "a hyperprior", 0
+    points, all_points = (0.0, 1.0), range(4096)
 
     def parse(self, value: float) -> float:
         return value

@@ -45,7 +45,7 @@ def test_the_paper_table() -> None:
 
 
 def test_every_kind_has_an_example() -> None:
-    assert list(EXAMPLES) == list(MAPPINGS)
+    assert EXAMPLES.keys() == set(MAPPINGS)
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)

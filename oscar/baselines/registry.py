@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from oscar.baselines import external, pillow, zoo
 from oscar.baselines.base import ImageCodec, check_whole
 from oscar.baselines.downscaled import Downscaled
+from oscar.registry import BASELINES
 
-BASELINES: dict[str, Callable[..., ImageCodec]] = {
-    codec.name: codec
-    for codec in (
-        *(pillow.JPEG, pillow.JPEG2000, pillow.WebP, pillow.AVIF, pillow.JPEGXL),
-        *(external.BPG, external.VTM, external.VVenC),
-    )
-} | {name: partial(zoo.ZooCodec, name) for name in zoo.LABELS}
+for codec_class in (
+    *(pillow.JPEG, pillow.JPEG2000, pillow.WebP, pillow.AVIF, pillow.JPEGXL),
+    *(external.BPG, external.VTM, external.VVenC),
+):
+    BASELINES.register(codec_class.name, codec_class)
+for architecture in zoo.LABELS:
+    BASELINES.register(architecture, partial(zoo.ZooCodec, architecture))
 
 
 def make_baseline(
@@ -44,17 +45,16 @@ def make_baseline(
         ValueError: for an unknown name, option, point or value, in one line with what is allowed.
         BaselineUnavailable: if what it needs is missing.
     """
-    if name not in BASELINES:
-        raise ValueError(f"codec {name!r} does not exist; allowed: {', '.join(BASELINES)}")
+    make = BASELINES.find(name)
     common = inspect.signature(make_baseline).parameters
-    allowed = [*inspect.signature(BASELINES[name]).parameters, *(option for option in common if option != "options")]
+    allowed = [*inspect.signature(make).parameters, *(option for option in common if option != "options")]
     for option in options:
         if option not in allowed:
             raise ValueError(f"{name}: option {option!r} does not exist; allowed: {', '.join(allowed)}")
     check_whole(name, "downscale", downscale, 1, 64)
     if alias is not None and not re.fullmatch(r"[\w.+-]+", alias):
         raise ValueError(f"{name}: alias {alias!r} is not allowed; allowed: letters, digits and . _ + -")
-    codec = BASELINES[name](**options)
+    codec = make(**options)
     if downscale > 1:
         codec = Downscaled(codec, downscale)
     if points is not None:

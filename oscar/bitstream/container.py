@@ -128,6 +128,15 @@ class Container:
         """The quality from 0 to 1, with coding HYPERPRIOR."""
         return self.point_code / MAX_QUALITY if self.coding == Coding.HYPERPRIOR else None
 
+    def point_facts(self) -> dict[str, float | int]:
+        """What the header says of the operating point, by name, JSON-able."""
+        if self.coding == Coding.HYPERPRIOR:
+            return {"quality": self.quality, "quality_code": self.point_code}
+        if self.coding == Coding.EXTERNAL:
+            return {"point_code": self.point_code}
+        nominal = self.rate.nominal_bits(self.height, self.width) / (self.width * self.height)
+        return {"rate": self.rate.bpp, "rate_id": self.point_code, "nominal_bpp": nominal}
+
     @property
     def index_count(self) -> int:
         """Number of indices that the payload holds."""

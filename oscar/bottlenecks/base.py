@@ -2,12 +2,13 @@
 
 A bottleneck owns what is between the VAE's latent z0 and the denoiser's input z_hat: its networks, how its symbols are
 coded, and how it is trained. The codec (`oscar.codec`) and the training stages `bottleneck` and `joint` know no kind of
-it. A new one is a subclass of `Bottleneck` and a call of `register`; docs/extend.md shows one.
+it. A new one is a subclass of `Bottleneck` and a call of `BOTTLENECKS.register`; docs/extend.md shows one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
@@ -17,15 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oscar.bitstream import Coding, PayloadError
+from oscar.bitstream import Coding, PayloadError, UnknownRateError
+from oscar.config import IMAGE_FIELDS, take
 from oscar.diffusion import NoiseSchedule
 from oscar.models.backbone import Components
 from oscar.models.modules import check_tensors, count
 from oscar.timesteps import TimestepMapping
+from oscar.utils.rng import StepRng, choose_points
 
 if TYPE_CHECKING:
     from oscar.config import BottleneckConfig, StageConfig
-
 
 
 class Point(Protocol):
@@ -41,6 +43,19 @@ class Point(Protocol):
 
     @property
     def code(self) -> int: ...
+
+
+class Setting(NamedTuple):
+    """A plain operating point; see `Point`."""
+
+    value: float
+    code: int
+
+
+class Symbols(NamedTuple):
+    """Symbols that are one tensor, (B, ...); a bottleneck with more has a NamedTuple of its own."""
+
+    values: Tensor
 
 
 class Draw(NamedTuple):
@@ -89,52 +104,79 @@ class Payload(NamedTuple):
 class Bottleneck(nn.Module, ABC):
     """Turns latents (B, C, h, w) into symbols, symbols into bytes, and both back.
 
-    Symbols are a NamedTuple, the bottleneck's own, whose tensors have the batch as their first dimension.
+    Symbols are a NamedTuple, `Symbols` or the bottleneck's own, whose tensors have the batch as their first dimension.
+
+    One of your own sets `latent_channels`, `options` and `points`, and defines `forward`, `quantise`, `dequantise`,
+    `write` and `read`; all else has a default.
 
     Attributes:
-        kind: its name in configurations and checkpoints.
+        kind: its name in configurations and checkpoints, set by `BOTTLENECKS.register`.
         point_name: what an operating point is called, "rate" or "quality".
         point_words: what a model with it has, in messages: "rates", "a hyperprior".
         codings: of the files that it writes.
+        config_fields: of `BottleneckConfig` that describe it, beside `kind`.
+        stage_fields: of `StageConfig` that count with it, by stage.
+        validation_field: of `ValidationConfig` that names operating points.
         latent_channels: C.
+        options: arguments of the constructor beside `latent_channels`, JSON-able; configurations have them as
+            `bottleneck.options`.
+        points: operating points from small to large files: all, or so many that they stand for all.
         max_effort: the highest effort of `quantise`.
         factor: pixels per latent position that it is made for; None if any will do.
+        is_published: whether protocol `paper` exists for it.
         per_image_timesteps: whether files can hold a timestep of the image's own (mapping `per_image`).
     """
 
     kind: ClassVar[str]
-    point_name: ClassVar[str]
-    point_words: ClassVar[str]
-    codings: ClassVar[tuple[Coding, ...]]
+    point_name: ClassVar[str] = "point"
+    point_words: ClassVar[str] = "a bottleneck of its own"
+    codings: ClassVar[tuple[Coding, ...]] = (Coding.EXTERNAL,)
+    config_fields: ClassVar[tuple[str, ...]] = ("options",)
+    stage_fields: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "hyper": ("cosine", "commitment", "sample_latents", "table_batches"),
+        "joint": (*IMAGE_FIELDS, "cosine", "commitment", "sample_latents", "latent", "gan", "table_batches", "vae",
+                  "denoiser"),
+    }  # fmt: skip
+    validation_field: ClassVar[str] = "points"
     latent_channels: int
+    options: dict[str, Any]
+    points: Sequence[Point]
     max_effort: int = 0
     factor: int | None = None
+    is_published: ClassVar[bool] = False
     per_image_timesteps: ClassVar[bool] = False
 
     # Operating points.
 
     @property
-    @abstractmethod
-    def points(self) -> tuple[Point, ...]:
-        """Operating points from small to large files: all, or so many that they stand for all."""
-
-    @property
-    @abstractmethod
     def default_point(self) -> Point:
-        """Where files are written unless something else is asked for."""
+        """Where files are written unless something else is asked for; by default the middle one."""
+        return self.points[len(self.points) // 2]
 
     @property
     def all_points(self) -> Sequence[Point]:
         """Every operating point that a file can have, from small to large files."""
         return self.points
 
-    @abstractmethod
     def parse(self, value: float | Point) -> Point:
         """The operating point that a user means (ValueError, saying what is allowed)."""
+        number = getattr(value, "value", value)
+        for point in self.points:
+            if math.isclose(point.value, number, rel_tol=1e-6, abs_tol=1e-9):
+                return point
+        allowed = ", ".join(self.label(point) for point in self.points)
+        raise ValueError(f"{self.point_name} {number:g} does not exist; allowed: {allowed}")
 
-    @abstractmethod
+    def label(self, point: Point) -> str:
+        """An operating point in messages, and in the names of columns."""
+        return f"{point.value:g}"
+
     def point_of_code(self, code: int) -> Point:
         """The operating point of a file (UnknownRateError if it is none of this model's)."""
+        for point in self.points:
+            if point.code == code:
+                return point
+        raise UnknownRateError(f"the file has {self.point_name} of code {code}, which this model does not have")
 
     def multiple(self, point: Point) -> int:
         """Sides of a latent must be multiples of this."""
@@ -199,14 +241,14 @@ class Bottleneck(nn.Module, ABC):
 
     # Checkpoints.
 
-    @abstractmethod
     def to_config(self) -> dict:
         """Kind and options in JSON-able form."""
+        return {"kind": self.kind, **self.options}
 
     @classmethod
-    @abstractmethod
     def from_config(cls, config: Mapping[str, Any], latent_channels: int) -> Bottleneck:
         """The inverse of `to_config`, untrained (ValueError for options that do not fit)."""
+        return cls(latent_channels, **{name: value for name, value in config.items() if name != "kind"})
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint keeps, by name: `bottleneck.*` for weights, other prefixes for tables."""
@@ -237,6 +279,37 @@ class Bottleneck(nn.Module, ABC):
             both_needed: whether the encoder decodes z_hat too.
         """
 
+    # Configurations.
+
+    @classmethod
+    def complete(cls, config: BottleneckConfig) -> None:
+        """Fill in what is unset, for a new bottleneck."""
+
+    @classmethod
+    def describe(cls, config: BottleneckConfig) -> dict[str, Any]:
+        """What `from_config` takes, of a configuration that is complete."""
+        return {"kind": cls.kind, **config.options}
+
+    @classmethod
+    def is_known(cls, config: BottleneckConfig) -> bool:
+        """Whether all is set that says which operating points there are, where a checkpoint may say it else."""
+        return True
+
+    @classmethod
+    def take_over(cls, config: BottleneckConfig, stored: Mapping[str, Any]) -> None:
+        """Fill in what is unset by a checkpoint's `to_config` (ConfigError for what is set to something else)."""
+        take(config.options, "bottleneck.options", {name: value for name, value in stored.items() if name != "kind"})
+
+    @classmethod
+    def check_stage(cls, config: BottleneckConfig, stage: StageConfig) -> None:
+        """Refuse (ConfigError) options of a stage that do not go with the bottleneck."""
+
+    @classmethod
+    def default_mapping(cls) -> TimestepMapping:
+        """Pseudo-timesteps to start with."""
+        raise ValueError(f"timesteps is unset; allowed with bottleneck {cls.kind}: a mapping of its points, such as "
+                         "timesteps=constant")  # fmt: skip
+
     # Training.
 
     def adapt(self, config: BottleneckConfig) -> None:
@@ -249,31 +322,32 @@ class Bottleneck(nn.Module, ABC):
     def forward(self, latent: Tensor, point: Any) -> Output:
         """The training pass at a `Draw.point`: latent (B, C, h, w) -> z_hat, losses, statistics."""
 
-    @abstractmethod
-    def draw(self, rng: Any, latent: Tensor, every: bool) -> list[Draw]:
+    def draw(self, rng: StepRng, latent: Tensor, every: bool) -> list[Draw]:
         """What the next pass trains, from a `StepRng` alone, so that it is the same after a resume.
 
         Args:
             rng: of this pass.
             latent: of it, (B, C, h, w).
-            every: whether as many points as the run's options say, or one (stage `joint`).
+            every: whether as many points as the run's options say, by default all, or one (stage `joint`).
         """
+        points = choose_points(rng, self.points, [1.0] * len(self.points), None if every else 1)
+        return [Draw(point, self.label(point)) for point in points]
 
     def columns(self) -> tuple[str, ...]:
-        """Names in the logs beyond `loss`."""
-        return ()
+        """Names in the logs beyond `loss`: of losses and statistics, plain or with `_` and a point's label."""
+        return tuple(f"loss_{self.label(point)}" for point in self.points)
 
     def timesteps(self, mapping: TimestepMapping, point: Any, latent: Tensor) -> float | Tensor:
         """Pseudo-timesteps of a `Draw.point`, one or (B,)."""
         return mapping(point)
 
-    def default_mapping(self) -> TimestepMapping:
-        """Pseudo-timesteps to start with."""
-        raise ValueError(f"timesteps is unset; allowed with bottleneck {self.kind}: any mapping")
-
     def validation_points(self) -> Sequence[Point]:
         """Operating points that validation codes at, unless some are named."""
         return self.points
+
+    def compiled_networks(self) -> list[nn.Module]:
+        """What `trainer.compile` compiles: networks without random draws and side effects."""
+        return []
 
     def independent_parts(self) -> list[list[nn.Parameter]] | None:
         """Parameters of each operating point that shares none with others; None if they share some."""
@@ -294,15 +368,6 @@ class Bottleneck(nn.Module, ABC):
     def ready_to_code(self) -> Iterator[None]:
         """Within it files can be written by the weights as they are in mid-training."""
         yield
-
-
-REGISTRY: dict[str, type[Bottleneck]] = {}
-
-
-def register(bottleneck: type[Bottleneck]) -> type[Bottleneck]:
-    """Make a kind known to configurations and checkpoints; a decorator for the class."""
-    REGISTRY[bottleneck.kind] = bottleneck
-    return bottleneck
 
 
 def concatenate(symbols: Sequence[Any]) -> Any:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -34,10 +35,12 @@ from oscar.bitstream.hyperprior import (
     HyperpriorCoder,
 )
 from oscar.bitstream.rans import MEAN_STATE_BITS, PRECISION
-from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, register
+from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload
+from oscar.config import HYPERPRIOR, IMAGE_FIELDS, ConfigError, fill, take
 from oscar.diffusion import NoiseSchedule
 from oscar.models.modules import check_tensors, count, drop
 from oscar.models.precision import compute_finite
+from oscar.registry import BOTTLENECKS
 from oscar.timesteps import CurveMapping, TimestepMapping
 from oscar.utils.errors import first_line
 from oscar.utils.rng import StepRng
@@ -111,7 +114,7 @@ class Estimate(NamedTuple):
     bits: Tensor
 
 
-@register
+@BOTTLENECKS.register("hyperprior")
 class HyperpriorBottleneck(Bottleneck):
     """Latents to bytes and back at any quality.
 
@@ -131,6 +134,12 @@ class HyperpriorBottleneck(Bottleneck):
     point_name = "quality"
     point_words = "a hyperprior"
     codings = (Coding.HYPERPRIOR,)
+    config_fields = ("hyperprior",)
+    stage_fields = {
+        "hyper": ("lambdas", "table_batches"),
+        "joint": (*IMAGE_FIELDS, "lambdas", "vae", "denoiser"),
+    }
+    validation_field = "qualities"
 
     def __init__(
         self,
@@ -188,6 +197,9 @@ class HyperpriorBottleneck(Bottleneck):
     def parse(self, value: float | Quality) -> Quality:
         return value if isinstance(value, Quality) else Quality.of(value)
 
+    def label(self, point: Quality) -> str:
+        return f"{point.value:.4f}"
+
     def point_of_code(self, code: int) -> Quality:
         return Quality(code)
 
@@ -232,13 +244,6 @@ class HyperpriorBottleneck(Bottleneck):
 
     # Checkpoints.
 
-    def to_config(self) -> dict:
-        return {"kind": self.kind, **self.options}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], latent_channels: int) -> HyperpriorBottleneck:
-        return cls(latent_channels, **{name: value for name, value in config.items() if name != "kind"})
-
     def tensors(self) -> dict[str, Tensor]:
         """The networks, and the integers that files are coded by; those still in training have none."""
         found = {name: value for name, value in super().tensors().items() if not name.endswith(_NOT_STORED)}
@@ -269,6 +274,31 @@ class HyperpriorBottleneck(Bottleneck):
 
     def keep(self, components: Components, both_needed: bool = False) -> None:
         drop(self, _TWINS if components != "decoder" else (*_TWINS, "hyper_encoder"))
+
+    # Configurations.
+
+    @classmethod
+    def complete(cls, config: BottleneckConfig) -> None:
+        fill(config.hyperprior, HYPERPRIOR)
+
+    @classmethod
+    def describe(cls, config: BottleneckConfig) -> dict[str, Any]:
+        return {"kind": cls.kind, **asdict(config.hyperprior)}
+
+    @classmethod
+    def take_over(cls, config: BottleneckConfig, stored: Mapping[str, Any]) -> None:
+        take(config.hyperprior, "bottleneck.hyperprior", {name: stored.get(name, HYPERPRIOR[name])
+                                                          for name in HYPERPRIOR})  # fmt: skip
+
+    @classmethod
+    def check_stage(cls, config: BottleneckConfig, stage: StageConfig) -> None:
+        low_high = stage.lambdas
+        if stage.name in cls.stage_fields and (len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]):
+            raise ConfigError(f"stage.lambdas is {list(low_high)}; allowed: [low, high] with 0 < low <= high")
+
+    @classmethod
+    def default_mapping(cls) -> TimestepMapping:
+        return CurveMapping.straight()
 
     # Training.
 
@@ -303,9 +333,6 @@ class HyperpriorBottleneck(Bottleneck):
     def timesteps(self, mapping: TimestepMapping, quality: Tensor, latent: Tensor) -> Tensor:
         # never in half precision, which rounds them
         return torch.tensor([mapping.at(value) for value in quality.tolist()], device=latent.device)
-
-    def default_mapping(self) -> TimestepMapping:
-        return CurveMapping.straight()
 
     def validation_points(self) -> Sequence[Quality]:
         return [Quality.of(value) for value in VALIDATION_QUALITIES]

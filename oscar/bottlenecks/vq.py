@@ -17,15 +17,17 @@ from oscar.bitstream.context import ContextModel, decode_grid, decode_prefix, en
 from oscar.bitstream.context import estimated_bits as context_bits
 from oscar.bitstream.entropy import check_frequencies, estimated_bits, normalise_counts, uniform_frequencies
 from oscar.bitstream.norms import dequantise_rms, quantise_rms
-from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, cosine_spatial, register
+from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, cosine_spatial
 from oscar.bottlenecks.hyper_encoder import HyperEncoder
 from oscar.bottlenecks.rdo import MAX_EFFORT, check_effort, choose_cheaper
 from oscar.bottlenecks.residual_vq import ResidualHyperEncoder
+from oscar.config import IMAGE_FIELDS, VQ, ConfigError, fill, take
 from oscar.diffusion import NoiseSchedule
 from oscar.metrics.protocol import PAPER_MULTIPLE
 from oscar.models.modules import check_tensors, count, drop
 from oscar.models.precision import compute_finite, widen
 from oscar.rates import PAPER_RATES, PIXELS_PER_LATENT, RatePoint, find_rate, rate_by_id
+from oscar.registry import BOTTLENECKS
 from oscar.timesteps import TableMapping, TimestepMapping
 from oscar.utils.errors import first_line
 from oscar.utils.rng import StepRng, choose_points
@@ -52,7 +54,7 @@ class VQSymbols(NamedTuple):
     rms: Tensor
 
 
-@register
+@BOTTLENECKS.register("vq")
 class VQBottleneck(Bottleneck):
     """The hyper-encoders of several rates, and how their indices are coded.
 
@@ -73,8 +75,19 @@ class VQBottleneck(Bottleneck):
     point_name = "rate"
     point_words = "rates"
     codings = INDEX_CODINGS
+    config_fields = ("rates", "width", "features", "codebook_dim", "kmeans_init", "dead_code_threshold", "decay",
+                     "rotation_trick", "dither", "stages", "start_from")  # fmt: skip
+    stage_fields = {
+        "hyper": ("cosine", "commitment", "sample_latents", "independent_rates", "rates_per_step", "rate_order",
+                  "rate_weights", "table_batches"),
+        "joint": (*IMAGE_FIELDS, "cosine", "commitment", "sample_latents", "latent", "gan", "rate_order",
+                  "rate_weights", "table_batches", "vae", "denoiser"),
+        "context": ("rate_weights", "context"),
+    }  # fmt: skip
+    validation_field = "rates"
     max_effort = MAX_EFFORT
     factor = PIXELS_PER_LATENT
+    is_published = True
     per_image_timesteps = True
 
     def __init__(
@@ -123,6 +136,9 @@ class VQBottleneck(Bottleneck):
 
     def parse(self, value: float | RatePoint) -> RatePoint:
         return find_rate(value.bpp if isinstance(value, RatePoint) else value, self.rates)
+
+    def label(self, point: RatePoint) -> str:
+        return f"{point.bpp:.4f}"
 
     def point_of_code(self, code: int) -> RatePoint:
         rate = rate_by_id(code)
@@ -296,6 +312,63 @@ class VQBottleneck(Bottleneck):
             drop(self.at(rate), _UNUSED[components])
             drop(self.at(rate).quantizer, _UNUSED[components])
 
+    # Configurations.
+
+    @classmethod
+    def complete(cls, config: BottleneckConfig) -> None:
+        fill(config, VQ)
+
+    @classmethod
+    def describe(cls, config: BottleneckConfig) -> dict[str, Any]:
+        own = {name: getattr(config, name) for name in ("width", "features", "codebook_dim", "kmeans_init")}
+        own["rates"] = [rate.id for rate in config.rate_points()]
+        return {**own, **config.training_options(), **{name: config.by_id(name) for name in ("dither", "stages")}}
+
+    @classmethod
+    def is_known(cls, config: BottleneckConfig) -> bool:
+        return config.rates is not None
+
+    @classmethod
+    def take_over(cls, config: BottleneckConfig, stored: Mapping[str, Any]) -> None:
+        names = {rate_id: rate_by_id(rate_id).bpp for rate_id in stored["rates"]}
+        if config.rates is not None:
+            for rate in config.rate_points():
+                if rate.id not in names:
+                    raise ConfigError(f"bottleneck.rates has {rate.bpp}, which init_from lacks; "
+                                      f"allowed: null, or some of {', '.join(map(str, names.values()))}")  # fmt: skip
+        else:
+            config.rates = list(names.values())
+        take(config, "bottleneck", {name: stored.get(name, VQ[name]) for name in VQ if name != "rates"})
+        kept = {rate.id for rate in config.rate_points()}
+        before = {
+            name: {names[int(key)]: value for key, value in stored.get(name, {}).items() if int(key) in kept}
+            for name in ("dither", "stages")
+        }
+        config.dither = config.dither or before["dither"]
+        own = config.by_id("stages")
+        config.stages |= {bpp: value for bpp, value in before["stages"].items()
+                          if not any(rate_by_id(rate_id).bpp == bpp for rate_id in own)}  # fmt: skip
+
+    @classmethod
+    def check_stage(cls, config: BottleneckConfig, stage: StageConfig) -> None:
+        if stage.name == "hyper" and not stage.cosine:
+            raise ConfigError("stage.cosine is 0; allowed: above 0 in stage hyper")
+        weights = stage.draw_weights(config.rate_points())
+        drawn = len(weights) - weights.count(0)
+        if stage.rates_per_step is not None and not 1 <= stage.rates_per_step <= drawn:
+            raise ConfigError(f"stage.rates_per_step is {stage.rates_per_step}; allowed: 1 to {drawn}, the rates drawn")
+        if stage.rate_order == "balanced":
+            if stage.name == "hyper" and stage.rates_per_step is None:
+                raise ConfigError("stage.rate_order is 'balanced', but stage.rates_per_step is unset and so every step "
+                                  "trains all rates; allowed there: random")  # fmt: skip
+            if len(set(weights) - {0.0}) > 1:
+                raise ConfigError("stage.rate_order is 'balanced', but stage.rate_weights differ; "
+                                  "allowed there: one weight for all, and 0")  # fmt: skip
+
+    @classmethod
+    def default_mapping(cls) -> TimestepMapping:
+        return TableMapping.paper()
+
     # Training.
 
     def adapt(self, config: BottleneckConfig) -> None:
@@ -314,11 +387,11 @@ class VQBottleneck(Bottleneck):
     def draw(self, rng: StepRng, latent: Tensor, every: bool) -> list[Draw]:
         count = self.rates_per_step if every else 1
         rates = choose_points(rng, self.rates, self.draw_weights, count, self.rate_order)
-        return [Draw(rate, f"{rate.bpp:.4f}") for rate in rates]
+        return [Draw(rate, self.label(rate)) for rate in rates]
 
     def columns(self) -> tuple[str, ...]:
         names = ("loss", "cosine", "perplexity")
-        return ("cosine", "commitment", *(f"{name}_{rate.bpp:.4f}" for name in names for rate in self.rates))
+        return ("cosine", "commitment", *(f"{name}_{self.label(rate)}" for name in names for rate in self.rates))
 
     def forward(self, latent: Tensor, point: RatePoint) -> Output:
         encoder = self.at(point)
@@ -330,8 +403,8 @@ class VQBottleneck(Bottleneck):
         losses = {"cosine": self.cosine_loss(z_hat, target), "commitment": commitment}
         return Output(rescaled, losses, {"perplexity": perplexity(encoder.usage())})
 
-    def default_mapping(self) -> TimestepMapping:
-        return TableMapping.paper()
+    def compiled_networks(self) -> list[nn.Module]:
+        return [part for rate in self.rates for part in (self.at(rate).backbone, self.at(rate).proj)]
 
     def independent_parts(self) -> list[list[nn.Parameter]]:
         return [list(self.at(rate).parameters()) for rate in self.rates]

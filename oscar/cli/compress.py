@@ -41,6 +41,11 @@ def compress(
     quality: Annotated[
         float | None, typer.Option(help="0 to 1, for models with a hyperprior; by default 0.5.", show_default=False)
     ] = None,
+    point: Annotated[
+        float | None,
+        typer.Option(help="Operating point of a model with a bottleneck of its own; of others rate or quality.",
+                     show_default=False),
+    ] = None,
     model: Model = "nano",
     device: Device = "cpu",
     overwrite: Overwrite = False,
@@ -64,7 +69,8 @@ def compress(
 
     Colour profiles are converted to sRGB. In folders, names that begin with a dot are passed over; a.jpg becomes
     a.oscar, but beside an a.png it becomes a.jpg.oscar."""
-    target_bytes = _target(rate, effort, bpp, max_bytes, quality)
+    points = {"rate": rate, "quality": quality, "point": point}
+    target_bytes = _target(points, effort, bpp, max_bytes)
     if rate is not None:
         find_rate(rate, RATES)
     if quality is not None and not 0 <= quality <= 1:
@@ -73,7 +79,7 @@ def compress(
     plan = plan_jobs(source, target, Direction(list_images, "images", OSCAR_SUFFIX, frozenset({OSCAR_SUFFIX})))
     options = network_options(dtype, compile, memory, components="encoder", backbone=backbone)
     codec = functools.cache(
-        lambda: check_point(loading.load_codec(model, device, threads, **options), rate, quality, effort)
+        lambda: check_point(loading.load_codec(model, device, threads, **options), points, effort)
     )
     several: dict[Path, int] = {}  # files of more than one frame, and of how many
 
@@ -84,8 +90,8 @@ def compress(
              for job, picture in zip(batch, pictures, strict=True) if picture.info["frames"] > 1}
         )  # fmt: skip
         if target_bytes is None:
-            point = next((value for value in (rate, quality) if value is not None), None)
-            files = codec().compress_batch(pictures, point, effort)
+            chosen = next((value for value in points.values() if value is not None), None)
+            files = codec().compress_batch(pictures, chosen, effort)
         else:
             files = [codec().compress(picture, max_bytes=target_bytes(picture)) for picture in pictures]
         return [
@@ -101,10 +107,10 @@ def compress(
 
 
 def _target(
-    rate: float | None, effort: int, bpp: float | None, max_bytes: int | None, quality: float | None
+    points: dict[str, float | None], effort: int, bpp: float | None, max_bytes: int | None
 ) -> Callable[[Image.Image], int] | None:
     """The most bytes that a picture's file may have, None without a target."""
-    options = {"--rate": rate, "--quality": quality, "--bpp": bpp, "--max-bytes": max_bytes}
+    options = {**{f"--{name}": value for name, value in points.items()}, "--bpp": bpp, "--max-bytes": max_bytes}
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise CommandError(f"{' and '.join(given)} exclude each other")

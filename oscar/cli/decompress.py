@@ -84,5 +84,9 @@ def decompress(
 
 
 def _shipped_model(container: Container) -> str:
-    """The model in the package whose kind of file this is."""
-    return "nano" if container.quality is None else "nano-hyperprior"
+    """The model in the package whose kind of file this is (ValueError if there is none)."""
+    from oscar.bitstream import Coding
+
+    if container.coding == Coding.EXTERNAL:
+        raise ValueError(f"was written by a model with {container.coding.model}; allowed: its --model")
+    return "nano-hyperprior" if container.coding == Coding.HYPERPRIOR else "nano"

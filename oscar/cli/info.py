@@ -62,23 +62,13 @@ def _facts(path: Path, container: Container) -> dict[str, Any]:
         "format_version": container.version,
         "width": container.width,
         "height": container.height,
-        **_point_facts(container),
+        **container.point_facts(),
         "model_tag": f"{container.model_tag:04x}",
         "coding": container.coding.name.lower(),
         "actual_bpp": 8 * size / pixels,
         "bytes": size,
         "parts": parts,
     }
-
-
-def _point_facts(container: Container) -> dict[str, Any]:
-    if container.quality is not None:
-        return {"quality": container.quality, "quality_code": container.point_code}
-    rate = container.rate
-    if rate is None:
-        return {"point_code": container.point_code}
-    nominal = rate.nominal_bits(container.height, container.width) / (container.width * container.height)
-    return {"rate": rate.bpp, "rate_id": container.point_code, "nominal_bpp": nominal}
 
 
 def _describe(facts: dict[str, Any]) -> str:

@@ -40,15 +40,16 @@ def network_options(dtype: str, compile: str, memory: str, **others: Any) -> dic
     return {"dtype": dtype, "compile": _COMPILE[compile], "memory": None if memory == "none" else memory, **others}
 
 
-def check_point(codec: OscarCodec, rate: float | None, quality: float | None, effort: int) -> OscarCodec:
+def check_point(codec: OscarCodec, points: dict[str, float | None], effort: int) -> OscarCodec:
     """Refuse, for every file, an operating point or an effort that the model does not have."""
-    bottleneck, allowed = codec.bottleneck, "--quality"
-    if bottleneck.point_name == "rate":
-        allowed = f"--rate {', '.join(f'{point.value:.4f}' for point in bottleneck.points)}"
-    for name, value in (("rate", rate), ("quality", quality)):
+    bottleneck = codec.bottleneck
+    own = bottleneck.point_name if bottleneck.point_name in points else "point"
+    few = len(bottleneck.points) == len(bottleneck.all_points)  # else they are too many to list
+    allowed = f"--{own} {', '.join(map(bottleneck.label, bottleneck.points))}" if few else f"--{own}"
+    for name, value in points.items():
         if value is None:
             continue
-        if name != bottleneck.point_name:
+        if name not in (own, "point"):
             raise CommandError(f"--{name} is {value}, but this model has {bottleneck.point_words}; "
                                f"allowed: {allowed}")  # fmt: skip
         try:

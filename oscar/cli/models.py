@@ -89,4 +89,4 @@ def _export(source: str, target: Path) -> None:
 
 
 def _rate_list(codec: OscarCodec) -> str:
-    return ", ".join(f"{point.value:.4f}" for point in codec.bottleneck.points)
+    return ", ".join(map(codec.bottleneck.label, codec.bottleneck.points))

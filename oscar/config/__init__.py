@@ -4,7 +4,7 @@ A script parses its Hydra config once with `parse` and passes the typed result o
 """
 
 from oscar.config.benchmark import BenchmarkConfig, InferenceSpeedConfig, TimingConfig, TrainingSpeedConfig
-from oscar.config.checks import ConfigError
+from oscar.config.checks import ConfigError, fill, take
 from oscar.config.data import CacheLatentsConfig, DataConfig
 from oscar.config.evaluation import AblateTimestepsConfig, CalibrateTimestepsConfig, EvaluateConfig
 from oscar.config.images import BenchmarkPicturesConfig, MetricsConfig, PackagedPicturesConfig, PicturesConfig
@@ -18,7 +18,7 @@ from oscar.config.model import (
     HyperpriorConfig,
 )
 from oscar.config.parse import job_name, parse, parse_job, register
-from oscar.config.stage import ContextConfig, CriticConfig, OptimiserConfig, StageConfig
+from oscar.config.stage import IMAGE_FIELDS, ContextConfig, CriticConfig, OptimiserConfig, StageConfig
 from oscar.config.training import LoggerConfig, TrainConfig, TrainerConfig, ValidationConfig
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "EvaluateConfig",
     "HYPERPRIOR",
     "HyperpriorConfig",
+    "IMAGE_FIELDS",
     "InferenceSpeedConfig",
     "LoggerConfig",
     "MetricsConfig",
@@ -51,8 +52,10 @@ __all__ = [
     "TrainingSpeedConfig",
     "VQ",
     "ValidationConfig",
+    "fill",
     "job_name",
     "parse",
     "parse_job",
     "register",
+    "take",
 ]

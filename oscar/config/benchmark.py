@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any  # noqa: UP035 (OmegaConf reads Optional from the annotations)
 
 from oscar.config.checks import ConfigError, at_least, choose
 from oscar.config.images import BenchmarkPicturesConfig, MetricsConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any  # noqa: UP035 (OmegaConf reads Optional from the annotations)
 
 from oscar.config.checks import ConfigError, at_least, choose
 from oscar.config.images import MetricsConfig, PackagedPicturesConfig, PicturesConfig

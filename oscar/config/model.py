@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any  # noqa: UP035 (OmegaConf reads Optional from the annotations)
 
 from oscar.config.checks import ConfigError, at_least, choose, fill
 from oscar.rates import PAPER_RATES, RATES, RatePoint, find_rate
+from oscar.registry import BOTTLENECKS
 
 
 @dataclass
@@ -51,13 +52,16 @@ class HyperpriorConfig:
 
 @dataclass
 class BottleneckConfig:
-    """The vector-quantised bottleneck (paper section 3.2), or a hyperprior for any rate.
+    """The vector-quantised bottleneck (paper section 3.2), a hyperprior for any rate, or one of your own.
 
     What is unset (None) is that of `init_from`, and without it as in `VQ` or `HYPERPRIOR`.
     """
 
     kind: str | None = None
-    """vq, which has all fields but `hyperprior`, or hyperprior, which has it alone"""
+    """vq, which has all fields but `hyperprior` and `options`; hyperprior, which has it alone; or one of your own
+    (docs/extend.md), which has `options`"""
+    options: dict[str, Any] = field(default_factory=dict)
+    """of a kind of your own: arguments of its constructor"""
     hyperprior: HyperpriorConfig = field(default_factory=HyperpriorConfig)
     rates: list[float] | None = None
     """nominal bits per pixel of the rates to build; with `init_from` those of its rates that are kept"""
@@ -87,21 +91,24 @@ class BottleneckConfig:
 
     def complete(self) -> None:
         """Fill in what is unset, for a new bottleneck."""
+        choose("bottleneck.kind", self.kind, tuple(BOTTLENECKS))
         self.kind = self.kind or "vq"
-        fill(*((self.hyperprior, HYPERPRIOR) if self.continuous else (self, VQ)))
+        self.family.complete(self)
+
+    @property
+    def family(self) -> Any:
+        """The class of the bottleneck, which says what goes with it."""
+        return BOTTLENECKS[self.kind or "vq"]
 
     def check(self) -> None:
-        choose("bottleneck.kind", self.kind, ("vq", "hyperprior"))
+        choose("bottleneck.kind", self.kind, tuple(BOTTLENECKS))
         self.hyperprior.check()
-        blank, unused = BottleneckConfig(), {"hyperprior"}
-        if self.continuous:
-            unused = {item.name for item in fields(self)} - {"kind", "hyperprior"}
-        for name in sorted(unused):
+        blank, used = BottleneckConfig(), {"kind", *self.family.config_fields}
+        known = self.kind is not None  # else it is that of `init_from`, see oscar.training.resolve
+        for name in sorted({item.name for item in fields(self)} - used) if known else ():
             if getattr(self, name) != getattr(blank, name):
                 raise ConfigError(f"bottleneck.{name} is {getattr(self, name)}, but kind {self.kind} does not use it; "
                                   "allowed: its default")  # fmt: skip
-        if self.continuous:
-            return
         for name in ("width", "features", "codebook_dim"):
             at_least(f"bottleneck.{name}", getattr(self, name), 2)
         if self.rates is not None and not self.rates:
@@ -118,18 +125,13 @@ class BottleneckConfig:
             self.by_id(name)
 
     @property
-    def continuous(self) -> bool:
-        """Whether there is a quality from 0 to 1 in place of rates."""
-        return self.kind == "hyperprior"
-
-    @property
     def is_known(self) -> bool:
         """Whether it is set of which kind it is and which rates it has."""
-        return self.continuous or self.rates is not None
+        return self.family.is_known(self)
 
     def rate_points(self) -> tuple[RatePoint, ...]:
-        """The rates, by id; all that there are where they are not known yet."""
-        if self.continuous:
+        """The rates, by id; all that there are where they are not known yet, none of a kind without rates."""
+        if "rates" not in self.family.config_fields:
             return ()
         try:
             points = {find_rate(bpp, RATES) for bpp in self.rates} if self.rates is not None else set(RATES)
@@ -148,14 +150,9 @@ class BottleneckConfig:
             raise ConfigError(f"bottleneck.{name}: {error}") from None
         return values
 
-    def options(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What `oscar.bottlenecks.from_config` takes."""
-        if self.continuous:
-            return {"kind": self.kind, **asdict(self.hyperprior)}
-        names = ("width", "features", "codebook_dim", "kmeans_init")
-        own = {name: getattr(self, name) for name in names}
-        own["rates"] = [rate.id for rate in self.rate_points()]
-        return {**own, **self.training_options(), **{name: self.by_id(name) for name in ("dither", "stages")}}
+        return self.family.describe(self)
 
     def training_options(self) -> dict[str, Any]:
         """What may change from one run to the next: arguments of `VQBottleneck.set_training`."""

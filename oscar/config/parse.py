@@ -22,7 +22,10 @@ def register() -> None:
     """Give Hydra the schemas, so that every documented field can be overridden on the command line."""
     from hydra.core.config_store import ConfigStore
 
-    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    train = OmegaConf.structured(TrainConfig)
+    for options in (train.bottleneck.options, train.timesteps, train.stage.image_losses):  # with keys of the user's
+        OmegaConf.set_struct(options, False)
+    ConfigStore.instance().store(name="train_schema", node=train)
     ConfigStore.instance().store(name="cache_latents_schema", node=CacheLatentsConfig)
     ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
     ConfigStore.instance().store(name="benchmark_schema", node=BenchmarkConfig)

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from oscar.config.checks import ConfigError, at_least, choose
 from oscar.config.model import BottleneckConfig
 from oscar.rates import RatePoint, find_rate
+from oscar.registry import BOTTLENECKS, STAGES
+
+# Options of image losses, in `StageConfig`.
+IMAGE_FIELDS = ("image_losses", "network_files", "download", "image_range", "edges", "clamp_output")
 
 
 @dataclass
@@ -117,9 +121,10 @@ class StageConfig:
     """What a stage trains and by which loss; fields that a stage does not use are refused if they are set."""
 
     name: str = "joint"
-    """vae, prior, hyper, joint or context"""
+    """vae, prior, hyper, joint, context, or one of your own"""
     image_losses: dict[str, float] = field(default_factory=dict)
-    """weight by term: l1, mse, ms_ssim, features, dists, lpips_vgg, lpips_alex; with the prefix edges_ on Sobel maps"""
+    """weight by term: l1, mse, ms_ssim, features, dists, lpips_vgg, lpips_alex, or one of your own; with the prefix
+    edges_ on Sobel maps"""
     network_files: dict[str, str] = field(default_factory=dict)
     """local weight files by network: squeezenet, vgg16, alexnet, dists"""
     download: bool = False
@@ -173,8 +178,7 @@ class StageConfig:
     """context: size of the models"""
 
     def check(self, bottleneck: BottleneckConfig) -> None:
-        rates = bottleneck.rate_points()
-        choose("stage.name", self.name, ("vae", "prior", "hyper", "joint", "context"))
+        choose("stage.name", self.name, tuple(STAGES))
         choose("stage.vae", self.vae, ("frozen", "decoder", "all"))
         choose("stage.denoiser", self.denoiser, ("trained", "frozen"))
         choose("stage.rate_order", self.rate_order, ("random", "balanced"))
@@ -185,53 +189,28 @@ class StageConfig:
             at_least(f"stage.{name}", getattr(self, name), 0)
         for term, weight in self.image_losses.items():
             at_least(f"stage.image_losses.{term}", weight, 0)
-        images = ("image_losses", "network_files", "download", "image_range", "edges", "clamp_output")
-        used = {
-            "vae": (*images, "kl"),
-            "prior": (),
-            "hyper": ("cosine", "commitment", "sample_latents", "independent_rates", "rates_per_step", "rate_order",
-                      "rate_weights", "table_batches"),
-            "joint": (*images, "cosine", "commitment", "sample_latents", "latent", "gan", "rate_order", "rate_weights",
-                      "table_batches", "vae", "denoiser"),
-            "context": ("rate_weights", "context"),
-        }  # fmt: skip
-        if bottleneck.continuous:
-            used |= {"hyper": ("lambdas", "table_batches"),
-                     "joint": (*images, "lambdas", "vae", "denoiser")}  # fmt: skip
-            if self.name == "context":
-                raise ConfigError("stage.name is 'context', but a hyperprior has a context of its own; "
-                                  "allowed: vae, prior, hyper, joint")  # fmt: skip
-        used, blank = used[self.name], StageConfig()
-        for name in (*images, "kl", "cosine", "commitment", "lambdas", "sample_latents", "latent", "gan",
+        stage, own = STAGES[self.name], bottleneck.family.stage_fields
+        used = own.get(self.name, stage.fields)
+        if used is None:
+            allowed = ", ".join(name for name, other in STAGES.items() if name in own or other.fields is not None)
+            raise ConfigError(f"stage.name is {self.name!r}, but a model with {bottleneck.family.point_words} has no "
+                              f"such stage; allowed: {allowed}")  # fmt: skip
+        blank = StageConfig()
+        for name in (*IMAGE_FIELDS, "kl", "cosine", "commitment", "lambdas", "sample_latents", "latent", "gan",
                      "rates_per_step", "independent_rates", "rate_order", "rate_weights", "table_batches", "vae",
                      "denoiser", "context"):  # fmt: skip
             if name not in used and getattr(self, name) != getattr(blank, name):
+                other = any(name in kind.stage_fields.get(self.name, ()) for kind in BOTTLENECKS.values())
                 raise ConfigError(
                     f"stage.{name} is {getattr(self, name)!r}, but stage {self.name} does not use it"
-                    f"{' with a hyperprior' if bottleneck.continuous else ''}; "
+                    f"{f' with {bottleneck.family.point_words}' if other else ''}; "
                     f"allowed there: {', '.join(used) or 'none'}"
                 )
         if self.name == "vae" and not any(self.image_losses.values()):
             raise ConfigError("stage.image_losses is empty; allowed: at least one positive weight")
         if self.name == "joint" and not any(self.image_losses.values()) and not self.latent:
             raise ConfigError("stage.image_losses is empty; allowed: at least one positive weight, or stage.latent")
-        if "lambdas" in used and (len(self.lambdas) != 2 or not 0 < self.lambdas[0] <= self.lambdas[1]):
-            raise ConfigError(f"stage.lambdas is {list(self.lambdas)}; allowed: [low, high] with 0 < low <= high")
-        if bottleneck.continuous:
-            return
-        if self.name == "hyper" and not self.cosine:
-            raise ConfigError("stage.cosine is 0; allowed: above 0 in stage hyper")
-        weights = self.draw_weights(rates)
-        drawn = len(weights) - weights.count(0)
-        if self.rates_per_step is not None and not 1 <= self.rates_per_step <= drawn:
-            raise ConfigError(f"stage.rates_per_step is {self.rates_per_step}; allowed: 1 to {drawn}, the rates drawn")
-        if self.rate_order == "balanced":
-            if self.name == "hyper" and self.rates_per_step is None:
-                raise ConfigError("stage.rate_order is 'balanced', but stage.rates_per_step is unset and so every step "
-                                  "trains all rates; allowed there: random")  # fmt: skip
-            if len(set(weights) - {0.0}) > 1:
-                raise ConfigError("stage.rate_order is 'balanced', but stage.rate_weights differ; "
-                                  "allowed there: one weight for all, and 0")  # fmt: skip
+        bottleneck.family.check_stage(bottleneck, self)
         self.critic.check("stage.critic")
         self.context.check("stage.context")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any  # noqa: UP035 (OmegaConf reads Optional from the annotations)
 
 from oscar.config.checks import ConfigError, at_least, choose
 from oscar.config.data import DataConfig
@@ -12,6 +12,7 @@ from oscar.config.images import MetricsConfig
 from oscar.config.model import BackboneConfig, BottleneckConfig, DenoiserConfig
 from oscar.config.stage import OptimiserConfig, StageConfig
 from oscar.rates import RatePoint, find_rate
+from oscar.registry import STAGES
 
 
 @dataclass
@@ -86,6 +87,8 @@ class ValidationConfig:
     """hyper, joint: nominal bpp of the rates to validate; None takes all"""
     qualities: list[float] | None = None
     """hyper, joint with a hyperprior: qualities to validate, 0 to 1; None takes five"""
+    points: list[float] | None = None
+    """hyper, joint with a bottleneck of your own: operating points to validate; None takes all"""
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     """of single pictures; those whose weights cannot be had are left out, with a warning"""
     best: str | None = None
@@ -98,7 +101,7 @@ class ValidationConfig:
     def enabled(self) -> bool:
         return self.images is not None
 
-    def check(self, stage: str, rates: tuple[RatePoint, ...], continuous: bool = False) -> None:
+    def check(self, stage: str, bottleneck: BottleneckConfig) -> None:
         if self.images is not None and not Path(self.images).is_dir():
             raise ConfigError(f"validation.images is {self.images!r}; allowed: a folder of pictures that exists")
         for name in ("limit", "every"):
@@ -106,17 +109,17 @@ class ValidationConfig:
         at_least("validation.grid", self.grid, 0)
         if self.crop is not None and (self.crop < 64 or self.crop % 64):
             raise ConfigError(f"validation.crop is {self.crop}; allowed: multiples of 64, or null")
+        for name in ("rates", "qualities", "points"):
+            own = bottleneck.family.validation_field == name
+            if getattr(self, name) is not None and not (own and STAGES[stage].trains_codec):
+                what = f"a model with {bottleneck.family.point_words}" if not own else f"stage {stage}"
+                raise ConfigError(f"validation.{name} is set, but {what} has no {name}; allowed: null")
         if self.rates is not None:
-            if stage in ("vae", "prior") or continuous:
-                what = "a hyperprior" if continuous else f"stage {stage}"
-                raise ConfigError(f"validation.rates is set, but {what} has no rates; allowed: null")
-            self.rate_points(rates)
-        if self.qualities is not None:
-            if stage in ("vae", "prior") or not continuous:
-                raise ConfigError("validation.qualities is set, but qualities are a hyperprior's, in stages hyper and "
-                                  "joint; allowed: null")  # fmt: skip
-            if not self.qualities or not all(0 <= quality <= 1 for quality in self.qualities):
-                raise ConfigError(f"validation.qualities is {list(self.qualities)}; allowed: one or more from 0 to 1")
+            self.rate_points(bottleneck.rate_points())
+        if self.qualities is not None and not (self.qualities and all(0 <= value <= 1 for value in self.qualities)):
+            raise ConfigError(f"validation.qualities is {list(self.qualities)}; allowed: one or more from 0 to 1")
+        if self.points is not None and not self.points:
+            raise ConfigError("validation.points is empty; allowed: one or more of the bottleneck's points, or null")
         self.metrics.check()
 
     def rate_points(self, rates: tuple[RatePoint, ...]) -> tuple[RatePoint, ...]:
@@ -146,9 +149,9 @@ class TrainConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
-    timesteps: dict[str, Any] | None = None
-    """hyper, joint: mapping from rate to pseudo-timestep (configs/timesteps); None keeps that of `init_from`, and takes
-    the paper's table without it"""
+    timesteps: dict[str, Any] | None = field(default_factory=dict)
+    """hyper, joint: mapping from rate to pseudo-timestep (configs/timesteps, or a kind of your own); if empty, that
+    of `init_from`, and the paper's table without it"""
     data: DataConfig = field(default_factory=DataConfig)
     stage: StageConfig = field(default_factory=StageConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -157,19 +160,22 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
     def check(self) -> None:
-        if self.timesteps is not None and self.stage.name in ("vae", "prior"):
+        self.timesteps = self.timesteps or None
+        choose("stage.name", self.stage.name, tuple(STAGES))
+        stage = STAGES[self.stage.name]
+        if self.timesteps is not None and not stage.trains_codec:
             raise ConfigError(f"timesteps is set, but stage {self.stage.name} has no rates; allowed: null")
         if self.init_from is None:
             self.bottleneck.complete()
             self.denoiser.complete()
             self.backbone.check()
-        elif self.stage.name in ("vae", "prior"):
+        elif not stage.trains_codec:
             name = self.stage.name
             raise ConfigError(f"init_from is set, but stage {name} starts from backbone.source; allowed: null")
         self.bottleneck.check()
         self.denoiser.check()
         self.data.check()
-        if self.data.latents is not None and self.stage.name not in ("hyper", "context"):
+        if self.data.latents is not None and not stage.works_on_latents:
             name = self.stage.name
             raise ConfigError(f"data.latents is {self.data.latents!r}, but stage {name} needs pictures; allowed: null")
         if self.bottleneck.is_known:  # else that of init_from, see oscar.training.resolve
@@ -182,10 +188,10 @@ class TrainConfig:
         for name, optimiser in (("optimiser", self.optimiser), ("stage.critic.optimiser", self.stage.critic.optimiser)):
             if optimiser.schedule_steps is not None:
                 at_least(f"{name}.schedule_steps", optimiser.schedule_steps, self.trainer.max_steps)
-        if self.trainer.gradient_checkpointing and self.stage.name in ("hyper", "context"):
+        if self.trainer.gradient_checkpointing and stage.works_on_latents:
             raise ConfigError(f"trainer.gradient_checkpointing is true, but stage {self.stage.name} has no gradient "
                               "through UNet or VAE; allowed: false")  # fmt: skip
         if self.trainer.final == "best" and not self.validation.enabled:
             raise ConfigError("trainer.final is 'best', but validation.images is unset; allowed: last")
         if self.bottleneck.is_known:
-            self.validation.check(self.stage.name, self.bottleneck.rate_points(), self.bottleneck.continuous)
+            self.validation.check(self.stage.name, self.bottleneck)

@@ -23,8 +23,8 @@ PAPER_RULES = {"resized": "Lanczos, sides down to multiples of 128", "latent": "
 
 
 class OscarImageCodec(ImageCodec):
-    """OSCAR as a codec under evaluation; its points are the nominal bpp of the model's rates, with a hyperprior
-    qualities from 0 to 1.
+    """OSCAR as a codec under evaluation; its points are those of the bottleneck: the nominal bpp of the model's rates,
+    with a hyperprior qualities from 0 to 1.
 
     Protocol `bitstream` writes and reads real files of pictures of any size. Protocol `paper` is the published
     evaluation: the image is resized (`paper_size`, Lanczos), the latent is a sample, the decoder gets the original
@@ -61,7 +61,7 @@ class OscarImageCodec(ImageCodec):
         paper = protocol == "paper"
         self.name = f"oscar-{model}" + ("-paper" if paper else "")
         self.label = f"OSCAR {model}" + (" (paper protocol)" if paper else "")
-        if paper and codec.bottleneck.point_name != "rate":
+        if paper and not codec.bottleneck.is_published:
             raise ValueError(f"protocol is 'paper', but {model} has {codec.bottleneck.point_words}; allowed: bitstream")
         self.point_name = codec.bottleneck.point_name
         self.points = self.grid = codec.points
@@ -134,7 +134,7 @@ class OscarImageCodec(ImageCodec):
             reference=reference,
             decoded=decoded,
             encoded=None,
-            nominal_bpp=rate.bpp,
+            nominal_bpp=codec.bottleneck.nominal_bpp(rate),
             estimated_bpp=bits / (reference.width * reference.height),
             encode_seconds=middle - start,
             decode_seconds=end - middle,

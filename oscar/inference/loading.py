@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import UNet2DConditionModel
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
@@ -30,11 +29,12 @@ from oscar.models.backbone import (
     Backbone,
     Components,
     WeightSampler,
-    find_vae_class,
+    find_class,
     read_config,
     reading,
 )
 from oscar.models.modules import WeightsError, drop
+from oscar.registry import AUTOENCODERS, UNETS
 from oscar.utils.errors import first_line
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -177,12 +177,13 @@ def read_backbone(source: str | Path, components: Components, dtype: torch.dtype
             return _read_whole(source, components, dtype, adapt)
         config = read_config(source, "vae")
         with init_empty_weights():
-            vae = find_vae_class(config).from_config(config)
+            vae = find_class(AUTOENCODERS, config).from_config(config)
         drop(vae, _UNUSED[components])
         fill(vae, places["vae"], "vae", dtype, sampler.of_vae)
         if components != "encoder":
             with init_empty_weights():
-                unet = UNet2DConditionModel.from_config(read_config(source, "unet"))
+                config = read_config(source, "unet")
+                unet = find_class(UNETS, config).from_config(config)
             fill(unet, places["unet"], "unet", dtype, lambda name, value: adapt(name, sampler.of_unet(name, value)))
             unet.eval()
         backbone = Backbone(vae.eval(), unet, NoiseSchedule(read_config(source, "scheduler")), source)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from oscar.data.images import to_pil, to_rgb, to_tensor
+from oscar.registry import METRICS
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,9 @@ class Metric:
         kind: `full_reference` compares a decoded picture with its original, `no_reference` looks at the decoded picture
             alone, `set` compares all decoded pictures with all originals.
         needs: what images must have, where not all have a value.
+        function: how it is computed, where no network does: of the original and the decoded picture, uint8 arrays
+            (H, W, 3), of the latter alone with `no_reference`; None or NaN where there is no value. With `set` it is a
+            distance of Inception's features of the originals and of the decoded pictures, float32 (N, 2048).
     """
 
     label: str
@@ -59,26 +63,14 @@ class Metric:
     higher_is_better: bool
     kind: Literal["full_reference", "no_reference", "set"]
     needs: str = ""
+    function: Callable[..., float | None] | None = None
+
+    def variants(self, name: str) -> dict[str, Metric]:
+        """What is registered along with it: the metric on patches."""
+        label, needs = f"{self.label}, {PATCH}-pixel patches", f"a patch of {PATCH}x{PATCH} pixels"
+        return {name + ON_PATCHES: replace(self, label=label, needs=needs)}
 
 
-METRICS = {
-    "psnr": Metric("PSNR", "dB", True, "full_reference"),
-    "ms_ssim": Metric("MS-SSIM", "", True, "full_reference", f"{MS_SSIM_MIN_SIDE} pixels a side"),
-    "ms_ssim_y": Metric("MS-SSIM (luma)", "", True, "full_reference", f"{MS_SSIM_MIN_SIDE} pixels a side"),
-    "lpips_alex": Metric("LPIPS (AlexNet)", "", False, "full_reference", "31 pixels a side"),
-    "lpips_vgg": Metric("LPIPS (VGG)", "", False, "full_reference", "16 pixels a side"),
-    "dists": Metric("DISTS", "", False, "full_reference"),
-    "musiq": Metric("MUSIQ", "", True, "no_reference", "sides that differ less than 448 times"),
-    "clipiqa+": Metric("CLIP-IQA+", "", True, "no_reference", "32 pixels a side"),
-    "niqe": Metric("NIQE", "", False, "no_reference", "two blocks of 96x96 pixels with contrast"),
-    "fid": Metric("FID", "", False, "set", "to be two or more"),
-    "kid": Metric("KID", "", False, "set", "to be two or more"),
-}
-METRICS |= {
-    name + ON_PATCHES: replace(metric, label=f"{metric.label}, {PATCH}-pixel patches",
-                               needs=f"a patch of {PATCH}x{PATCH} pixels")
-    for name, metric in METRICS.items()
-}  # fmt: skip
 _PAPERS = {"ms_ssim": "ms_ssim_y"}  # conventions of protocol paper, under names of their own
 
 
@@ -180,11 +172,40 @@ def _ms_ssim(a: Picture, b: Picture, channels: Callable[[torch.Tensor], torch.Te
     return product
 
 
+def _fid(a: np.ndarray, b: np.ndarray) -> float:
+    from oscar.metrics.distribution import frechet_distance
+
+    return frechet_distance(a, b)
+
+
+def _kid(a: np.ndarray, b: np.ndarray) -> float:
+    from oscar.metrics.distribution import kernel_distance
+
+    return kernel_distance(a, b)
+
+
+_SIDES = f"{MS_SSIM_MIN_SIDE} pixels a side"
+for _name, _metric in {
+    "psnr": Metric("PSNR", "dB", True, "full_reference", function=psnr),
+    "ms_ssim": Metric("MS-SSIM", "", True, "full_reference", _SIDES, ms_ssim),
+    "ms_ssim_y": Metric("MS-SSIM (luma)", "", True, "full_reference", _SIDES, ms_ssim_y),
+    "lpips_alex": Metric("LPIPS (AlexNet)", "", False, "full_reference", "31 pixels a side"),
+    "lpips_vgg": Metric("LPIPS (VGG)", "", False, "full_reference", "16 pixels a side"),
+    "dists": Metric("DISTS", "", False, "full_reference"),
+    "musiq": Metric("MUSIQ", "", True, "no_reference", "sides that differ less than 448 times"),
+    "clipiqa+": Metric("CLIP-IQA+", "", True, "no_reference", "32 pixels a side"),
+    "niqe": Metric("NIQE", "", False, "no_reference", "two blocks of 96x96 pixels with contrast"),
+    "fid": Metric("FID", "", False, "set", "to be two or more", _fid),
+    "kid": Metric("KID", "", False, "set", "to be two or more", _kid),
+}.items():
+    METRICS.register(_name, _metric)
+
+
 class MetricSet:
     """Metrics by name, with their networks built once.
 
     Args:
-        names: of `METRICS`.
+        names: of `oscar.registry.METRICS`.
         device: of the networks; PSNR and MS-SSIM are computed on the CPU.
         files: weight files by name, see `oscar.metrics.weights.CACHE`; others are looked up in torch's hub cache.
         download: whether missing weight files may be fetched.
@@ -291,13 +312,11 @@ class MetricSet:
         Returns:
             Values by name; None where a set has fewer than two pictures or patches.
         """
-        from oscar.metrics.distribution import DISTANCES
-
         scores: dict[str, float | None] = {}
         for name in self._available("set"):
             key = _features_key(name)
             sets = [[row for picture in pictures for row in picture[key]] for pictures in (reference, decoded)]
-            distance = DISTANCES[name.removesuffix(ON_PATCHES)]
+            distance = METRICS[name].function
             scores[name] = distance(*map(np.array, sets)) if min(map(len, sets)) >= 2 else None
         return scores
 
@@ -306,15 +325,12 @@ class MetricSet:
 
     def _score_one(self, name: str, reference: np.ndarray, decoded: np.ndarray) -> float | None:
         """A value of a picture or patch; None or NaN where there is none."""
-        network = self._networks[name]
-        if name in _FUNCTIONS:
-            return network(reference, decoded)
-        inputs = [decoded] if METRICS[name].kind == "no_reference" else [decoded, reference]
+        network, alone = self._networks[name], METRICS[name].kind == "no_reference"
+        if METRICS[name].function is not None:
+            return network(decoded) if alone else network(reference, decoded)
+        inputs = [decoded] if alone else [decoded, reference]
         with _exact_inference():
             return network(*(_tensor(pixels).to(self._device) for pixels in inputs))
-
-
-_FUNCTIONS = {"psnr": psnr, "ms_ssim": ms_ssim, "ms_ssim_y": ms_ssim_y}
 
 
 def _network_name(metric: str) -> str:
@@ -327,8 +343,8 @@ def _features_key(metric: str) -> str:
 
 
 def _build(network: str, weights: Any, device: str | torch.device) -> Any:
-    if network in _FUNCTIONS:
-        return _FUNCTIONS[network]
+    if network in METRICS and METRICS[network].function is not None:
+        return METRICS[network].function
     if network == "inception":
         from oscar.metrics.distribution import Inception
 

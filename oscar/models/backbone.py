@@ -18,15 +18,18 @@ from torch import Tensor, nn
 from oscar.diffusion import NoiseSchedule
 from oscar.models.conv_autoencoder import AutoencoderConv
 from oscar.models.precision import compute_finite
+from oscar.registry import AUTOENCODERS, UNETS, Registry
 from oscar.utils.errors import hub_reason
 
 PARTS = ("vae", "unet", "scheduler")
-# Autoencoder classes by the `_class_name` of vae/config.json; Stable Diffusion's is the first.
-VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC, "AutoencoderConv": AutoencoderConv}
+# By the `_class_name` of a part's config.json; Stable Diffusion's are the first.
+for _vae in (AutoencoderKL, AutoencoderDC, AutoencoderConv):
+    AUTOENCODERS.register(_vae.__name__, _vae)
+UNETS.register(UNet2DConditionModel.__name__, UNet2DConditionModel)
 Components = Literal["both", "encoder", "decoder"]
 NoiseSource = Callable[[Tensor], Tensor]  # standard normal noise in the shape of what it is given
 SampleRule = Callable[[Tensor], NoiseSource]
-VAE = AutoencoderKL | AutoencoderDC | AutoencoderConv
+VAE = AutoencoderKL | AutoencoderDC | AutoencoderConv  # or a class of `AUTOENCODERS` that has their methods
 VAE_ENCODER, VAE_DECODER = ("encoder", "quant_conv"), ("decoder", "post_quant_conv")  # its modules, by half
 FACTORS = (8, 16)  # pixels per latent position along each side; the paper's rates are of 8
 _SAMPLES = 64  # values of each tensor by which weights are told apart
@@ -81,8 +84,8 @@ class Backbone(nn.Module):
         """
         source = str(source)
         with reading(source):
-            vae = _read(find_vae_class(read_config(source, "vae")), source, "vae")
-            unet = _read(UNet2DConditionModel, source, "unet")
+            vae = _read(find_class(AUTOENCODERS, read_config(source, "vae")), source, "vae")
+            unet = _read(find_class(UNETS, read_config(source, "unet")), source, "unet")
             schedule = NoiseSchedule(read_config(source, "scheduler"))
         backbone, sampler = cls(vae, unet, schedule, source), WeightSampler()
         for take, network in ((sampler.of_vae, vae), (sampler.of_unet, unet)):
@@ -95,8 +98,8 @@ class Backbone(nn.Module):
     def from_configs(cls, vae: Mapping, unet: Mapping, scheduler: Mapping) -> Backbone:
         """Random weights in the shape of three diffusers configurations (for training from scratch and for tests)."""
         return cls(
-            find_vae_class(vae).from_config(dict(vae)),
-            UNet2DConditionModel.from_config(dict(unet)),
+            find_class(AUTOENCODERS, vae).from_config(dict(vae)),
+            find_class(UNETS, unet).from_config(dict(unet)),
             NoiseSchedule(dict(scheduler)),
             None,
         )
@@ -186,7 +189,7 @@ class Backbone(nn.Module):
         state = self.unet.state_dict()
         if not any("lora_" in name for name in state):
             return self.unet
-        unet = UNet2DConditionModel.from_config(self.unet.config)
+        unet = type(self.unet).from_config(self.unet.config)
         nn.Module.to(unet, self.unet.device, self.unet.dtype)  # diffusers' own warns of modules that this class lacks
         unet.load_state_dict(
             {name.replace(".base_layer", ""): value for name, value in state.items() if "lora_" not in name}
@@ -291,12 +294,12 @@ class WeightSampler:
                 for part, taken in sorted(self.parts.items())}  # fmt: skip
 
 
-def find_vae_class(config: Mapping) -> type[VAE]:
-    """The class of an autoencoder by its configuration (BackboneError if it is none of `VAE_CLASSES`)."""
-    name = config.get("_class_name", "AutoencoderKL")
-    if name not in VAE_CLASSES:
-        raise BackboneError(f"vae class {name!r} is not supported; allowed: {', '.join(VAE_CLASSES)}")
-    return VAE_CLASSES[name]
+def find_class(classes: Registry, config: Mapping) -> type:
+    """The class of a part by its configuration (BackboneError if there is none such)."""
+    name = config.get("_class_name", next(iter(classes)))
+    if name not in classes:
+        raise BackboneError(f"{classes.field} {name!r} is not supported; allowed: {', '.join(classes)}")
+    return classes[name]
 
 
 def read_config(source: str, part: str) -> dict:

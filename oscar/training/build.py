@@ -9,10 +9,11 @@ import torch.utils.checkpoint
 from torch import nn
 
 from oscar import checkpoint
-from oscar.bottlenecks.hyper_encoder import HyperEncoder
+from oscar.bottlenecks import Bottleneck
 from oscar.codec import OscarCodec
 from oscar.config import CacheLatentsConfig, ConfigError, TrainConfig
 from oscar.models.backbone import Backbone, read_configs
+from oscar.registry import STAGES
 from oscar.timesteps import mapping_from_config
 from oscar.training.resolve import check_shape, resolve
 from oscar.training.stages.base import Stage
@@ -43,26 +44,8 @@ def build_stage(config: TrainConfig) -> Stage:
 
 
 def _build(config: TrainConfig) -> Stage:
-    if config.stage.name == "vae":
-        from oscar.training.stages.vae import VAEStage
-
-        return VAEStage(build_backbone(config), config)
-    if config.stage.name == "prior":
-        from oscar.training.stages.diffusion_pretrain import PriorStage
-
-        return PriorStage(build_backbone(config), config)
-    codec = build_codec(config)
-    if config.stage.name == "hyper":
-        from oscar.training.stages.bottleneck import BottleneckStage
-
-        return BottleneckStage(codec, config)
-    if config.stage.name == "context":
-        from oscar.training.stages.context import ContextStage
-
-        return ContextStage(codec, config)
-    from oscar.training.stages.joint import JointStage
-
-    return JointStage(codec, config)
+    stage = STAGES.find(config.stage.name)
+    return stage(build_codec(config) if stage.trains_codec else build_backbone(config), config)
 
 
 def networks(stage: Stage) -> list[nn.Module]:
@@ -71,8 +54,8 @@ def networks(stage: Stage) -> list[nn.Module]:
     for module in stage.modules():
         if isinstance(module, Backbone):
             found += [module.vae.encoder, module.vae.decoder, module.unet]
-        elif isinstance(module, HyperEncoder):
-            found += [module.backbone, module.proj]
+        elif isinstance(module, Bottleneck):
+            found += module.compiled_networks()
     if stage.critic is not None:
         found.append(stage.critic.trunk)
     return found
@@ -118,7 +101,7 @@ def build_codec(config: TrainConfig) -> OscarCodec:
         codec.forget_fingerprint()
     else:
         architecture = {
-            "bottleneck": config.bottleneck.options(),
+            "bottleneck": config.bottleneck.describe(),
             "denoiser": config.denoiser.options(),
             "timesteps": mapping.to_config(),
         }

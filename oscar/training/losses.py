@@ -6,6 +6,7 @@ Images are (B, 3, H, W), RGB in [-1, 1]; latents (B, C, h, w). Every loss is a m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oscar.config import StageConfig
+from oscar.metrics.networks import DistsDistance, LpipsDistance
 from oscar.metrics.ssim import MS_SSIM_WEIGHTS, MS_SSIM_WINDOW, ssim_parts
 from oscar.metrics.weights import Weights
-from oscar.training.perceptual_losses import NETWORKS
+from oscar.registry import LOSSES
+from oscar.training.perceptual_losses import FeatureDistance
 
 EDGES = "edges_"
 
@@ -112,22 +115,58 @@ def grey_edges(image: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 EDGE_MAPS = {"rgb": sobel_edges, "grey": grey_edges}
-FUNCTIONS = {"l1": l1, "mse": mse, "ms_ssim": ms_ssim}
-BY_PICTURE = {  # (B,)
-    "l1": lambda prediction, target: (prediction - target).abs().mean(dim=(1, 2, 3)),
-    "mse": lambda prediction, target: (prediction - target).square().mean(dim=(1, 2, 3)),
-    "ms_ssim": lambda prediction, target: 1 - _ms_ssim_scores(prediction, target).mean(dim=1),
-}
-IN_UNIT = {"l1": 1 / 2, "mse": 1 / 4}  # factors from images in [-1, 1] to images in [0, 1]
-TERMS = (*FUNCTIONS, *NETWORKS)
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Term:
+    """An image loss that is more than a function (prediction, target) -> mean over the batch.
+
+    Attributes:
+        build: weight files -> such a function, or a network that is one.
+        by_picture: the distance of each picture (B,); None takes them one by one.
+        unit: factor from images in [-1, 1] to images in [0, 1].
+    """
+
+    build: Callable[[Weights], Distance]
+    by_picture: Distance | None = None
+    unit: float = 1.0
+
+    @classmethod
+    def named(cls, name: str) -> Term:
+        """The term of a name of `LOSSES`."""
+        entry = LOSSES[name]
+        return entry if isinstance(entry, cls) else cls(lambda weights: entry)
+
+
+def _l1_by_picture(prediction: Tensor, target: Tensor) -> Tensor:
+    return (prediction - target).abs().mean(dim=(1, 2, 3))
+
+
+def _mse_by_picture(prediction: Tensor, target: Tensor) -> Tensor:
+    return (prediction - target).square().mean(dim=(1, 2, 3))
+
+
+def _ms_ssim_by_picture(prediction: Tensor, target: Tensor) -> Tensor:
+    return 1 - _ms_ssim_scores(prediction, target).mean(dim=1)
+
+
+LOSSES.register("l1", Term(lambda weights: l1, _l1_by_picture, unit=1 / 2))
+LOSSES.register("mse", Term(lambda weights: mse, _mse_by_picture, unit=1 / 4))
+LOSSES.register("ms_ssim", Term(lambda weights: ms_ssim, _ms_ssim_by_picture))
+LOSSES.register("dists", Term(DistsDistance))
+LOSSES.register("lpips_vgg", Term(lambda weights: LpipsDistance(weights, "vgg16")))
+LOSSES.register("lpips_alex", Term(lambda weights: LpipsDistance(weights, "alexnet")))
+LOSSES.register("features", Term(FeatureDistance.from_weights))
 
 
 class ImageLoss(nn.Module):
     """Weighted sum of named image distances.
 
-    A name is one of `l1`, `mse`, `ms_ssim`, `dists`, `lpips_vgg`, `lpips_alex`, `features`, or one of these after
-    `edges_`, which measures Sobel edge maps (mapped from [0, 1] to [-1, 1]) in place of images. Networks are frozen,
-    stay in evaluation mode and are shared between a term and its edge variant. All is computed in float32.
+    A name is one of `oscar.registry.LOSSES` (`l1`, `mse`, `ms_ssim`, `dists`, `lpips_vgg`, `lpips_alex`, `features`, or
+    one of your own), or one of these after `edges_`, which measures Sobel edge maps (mapped from [0, 1] to [-1, 1]) in
+    place of images. Networks are frozen, stay in evaluation mode and are shared between a term and its edge variant.
+    All is computed in float32.
 
     Args:
         weights: term to weight; a term of weight zero is not built.
@@ -150,19 +189,23 @@ class ImageLoss(nn.Module):
         clamp_output: bool = False,
     ) -> None:
         super().__init__()
-        self.factors = IN_UNIT if image_range == "unit" else {}
         self.edges = EDGE_MAPS[edges]
         self.clamp_output = clamp_output
         for name, weight in weights.items():
-            if name.removeprefix(EDGES) not in TERMS:
-                allowed = f"{', '.join(TERMS)}, each also after {EDGES}"
+            if name.removeprefix(EDGES) not in LOSSES:
+                allowed = f"{', '.join(LOSSES)}, each also after {EDGES}"
                 raise ValueError(f"image loss {name!r} does not exist; allowed: {allowed}")
             if not weight >= 0:
                 raise ValueError(f"image loss weight {name} = {weight} is not allowed; it must be 0 or more")
         self.weights = {name: float(weight) for name, weight in weights.items() if weight > 0}
-        needed = {name.removeprefix(EDGES) for name in self.weights}
         files = Weights(paths, download, key="stage.network_files", switch="stage.download")
-        self.networks = nn.ModuleDict({name: build(files) for name, build in NETWORKS.items() if name in needed})
+        needed = [name for name in LOSSES if {name, EDGES + name} & self.weights.keys()]
+        self.terms = {name: Term.named(name) for name in needed}
+        self.factors = {name: term.unit if image_range == "unit" else 1 for name, term in self.terms.items()}
+        self.distances = {name: term.build(files) for name, term in self.terms.items()}
+        self.networks = nn.ModuleDict(
+            {name: distance for name, distance in self.distances.items() if isinstance(distance, nn.Module)}
+        )
         self.train(False)
 
     @classmethod
@@ -185,13 +228,14 @@ class ImageLoss(nn.Module):
         return total, {name: value.detach().mean() for name, value in terms.items()}
 
     def _distance(self, name: str, prediction: Tensor, target: Tensor) -> Tensor:
-        return FUNCTIONS[name](prediction, target) if name in FUNCTIONS else self.networks[name](prediction, target)
+        return self.distances[name](prediction, target)
 
     def _distances(self, name: str, prediction: Tensor, target: Tensor) -> Tensor:
-        if name in BY_PICTURE:
-            return BY_PICTURE[name](prediction, target)
+        by_picture = self.terms[name].by_picture
+        if by_picture is not None:
+            return by_picture(prediction, target)
         pairs = zip(prediction.split(1), target.split(1), strict=True)
-        return torch.stack([self.networks[name](*pair) for pair in pairs])
+        return torch.stack([self.distances[name](*pair) for pair in pairs])
 
     def _sum(self, distance: Callable, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         total, terms = prediction.new_zeros((), dtype=torch.float32), {}
@@ -204,6 +248,6 @@ class ImageLoss(nn.Module):
                 if name.startswith(EDGES) and edges is None:
                     edges = tuple(2 * self.edges(image) - 1 for image in plain)
                 pair, kind = (edges if name.startswith(EDGES) else plain), name.removeprefix(EDGES)
-                terms[name] = self.factors.get(kind, 1) * distance(kind, *pair)
+                terms[name] = self.factors[kind] * distance(kind, *pair)
                 total = total + weight * terms[name]
         return total, terms

@@ -1,14 +1,10 @@
-"""Perceptual distances by name: networks from pyiqa and lpips, and a small local feature network.
-
-Where their weights come from: see `oscar.metrics.weights`.
-"""
+"""A perceptual distance of a small local feature network; where its weights come from: see `oscar.metrics.weights`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from oscar.metrics.networks import DistsDistance, LpipsDistance
 from oscar.metrics.squeezenet import SqueezeNetFeatures
 from oscar.metrics.weights import Weights, WeightsUnavailable
 from oscar.utils.errors import first_line
@@ -37,14 +33,6 @@ class FeatureDistance(nn.Module):
         pairs = zip(self.network(prediction), self.network(target), strict=True)
         distances = [(unit(a) - unit(b)).square().sum(dim=1).mean() for a, b in pairs]
         return torch.stack(distances).mean()
-
-
-NETWORKS = {
-    "dists": DistsDistance,
-    "lpips_vgg": lambda weights: LpipsDistance(weights, "vgg16"),
-    "lpips_alex": lambda weights: LpipsDistance(weights, "alexnet"),
-    "features": FeatureDistance.from_weights,
-}
 
 
 def unit(features: Tensor, eps: float = 1e-8) -> Tensor:

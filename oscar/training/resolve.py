@@ -12,10 +12,10 @@ from dataclasses import fields
 from typing import Any
 
 from oscar import checkpoint
-from oscar.config import DENOISER, HYPERPRIOR, VQ, BackboneConfig, BottleneckConfig, ConfigError, TrainConfig
+from oscar.config import DENOISER, BackboneConfig, BottleneckConfig, ConfigError, TrainConfig, take
 from oscar.models.backbone import PARTS, read_configs
-from oscar.rates import rate_by_id
-from oscar.timesteps import CurveMapping, TableMapping, mapping_from_config, read_calibration
+from oscar.registry import BOTTLENECKS, STAGES
+from oscar.timesteps import mapping_from_config, read_calibration
 from oscar.utils.strict_json import as_read
 
 # Of a backbone's configuration, what training or reading it may change.
@@ -36,48 +36,23 @@ def resolve(config: TrainConfig) -> TrainConfig:
         _take_bottleneck(config.bottleneck, description["bottleneck"])
         _take_denoiser(config, description["denoiser"])
         _take_backbone(config.backbone, description["backbone"], str(folder))
-        if config.timesteps is None:
+        if not config.timesteps:
             config.timesteps = description["timesteps"]
-    if config.stage.name not in ("vae", "prior"):
-        default = CurveMapping.straight() if config.bottleneck.continuous else TableMapping.paper()
-        given = None if config.timesteps is None else mapping_from_config(read_calibration(config.timesteps))
-        config.timesteps = (given or default).to_config()
+    if STAGES[config.stage.name].trains_codec:
+        if not config.timesteps:
+            mapping = config.bottleneck.family.default_mapping()
+        else:
+            mapping = mapping_from_config(read_calibration(config.timesteps))
+        config.timesteps = mapping.to_config()
     config.check()
     return config
 
 
-def _take(config: Any, name: str, stored: Mapping[str, Any]) -> None:
-    """Take fields over from a checkpoint; refuse those that are set to other values."""
-    for key, value in stored.items():
-        own = getattr(config, key)
-        if own is None:
-            setattr(config, key, copy.deepcopy(value))
-        elif own != value:
-            raise ConfigError(f"{name}.{key} is {own!r}, but init_from has {value!r}; allowed: the same, or null")
-
-
 def _take_bottleneck(config: BottleneckConfig, stored: Mapping[str, Any]) -> None:
-    _take(config, "bottleneck", {"kind": stored.get("kind", "vq")})
-    if config.continuous:
-        _take(config.hyperprior, "bottleneck.hyperprior", {name: stored.get(name, HYPERPRIOR[name])
-                                                           for name in HYPERPRIOR})  # fmt: skip
-        return
-    names = {rate_id: rate_by_id(rate_id).bpp for rate_id in stored["rates"]}
-    if config.rates is not None:
-        for rate in config.rate_points():
-            if rate.id not in names:
-                raise ConfigError(f"bottleneck.rates has {rate.bpp}, which init_from lacks; "
-                                  f"allowed: null, or some of {', '.join(map(str, names.values()))}")  # fmt: skip
-    else:
-        config.rates = list(names.values())
-    _take(config, "bottleneck", {name: stored.get(name, VQ[name]) for name in VQ if name != "rates"})
-    kept = {rate.id for rate in config.rate_points()}
-    of_checkpoint = {name: {names[int(key)]: value for key, value in stored.get(name, {}).items() if int(key) in kept}
-                     for name in ("dither", "stages")}  # fmt: skip
-    config.dither = config.dither or of_checkpoint["dither"]
-    own = config.by_id("stages")
-    config.stages |= {bpp: value for bpp, value in of_checkpoint["stages"].items()
-                      if not any(rate_by_id(rate_id).bpp == bpp for rate_id in own)}  # fmt: skip
+    kind = stored.get("kind", "vq")
+    BOTTLENECKS.find(kind)
+    take(config, "bottleneck", {"kind": kind})
+    config.family.take_over(config, stored)
 
 
 def _take_denoiser(config: TrainConfig, stored: Mapping[str, Any]) -> None:
@@ -85,7 +60,7 @@ def _take_denoiser(config: TrainConfig, stored: Mapping[str, Any]) -> None:
     stored = {name: stored.get(name, DENOISER[name]) for name in names}
     if stored["tuning"] == "full":  # which has no adapters, whatever the checkpoint says of them
         stored |= {name: getattr(config.denoiser, name) or stored[name] for name in ("lora_rank", "lora_alpha")}
-    _take(config.denoiser, "denoiser", stored)
+    take(config.denoiser, "denoiser", stored)
 
 
 def _take_backbone(config: BackboneConfig, named: str | None, folder: str) -> None:

@@ -50,7 +50,8 @@ class Row:
 
     Attributes:
         picture: number within the set.
-        rate: nominal bpp, or quality; None in stages without rates and for originals.
+        rate: nominal bpp, quality, or other operating point; None in stages without rates and for originals.
+        label: what it is called in the names of scalars.
         values: scalar by name, none for an original; None where a metric does not exist for this picture.
         codes: uses of each code (K,), None without a codebook.
         cell: what the grid shows and its caption, None if the picture is not in the grid.
@@ -61,6 +62,7 @@ class Row:
     values: dict[str, float | None] = field(default_factory=dict)
     codes: np.ndarray | None = None
     cell: tuple[Image.Image, str] | None = None
+    label: str = ""
 
 
 class Validator:
@@ -174,6 +176,7 @@ class Validator:
         parsed = codec.read(data)
         decoded = to_pil(codec.decode_files([parsed])[0])
         row = self._row(number, point.value, picture, decoded, f"{point.value:.4g}: {len(data):,} bytes")
+        row.label = codec.bottleneck.label(point)
         cosine, row.codes = codec.bottleneck.judge(parsed.symbols, point, encoded.latent)
         row.values |= {"bpp": 8 * len(data) / (picture.width * picture.height), "cosine": cosine}
         return row
@@ -217,7 +220,7 @@ def summarise(rows: list[Row]) -> dict[str, float]:
         if group[0].codes is not None:
             codes = sum(row.codes for row in group)
             use = {"perplexity": perplexity(torch.from_numpy(codes)).item(), "used": float(np.mean(codes > 0))}
-        scalars |= {f"{name}_{rate:.4f}": value for name, value in {**_means(group), **use}.items()}
+        scalars |= {f"{name}_{group[0].label}": value for name, value in {**_means(group), **use}.items()}
     return scalars
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from oscar.registry import load_plugins
 from oscar.utils.overrides import explain, explain_commas, quote_overrides
 
 
@@ -76,5 +77,6 @@ def run_script(main: Callable[[], None], name: str) -> None:
     """Run a script's Hydra main, overrides quoted (`oscar.utils.overrides`); errors end as `one_line` says."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach this place
     with one_line(name):
+        load_plugins()  # before the configuration, which may name what they add
         sys.argv[1:] = quote_overrides(sys.argv[1:])
         main()

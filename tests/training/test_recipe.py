@@ -23,6 +23,7 @@ from torch import Tensor
 from oscar.config import ConfigError, StageConfig, TrainConfig
 from oscar.data.crops import PhotoDataset
 from oscar.models.discriminator import LatentDiscriminator, PublishedHead
+from oscar.registry import LOSSES
 from oscar.training import losses
 from oscar.training.build import build_stage
 from oscar.training.losses import ImageLoss, critic_loss
@@ -290,7 +291,7 @@ def test_dists_gets_the_published_edges(monkeypatch) -> None:
             seen.extend(((prediction + 1) / 2, (target + 1) / 2))  # what DistsDistance hands to pyiqa
             return prediction.mean()
 
-    monkeypatch.setitem(losses.NETWORKS, "dists", Spy)
+    monkeypatch.setitem(LOSSES._entries, "dists", losses.Term(Spy))
     prediction, target = images()
     ImageLoss({"edges_dists": 1.0}, edges="grey")(prediction, target)
     for map_, image in zip(seen, (prediction, target), strict=True):

@@ -103,7 +103,7 @@ def model_folder(config: InferenceSpeedConfig, folder: Path) -> str:
         Backbone.from_configs(shapes.vae, shapes.unet, shapes.scheduler).save_pretrained(folder / "backbone")
         codec = OscarCodec(*checkpoint.build(
             {
-                "bottleneck": {"rates": rates, **config.bottleneck.options()},
+                "bottleneck": {"rates": rates, **config.bottleneck.describe()},
                 "denoiser": {"tuning": "lora"},
                 "timesteps": {"kind": "table"},
             },

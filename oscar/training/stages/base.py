@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from diffusers import AutoencoderKL
@@ -52,14 +53,21 @@ def check_posterior(backbone: Backbone) -> None:
 class Stage(nn.Module):
     """A stage of training. Its forward pass maps images (B, 3, H, W) in [-1, 1] to named scalars, among them `loss`.
 
-    Every scalar is a mean over the batch, so that its mean over processes is that of one larger batch.
+    Every scalar is a mean over the batch, so that its mean over processes is that of one larger batch. It is made of a
+    codec, or of a backbone, and the run's configuration.
 
     Attributes:
+        trains_codec: whether it is made of a codec.
+        works_on_latents: whether no gradient passes VAE and UNet, so that latents of a cache will do (`data.latents`).
+        fields: of `StageConfig` that count in it; None where the bottleneck says so (`Bottleneck.stage_fields`).
         metrics: every name that the forward pass may return, in the order of the log's columns.
         takes_latents: the forward pass gets the VAE's latents (B, 4, h, w), of a cache, in place of images.
         critic: adversary with an optimiser of its own, or None. Not a submodule: the loop wraps it separately.
     """
 
+    trains_codec: ClassVar[bool] = True
+    works_on_latents: ClassVar[bool] = False
+    fields: ClassVar[tuple[str, ...] | None] = None
     metrics: tuple[str, ...] = ("loss",)
     critic: nn.Module | None = None
     takes_latents: bool = False
@@ -139,7 +147,7 @@ def validation_points(options: ValidationConfig, bottleneck: Bottleneck) -> list
     Raises:
         ConfigError: for one that the bottleneck does not have.
     """
-    name = "rates" if options.rates is not None else "qualities"
+    name = bottleneck.validation_field
     values = getattr(options, name)
     if values is None:
         return list(bottleneck.validation_points())

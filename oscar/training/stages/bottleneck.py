@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from oscar.codec import OscarCodec
 from oscar.config import TrainConfig
 from oscar.data.latents import check_latents
+from oscar.registry import STAGES
 from oscar.training.stages.base import CodecStage, Pass, check_posterior, encode_latents
 
 
+@STAGES.register("hyper")
 class BottleneckStage(CodecStage):
     """The bottleneck's own losses; one VAE pass serves all operating points of a step.
 
@@ -24,6 +26,8 @@ class BottleneckStage(CodecStage):
 
     With cached latents (`data.latents`) there is no VAE pass: batches are latents (B, C, h, w) in place of images.
     """
+
+    works_on_latents = True
 
     def __init__(self, codec: OscarCodec, config: TrainConfig):
         super().__init__(codec, config)

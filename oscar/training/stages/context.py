@@ -13,12 +13,14 @@ from oscar.bottlenecks.vq import need_rates
 from oscar.codec import OscarCodec
 from oscar.config import ContextConfig, TrainConfig
 from oscar.data.latents import check_latents
+from oscar.registry import STAGES
 from oscar.training.stages.base import Pass, Stage, validation_points
 
 MEMORY = 2**17  # indices of each rate that are kept to be learned from
 ROWS = 4096  # learned from at once, of each rate
 
 
+@STAGES.register("context")
 class ContextStage(Stage):
     """Bits per index that each rate's context model spends, as shares of what fixed length takes, averaged over rates.
 
@@ -27,6 +29,8 @@ class ContextStage(Stage):
     checkpoints. With cached latents (`data.latents`) there is no VAE pass: batches are latents (B, 4, h, w) in place of
     images.
     """
+
+    works_on_latents = True
 
     def __init__(self, codec: OscarCodec, config: TrainConfig):
         super().__init__()

@@ -11,11 +11,16 @@ from torch import Tensor, nn
 from oscar.config import TrainConfig
 from oscar.models.backbone import Backbone
 from oscar.models.denoiser import predict
+from oscar.registry import STAGES
 from oscar.training.stages.base import Pass, Stage, save_backbone
 
 
+@STAGES.register("prior")
 class PriorStage(Stage):
     """Trains the UNet, without a prompt, to the schedule's prediction type at uniformly drawn timesteps."""
+
+    trains_codec = False
+    fields = ()
 
     def __init__(self, backbone: Backbone, config: TrainConfig):
         super().__init__()

@@ -14,12 +14,14 @@ from oscar.bottlenecks import Draw
 from oscar.codec import OscarCodec
 from oscar.config import ConfigError, CriticConfig, TrainConfig
 from oscar.models.discriminator import LatentDiscriminator, PublishedHead
+from oscar.registry import STAGES
 from oscar.timesteps import LearnedMapping
 from oscar.training.losses import ImageLoss, generator_loss
 from oscar.training.stages.base import CodecStage, Pass, check_posterior, encode_latents
 from oscar.training.timesteps import LearnedTimesteps
 
 
+@STAGES.register("joint")
 class JointStage(CodecStage):
     """Image and edge losses on the one-step reconstruction, the bottleneck's own losses, and an adversarial one.
 

@@ -10,19 +10,24 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from oscar.config import ConfigError, TrainConfig
+from oscar.config import IMAGE_FIELDS, ConfigError, TrainConfig
 from oscar.models.backbone import Backbone
+from oscar.registry import STAGES
 from oscar.training.losses import ImageLoss
 from oscar.training.stages.base import Pass, Stage, save_backbone
 
 SCALE_BATCHES = 32
 
 
+@STAGES.register("vae")
 class VAEStage(Stage):
     """Trains the VAE on image losses and, if it has a posterior, a KL term.
 
     At the end its scaling factor is set so that latents have unit variance.
     """
+
+    trains_codec = False
+    fields = (*IMAGE_FIELDS, "kl")
 
     def __init__(self, backbone: Backbone, config: TrainConfig):
         super().__init__()
