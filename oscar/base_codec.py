@@ -73,7 +73,12 @@ class BaseCodec(nn.Module):
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a checkpoint folder (see `oscar.checkpoint`), completely or not at all."""
-        checkpoint.save(self, folder, dtype, self.provenance)
+        checkpoint.save(self.parts, folder, dtype, self.provenance)
+
+    @property
+    def parts(self) -> checkpoint.Parts:
+        """What the codec consists of, as checkpoints are written from it."""
+        return checkpoint.Parts(self.backbone, self.bottleneck, self.denoiser, self.mapping)
 
     # Operating points and identity.
 
@@ -109,12 +114,12 @@ class BaseCodec(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 of what decoding depends on, in hexadecimal; see `checkpoint.fingerprint`."""
         if self._fingerprint is None:
-            self._fingerprint = checkpoint.fingerprint(self)
+            self._fingerprint = checkpoint.fingerprint(self.parts)
         return self._fingerprint
 
     def forget_fingerprint(self) -> None:
         """Have the fingerprint computed anew, after weights or tables were changed."""
-        self._fingerprint: str | None = None
+        self._fingerprint = None
 
     def train(self, mode: bool = True) -> Self:
         if mode:

@@ -103,7 +103,8 @@ class OscarCodec(BaseCodec):
         self, images: Sequence[AnyImage], point: float | Point | None = None, effort: int = 0
     ) -> list[bytes]:
         """Compress several images; those of one size go through the networks together. See `compress`."""
-        batches, result = [as_batch(image) for image in images], {}
+        batches = [as_batch(image) for image in images]
+        result: dict[int, bytes] = {}
         for positions in group(tuple(batch.shape) for batch in batches).values():
             batch = torch.cat([batches[position] for position in positions])
             result |= zip(positions, self.compress_tensor(batch, point, effort), strict=True)
@@ -180,7 +181,8 @@ class OscarCodec(BaseCodec):
     @torch.inference_mode()
     def decompress_tensor(self, files: Sequence[bytes]) -> list[Tensor]:
         """Files -> images (3, H, W) in [-1, 1]; files of equal size and operating point are decoded as one batch."""
-        parsed, result = [self.read(data) for data in files], {}
+        parsed = [self.read(data) for data in files]
+        result: dict[int, Tensor] = {}
         for positions in group((file.point, file.container.height, file.container.width) for file in parsed).values():
             result |= zip(positions, self.decode_files([parsed[position] for position in positions]), strict=True)
         return [result[position] for position in range(len(files))]
@@ -212,7 +214,7 @@ class OscarCodec(BaseCodec):
 
     def latent_shape(self, container: Container) -> tuple[int, int]:
         """Rows and columns of the latent of a file's image, before padding to the bottleneck's multiple."""
-        return tuple(-(-side // self.backbone.factor) for side in (container.height, container.width))
+        return -(-container.height // self.backbone.factor), -(-container.width // self.backbone.factor)
 
     @torch.inference_mode()
     def decode_files(self, parsed: Sequence[Parsed]) -> Tensor:
@@ -227,6 +229,7 @@ class OscarCodec(BaseCodec):
     def decode(self, symbols: Any, point: Point, timesteps: Tensor | float | None = None) -> Decoded:
         """Symbols -> padded images and what led there, at the point's timestep or at `timesteps` (one, or B)."""
         self.need("decoder")
+        assert self.denoiser is not None
         z_hat = self.bottleneck.dequantise(symbols, point)
         x0 = self.denoiser(z_hat, self.mapping(point) if timesteps is None else timesteps)
         return Decoded(symbols, z_hat, x0, self.decode_image(x0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
@@ -34,7 +36,7 @@ class NoiseSchedule(nn.Module):
                  "rescale_betas_zero_snr")  # fmt: skip
         self.config = {name: config[name] for name in names if name in config}
         self.config["prediction_type"] = self.prediction_type
-        scheduler = DDPMScheduler(**self.config)
+        scheduler: Any = DDPMScheduler(**self.config)
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float(), persistent=False)
 
     def __len__(self) -> int:

@@ -12,9 +12,9 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import Field, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from oscar.rates import PAPER_RATES, RatePoint, rate_by_id
 from oscar.registry import MAPPINGS
@@ -44,18 +44,18 @@ class TimestepMapping(ABC):
     @classmethod
     def options(cls) -> tuple[str, ...]:
         """What a config may name beside `kind`: the dataclass's fields."""
-        return tuple(item.name for item in fields(cls) if item.name != "kind")
+        return tuple(item.name for item in _fields(cls) if item.name != "kind")
 
     def to_config(self) -> dict:
         """A JSON-able description: kind and fields."""
-        return {"kind": self.kind, **asdict(self)}
+        return {"kind": self.kind, **asdict(cast(Any, self))}
 
     @classmethod
     def from_config(cls, config: Mapping) -> TimestepMapping:
         """The inverse of `to_config` (ValueError for a malformed one)."""
         values = {name: value for name, value in config.items() if name != "kind"}
-        for item in fields(cls):
-            number = {"int": int, "float": float}.get(getattr(item.type, "__name__", item.type))
+        for item in _fields(cls):
+            number = {"int": int, "float": float}.get(getattr(item.type, "__name__", str(item.type)))
             if item.name in values and number is not None:
                 values[item.name] = _number(values[item.name], number, item.name)
         return cls(**values)
@@ -80,13 +80,13 @@ class TableMapping(TimestepMapping):
         timesteps: pseudo-timestep by rate id.
     """
 
-    timesteps: Mapping[int, int]
+    timesteps: Mapping[int, Any]
     kind = "table"
 
     @classmethod
     def paper(cls) -> TableMapping:
         """The paper's table, for the eight rates that its UNet is trained on."""
-        return cls({rate.id: rate.timestep for rate in PAPER_RATES})
+        return cls(_table("paper"))
 
     def __call__(self, rate: RatePoint) -> int:
         if _rate(rate, self.kind).id not in self.timesteps:
@@ -267,7 +267,7 @@ class CurveMapping(TimestepMapping):
     @classmethod
     def straight(cls) -> CurveMapping:
         """From the paper's timestep at its lowest rate to little noise; to start with."""
-        return cls((float(PAPER_RATES[0].timestep), 20.0))
+        return cls((500.0, 20.0))
 
     def __call__(self, rate: Any) -> float:
         """The pseudo-timestep of a quality."""
@@ -347,14 +347,14 @@ def read_calibration(config: Mapping) -> dict:
 # The one byte of a file. Integers alone, or integer tensors, so that every machine gets the same timestep.
 
 
-def timestep_code(timestep: int, schedule_length: int) -> int:
-    """The code, 0 to 255, whose timestep is nearest."""
+def timestep_code(timestep: Any, schedule_length: int) -> Any:
+    """The code, 0 to 255, whose timestep is nearest; of an int or an array or tensor of them."""
     last = max(schedule_length - 1, 1)
     return ((CODES - 1) * timestep + last // 2) // last
 
 
-def timestep_of_code(code: int, schedule_length: int) -> int:
-    """The timestep of a code: 256 steps, evenly over the schedule."""
+def timestep_of_code(code: Any, schedule_length: int) -> Any:
+    """The timestep of a code, or of an array or tensor of them: 256 steps, evenly over the schedule."""
     return (code * (schedule_length - 1) + (CODES - 1) // 2) // (CODES - 1)
 
 
@@ -368,14 +368,18 @@ def _rate(point: Any, kind: str) -> RatePoint:
     return point
 
 
+def _fields(kind: type) -> tuple[Field, ...]:
+    return fields(cast(Any, kind))  # every kind is a dataclass
+
+
 def _by_key(table: Mapping[int, float]) -> dict[str, float]:
     return {str(key): value for key, value in sorted(table.items())}
 
 
-def _table(table: object, number: type = int, field: str = "timesteps", what: str = "timestep") -> dict:
+def _table(table: Any, number: type = int, field: str = "timesteps", what: str = "timestep") -> dict:
     """Numbers by rate id, from "paper" or a dict."""
     if table == "paper" and field == "timesteps":
-        return {rate.id: number(rate.timestep) for rate in PAPER_RATES}
+        return {rate.id: number(rate.timestep) for rate in PAPER_RATES if rate.timestep is not None}
     try:
         return {rate_by_id(int(key)).id: _number(value, number, field) for key, value in table.items()}
     except (AttributeError, TypeError, ValueError) as error:
@@ -389,7 +393,7 @@ def _sequence(values: object, field: str) -> tuple[float, ...]:
     return tuple(_number(value, float, field) for value in values)
 
 
-def _number(value: object, number: type, field: str) -> int | float:
+def _number(value: Any, number: type, field: str) -> Any:
     """A number that is finite and, if it is to be an int, whole."""
     whole = number is int
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or (

@@ -104,13 +104,14 @@ class Container:
             raise HeaderError(f"norms have {len(self.side)} codes; allowed: {LATENT_CHANNELS}")
         if self.timestep is not None:
             _check_range("timestep code", self.timestep, 0, 255)
-        longest = packed_length(self.index_count, self.rate.codebook_size)
+        rate = rate_by_id(self.point_code)
+        longest = packed_length(self.index_count, rate.codebook_size)
         length = len(self.payload)
         if (length != longest) if self.coding == Coding.PACKED else (length >= longest):
             allowed = longest if self.coding == Coding.PACKED else f"fewer than {longest}"
             raise PayloadError(
                 f"payload has {length} bytes; allowed for {self.width}x{self.height} at rate "
-                f"{self.rate.bpp:.4f} with coding {self.coding.name.lower()}: {allowed}"
+                f"{rate.bpp:.4f} with coding {self.coding.name.lower()}: {allowed}"
             )
 
     @property
@@ -130,9 +131,9 @@ class Container:
 
     def point_facts(self) -> dict[str, float | int]:
         """What the header says of the operating point, by name, JSON-able."""
-        if self.coding == Coding.HYPERPRIOR:
+        if self.quality is not None:
             return {"quality": self.quality, "quality_code": self.point_code}
-        if self.coding == Coding.EXTERNAL:
+        if self.rate is None:
             return {"point_code": self.point_code}
         nominal = self.rate.nominal_bits(self.height, self.width) / (self.width * self.height)
         return {"rate": self.rate.bpp, "rate_id": self.point_code, "nominal_bpp": nominal}
@@ -140,7 +141,7 @@ class Container:
     @property
     def index_count(self) -> int:
         """Number of indices that the payload holds."""
-        rows, columns = self.rate.grid_shape(self.height, self.width)
+        rows, columns = rate_by_id(self.point_code).grid_shape(self.height, self.width)
         return rows * columns
 
     @property
@@ -199,7 +200,7 @@ class Container:
         if whole and _checksum(data[:checksum_start], payload) != data[checksum_start:header_end]:
             raise ChecksumError("checksum does not match: the file is damaged or cut short")
         return cls(
-            coding=coding,  # checked by the constructor, as are the other fields
+            coding=coding,  # type: ignore[arg-type]  # checked by the constructor, as are the other fields
             point_code=data[2] & 0xF if indices else (data[2] & 0xF) << 8 | data[3],
             model_tag=int.from_bytes(data[tag_end - 2 : tag_end], "big"),
             width=width + 1,

@@ -160,7 +160,7 @@ class Bottleneck(nn.Module, ABC):
 
     def parse(self, value: float | Point) -> Point:
         """The operating point that a user means (ValueError, saying what is allowed)."""
-        number = getattr(value, "value", value)
+        number: Any = getattr(value, "value", value)
         for point in self.points:
             if math.isclose(point.value, number, rel_tol=1e-6, abs_tol=1e-9):
                 return point

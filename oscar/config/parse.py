@@ -68,7 +68,7 @@ def parse(config: DictConfig, schema: type = TrainConfig) -> Any:
     """
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), config)
-        typed = OmegaConf.to_object(merged)
+        typed: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         reason = str(error.msg if getattr(error, "msg", None) else error).splitlines()[0]
         key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
+from torch import nn
 
 from oscar import checkpoint
 from oscar.bottlenecks import Components, from_config
@@ -71,10 +72,10 @@ def load(
     small, large = (torch.float32, auto_dtype(device)) if dtype == "auto" else (dtype, dtype)
     budget = MemoryBudget.parse(memory)
     codec = read(source, components, small, backbone, large)
-    preview = None
+    preview: Any = None
     if tiny_vae is not None and components != "encoder":
         preview = load_tiny_vae(tiny_vae, codec.backbone.latent_channels, codec.dtype)
-        drop(codec.backbone.vae, VAE_DECODER)
+        drop(cast(nn.Module, codec.backbone.vae), VAE_DECODER)
     optimise(codec, device, codec.dtype, compile, budget, preview)
     release_host_memory()
     return codec
@@ -116,7 +117,7 @@ def read(
                 folder, config, backbone, lambda source: read_backbone(source, components, dtype, change)
             )
             denoiser = None
-            if components != "encoder":
+            if network.unet is not None:
                 denoiser = Denoiser(network.unet, network.schedule, **config["denoiser"], merged=True).to(dtype)
                 check_names((name for name in stored if "lora_" in name), adapter_names(denoiser))
             bottleneck = from_config(config["bottleneck"], network.latent_channels).to(dtype)

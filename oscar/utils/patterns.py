@@ -20,7 +20,7 @@ def expand(root: str | Path) -> list[Path]:
     """
     if Path(root).exists():
         return [Path(root)]
-    found = []
+    found: list[Path] = []
     for name in _expand_braces(str(root)):
         matches = [name] if Path(name).exists() else sorted(glob(name, recursive=True))
         if not matches:

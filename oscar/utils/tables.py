@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -93,7 +94,7 @@ def escape_latex(text: str) -> str:
     return re.sub(r"[\\~^<>|–−×…]|[&%$#_{}]", lambda match: special.get(match[0], f"\\{match[0]}"), text)
 
 
-def _shown(value: object, show: Callable[[float], str] | None) -> str:
+def _shown(value: Any, show: Callable[[float], str] | None) -> str:
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return NONE
     if isinstance(value, str):
