@@ -49,8 +49,10 @@ class BaseCodec(nn.Module):
     ):
         super().__init__()
         if bottleneck.factor not in (None, backbone.factor):
-            raise ValueError(f"the backbone reduces each side by {backbone.factor}; "
-                             f"allowed with {bottleneck.point_name}s: {bottleneck.factor}")  # fmt: skip
+            raise ValueError(
+                f"the backbone reduces each side by {backbone.factor}; "
+                f"allowed with {bottleneck.point_name}s: {bottleneck.factor}"
+            )
         self.backbone, self.bottleneck, self.denoiser = backbone, bottleneck, denoiser
         self.components: Components = "both"
         self.provenance = provenance
@@ -92,8 +94,9 @@ class BaseCodec(nn.Module):
         own = self.bottleneck.point_name
         for name, value in named.items():
             if name != own and value is not None:
-                raise ValueError(f"{name} is {value}, but this model has {self.bottleneck.point_words}; "
-                                 f"allowed: {own} or max_bytes")  # fmt: skip
+                raise ValueError(
+                    f"{name} is {value}, but this model has {self.bottleneck.point_words}; allowed: {own} or max_bytes"
+                )
             point = value if point is None else point
         return self.bottleneck.default_point if point is None else self.bottleneck.parse(point)
 
@@ -105,8 +108,10 @@ class BaseCodec(nn.Module):
         """
         mapping.check(self.bottleneck.points, len(self.backbone.schedule))
         if mapping.per_picture and not self.bottleneck.per_image_timesteps:
-            raise ValueError(f"timesteps.kind is {mapping.kind!r}, but this model has {self.bottleneck.point_words}; "
-                             "allowed: a mapping of operating points")  # fmt: skip
+            raise ValueError(
+                f"timesteps.kind is {mapping.kind!r}, but this model has {self.bottleneck.point_words}; "
+                "allowed: a mapping of operating points"
+            )
         self.mapping = mapping
         self.forget_fingerprint()
 

@@ -126,9 +126,7 @@ def fingerprint(parts: Parts, dtype: torch.dtype | None = None) -> str:
     return digest.hexdigest()
 
 
-def save(
-    parts: Parts, folder: str | Path, dtype: torch.dtype | None = None, provenance: dict | None = None
-) -> None:
+def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None, provenance: dict | None = None) -> None:
     """Write a checkpoint folder; it appears whole or not at all, and replaces an earlier checkpoint of that name.
 
     Args:
@@ -141,8 +139,9 @@ def save(
         CheckpointError: if the folder exists and is not a checkpoint.
     """
     if getattr(parts, "components", "both") != "both":
-        raise CheckpointError(f"components is {parts.components!r}, so the other one is not there to be saved; "
-                              "allowed: both")  # fmt: skip
+        raise CheckpointError(
+            f"components is {parts.components!r}, so the other one is not there to be saved; allowed: both"
+        )
     folder = Path(folder)
     if folder.exists() and not (folder / CONFIG).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not an OSCAR checkpoint; allowed: a new folder or a checkpoint")
@@ -198,8 +197,10 @@ def load(source: str | Path, backbone: str | Path | None = None) -> Loaded:
     with reading(source) as (folder, config):
         check_hashes(folder, config["sha256"])
         parts = build(config, read_backbone(folder, config, backbone))
-        state = {name: value.float() if value.is_floating_point() else value
-                 for name, value in load_file(folder / WEIGHTS).items()}  # fmt: skip
+        state = {
+            name: value.float() if value.is_floating_point() else value
+            for name, value in load_file(folder / WEIGHTS).items()
+        }
         fill(parts.bottleneck, parts.denoiser, state)
         if backbone is not None and "backbone_sha256" not in config and fingerprint(parts) != config["fingerprint"]:
             raise CheckpointError(f"backbone {str(backbone)!r} is not the one that this checkpoint was made with")
@@ -253,14 +254,17 @@ def read_backbone(
     try:
         backbone = read(moved or named)
     except BackboneError as error:
-        raise CheckpointError(f"{error}; if it is elsewhere now: backbone=FOLDER in Python, --backbone FOLDER "
-                              "of oscar, backbone.source=FOLDER in training") from None  # fmt: skip
+        raise CheckpointError(
+            f"{error}; if it is elsewhere now: backbone=FOLDER in Python, --backbone FOLDER "
+            "of oscar, backbone.source=FOLDER in training"
+        ) from None
     stored = config.get("backbone_sha256", {})
     for part, digest in backbone.digests.items():
         if stored.get(part, digest) != digest:
             place = str(moved or named)
-            raise CheckpointError(f"backbone {place!r} is not the one that this checkpoint was made with: "
-                                  f"its {part} has other weights")  # fmt: skip
+            raise CheckpointError(
+                f"backbone {place!r} is not the one that this checkpoint was made with: its {part} has other weights"
+            )
     return backbone
 
 

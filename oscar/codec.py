@@ -93,8 +93,9 @@ class OscarCodec(BaseCodec):
         if max_bytes is None:
             return self.compress_batch([image], self.find_point(point, **named), effort)[0]
         if effort or point is not None or any(value is not None for value in named.values()):
-            raise ValueError(f"max_bytes is set, which chooses {self.bottleneck.point_name} and effort itself; "
-                             "allowed: it alone")  # fmt: skip
+            raise ValueError(
+                f"max_bytes is set, which chooses {self.bottleneck.point_name} and effort itself; allowed: it alone"
+            )
         from oscar.rate_control import compress_within  # it stands above, and compresses by this class
 
         return compress_within(self, as_batch(image), max_bytes)
@@ -171,10 +172,18 @@ class OscarCodec(BaseCodec):
         if encoded.timesteps is not None:
             codes = timestep_code(encoded.timesteps, len(self.backbone.schedule)).tolist()
         return [
-            Container(payload.coding, point.code, self.file_tag(payload, point), width, height, payload.side,
-                      payload.data, code).pack()
+            Container(
+                payload.coding,
+                point.code,
+                self.file_tag(payload, point),
+                width,
+                height,
+                payload.side,
+                payload.data,
+                code,
+            ).pack()
             for payload, code in zip(payloads, codes, strict=True)
-        ]  # fmt: skip
+        ]
 
     # The decoder.
 
@@ -195,8 +204,10 @@ class OscarCodec(BaseCodec):
         """
         container = Container.unpack(data, whole)
         if container.coding not in self.bottleneck.codings:
-            raise WrongModelError(f"the file was written by a model with {container.coding.model}; "
-                                  f"this one has {self.bottleneck.codings[0].model}")  # fmt: skip
+            raise WrongModelError(
+                f"the file was written by a model with {container.coding.model}; "
+                f"this one has {self.bottleneck.codings[0].model}"
+            )
         point = self.bottleneck.point_of_code(container.point_code)
         tag = self.file_tag(_payload(container), point)
         if container.model_tag != tag:
@@ -257,6 +268,7 @@ class OscarCodec(BaseCodec):
         symbols = encoded.symbols if paper else self.bottleneck.stored(encoded.symbols, point)
         decoded = self.decode(symbols, point, encoded.timesteps)
         return decoded._replace(image=decoded.image[..., : batch.shape[-2], : batch.shape[-1]])
+
 
 def _payload(container: Container) -> Payload:
     return Payload(container.coding, container.side, container.payload)

@@ -32,8 +32,14 @@ class NoiseSchedule(nn.Module):
                 f"scheduler prediction_type {self.prediction_type!r} is not supported; "
                 f"allowed: {', '.join(PREDICTION_TYPES)}"
             )
-        names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas",
-                 "rescale_betas_zero_snr")  # fmt: skip
+        names = (
+            "num_train_timesteps",
+            "beta_start",
+            "beta_end",
+            "beta_schedule",
+            "trained_betas",
+            "rescale_betas_zero_snr",
+        )
         self.config = {name: config[name] for name in names if name in config}
         self.config["prediction_type"] = self.prediction_type
         scheduler: Any = DDPMScheduler(**self.config)

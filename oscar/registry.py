@@ -36,8 +36,10 @@ def load_plugins() -> None:
         except Exception as error:  # whatever a module of the user's raises
             lines = str(error).strip().splitlines()
             reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-            raise PluginError(f"{PLUGINS} names {name!r}, which cannot be imported ({reason}); allowed: modules on "
-                              "Python's path or in the current folder, separated by commas") from error  # fmt: skip
+            raise PluginError(
+                f"{PLUGINS} names {name!r}, which cannot be imported ({reason}); allowed: modules on "
+                "Python's path or in the current folder, separated by commas"
+            ) from error
 
 
 class Registry(Mapping[str, Any]):

@@ -209,8 +209,9 @@ class RampMapping(TimestepMapping):
     @classmethod
     def from_config(cls, config: Mapping) -> RampMapping:
         ends = (PAPER_RATES[0].timestep, PAPER_RATES[-1].timestep)
-        first, last = (_number(config.get(name, end), int, name)
-                       for name, end in zip(("first", "last"), ends, strict=True))  # fmt: skip
+        first, last = (
+            _number(config.get(name, end), int, name) for name, end in zip(("first", "last"), ends, strict=True)
+        )
         return cls(first, last, config["kind"])
 
 
@@ -363,8 +364,9 @@ def timestep_of_code(code: Any, schedule_length: int) -> Any:
 
 def _rate(point: Any, kind: str) -> RatePoint:
     if not isinstance(point, RatePoint):
-        raise ValueError(f"timesteps: kind {kind} is for models with rates; allowed for others: constant, or a kind of "
-                         "their own")  # fmt: skip
+        raise ValueError(
+            f"timesteps: kind {kind} is for models with rates; allowed for others: constant, or a kind of their own"
+        )
     return point
 
 
@@ -396,8 +398,11 @@ def _sequence(values: object, field: str) -> tuple[float, ...]:
 def _number(value: Any, number: type, field: str) -> Any:
     """A number that is finite and, if it is to be an int, whole."""
     whole = number is int
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or (
-        whole and value != int(value)
-    ):  # fmt: skip
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or (whole and value != int(value))
+    ):
         raise ValueError(f"timesteps.{field} is {value!r}; allowed: {'whole numbers' if whole else 'numbers'}")
     return number(value)

@@ -23,8 +23,15 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--model", default="nano", help="nano, a model folder, or an id on the hub (default: nano)")
     parser.add_argument("--rates", nargs="+", type=float, metavar="BPP", help="nominal bpp (default: all)")
-    parser.add_argument("--efforts", nargs="+", type=int, default=[0], choices=range(MAX_EFFORT + 1),
-                        metavar="EFFORT", help=f"of 0 to {MAX_EFFORT} (default: 0)")  # fmt: skip
+    parser.add_argument(
+        "--efforts",
+        nargs="+",
+        type=int,
+        default=[0],
+        choices=range(MAX_EFFORT + 1),
+        metavar="EFFORT",
+        help=f"of 0 to {MAX_EFFORT} (default: 0)",
+    )
     parser.add_argument("--metrics", action="store_true", help="decode too, for PSNR and MS-SSIM")
     parser.add_argument("--limit", type=int, help="only so many pictures")
     parser.add_argument("--device", default="cpu")

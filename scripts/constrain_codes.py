@@ -22,9 +22,13 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("images", type=Path, help="folder of photographs")
     parser.add_argument("--model", required=True, help="name of a shipped model, a folder, or an id on the hub")
     parser.add_argument("--out", type=Path, required=True, help="folder of the new checkpoint")
-    parser.add_argument("--strength", nargs="+", required=True, metavar="RATE=SHARE",
-                        help="worth of a bit at a rate, in shares of the mean squared distance of the codes; "
-                             "0.1 to 0.3")  # fmt: skip
+    parser.add_argument(
+        "--strength",
+        nargs="+",
+        required=True,
+        metavar="RATE=SHARE",
+        help="worth of a bit at a rate, in shares of the mean squared distance of the codes; 0.1 to 0.3",
+    )
     parser.add_argument("--pictures", type=int, default=160, help="that are looked at, at most (default: 160)")
     parser.add_argument("--seed", type=int, default=0, help="of their choice (default: 0)")
     parser.add_argument("--device", default="cpu")

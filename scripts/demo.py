@@ -126,12 +126,27 @@ def print_tables(results: list[Result], console: Console, point: str) -> None:
     for r in results:
         if previous not in (None, r.picture):
             rows.add_section()
-        rows.add_row(r.picture, f"{r.rate:.4f}", f"{r.file_bytes:,}", f"{r.actual_bpp:.4f}", format_psnr(r.psnr),
-                     format_ms_ssim(r.ms_ssim), f"{r.encode_seconds:.2f}", f"{r.decode_seconds:.2f}")  # fmt: skip
+        rows.add_row(
+            r.picture,
+            f"{r.rate:.4f}",
+            f"{r.file_bytes:,}",
+            f"{r.actual_bpp:.4f}",
+            format_psnr(r.psnr),
+            format_ms_ssim(r.ms_ssim),
+            f"{r.encode_seconds:.2f}",
+            f"{r.decode_seconds:.2f}",
+        )
         previous = r.picture
     for m in means_per_rate(results):
-        means.add_row(f"{m.rate:.4f}", f"{m.file_bytes:,.0f}", f"{m.actual_bpp:.4f}", format_psnr(m.psnr),
-                      format_ms_ssim(m.ms_ssim), f"{m.encode_seconds:.2f}", f"{m.decode_seconds:.2f}")  # fmt: skip
+        means.add_row(
+            f"{m.rate:.4f}",
+            f"{m.file_bytes:,.0f}",
+            f"{m.actual_bpp:.4f}",
+            format_psnr(m.psnr),
+            format_ms_ssim(m.ms_ssim),
+            f"{m.encode_seconds:.2f}",
+            f"{m.decode_seconds:.2f}",
+        )
     console.print(rows, means)
     if any(result.ms_ssim is None for result in results):
         console.print(f"MS-SSIM –: {MS_SSIM_UNAVAILABLE}")
@@ -173,9 +188,12 @@ def main(args: list[str] | None = None) -> int:
         "decoded from its file in one denoising step. PSNR and MS-SSIM on 8-bit RGB."
     )
     write_html(results, options.out / "index.html", "OSCAR demo", note)
-    console.print(f"page: {options.out / 'index.html'}\nsheet: {options.out / 'sheet.png'}\n"
-                  f"rows: {options.out / 'results.csv'}\nfiles: {options.out / 'files'}",
-                  highlight=False, soft_wrap=True)  # fmt: skip
+    console.print(
+        f"page: {options.out / 'index.html'}\nsheet: {options.out / 'sheet.png'}\n"
+        f"rows: {options.out / 'results.csv'}\nfiles: {options.out / 'files'}",
+        highlight=False,
+        soft_wrap=True,
+    )
     return 0
 
 

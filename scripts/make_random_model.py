@@ -38,14 +38,16 @@ def make(out: Path, backbone: str = "sd21_random", bottleneck: str = "paper", se
     base = Backbone.from_configs(shapes["vae"], shapes["unet"], shapes["scheduler"])
     base.save_pretrained(out / "backbone")
     names = ("width", "features", "codebook_dim")
-    codec = OscarCodec(*checkpoint.build(
-        {
-            "bottleneck": {"rates": list(range(len(sizes["rates"]))), **{name: sizes[name] for name in names}},
-            "denoiser": {"tuning": "lora"},
-            "timesteps": {"kind": "table"},
-        },
-        base,
-    ))  # fmt: skip
+    codec = OscarCodec(
+        *checkpoint.build(
+            {
+                "bottleneck": {"rates": list(range(len(sizes["rates"]))), **{name: sizes[name] for name in names}},
+                "denoiser": {"tuning": "lora"},
+                "timesteps": {"kind": "table"},
+            },
+            base,
+        )
+    )
     with torch.no_grad():
         for name, value in codec.named_parameters():
             if ".lora_B." in name:  # zero at the start of training, so that adapters would do nothing

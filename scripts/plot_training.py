@@ -30,16 +30,23 @@ def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, or their log.csv")
     parser.add_argument("--out", type=Path, default=Path("training-curves"), help="files to write, without suffix")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, metavar="FORMAT",
-                        help=f"of {', '.join(FORMATS)} (default: all)")  # fmt: skip
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        choices=FORMATS,
+        default=FORMATS,
+        metavar="FORMAT",
+        help=f"of {', '.join(FORMATS)} (default: all)",
+    )
     parser.add_argument("--column", default="loss", help="column of the log (default: loss)")
     options = parser.parse_args(args)
     return exit_code("plot_training", lambda: plot(options))
 
 
 def plot(options: argparse.Namespace) -> None:
-    logs = {name: read_log(path, options.column)
-            for name, path in zip(name_runs(options.runs), options.runs, strict=True)}  # fmt: skip
+    logs = {
+        name: read_log(path, options.column) for name, path in zip(name_runs(options.runs), options.runs, strict=True)
+    }
     plot_logs(options.out, logs, options.column, options.formats)
     print("\n".join(f"{options.out}.{suffix}" for suffix in options.formats))
 

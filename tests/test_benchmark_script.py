@@ -73,8 +73,14 @@ def test_mistakes_are_one_line_and_exit_2(folder):
 
 @pytest.mark.slow
 def test_a_sweep_writes_each_run_into_its_own_folder(folder):
-    done = benchmark(folder, "--multirun", *SMALL, "parts=[quality,matched,report]", "dtype=float32,bfloat16",
-                     "output=sweep/${dtype}")  # fmt: skip
+    done = benchmark(
+        folder,
+        "--multirun",
+        *SMALL,
+        "parts=[quality,matched,report]",
+        "dtype=float32,bfloat16",
+        "output=sweep/${dtype}",
+    )
     assert done.returncode == 0, done.stderr
     for dtype in ("float32", "bfloat16"):
         assert f"report page: sweep/{dtype}/report.html" in done.stdout

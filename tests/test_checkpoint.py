@@ -344,8 +344,9 @@ def test_codes_in_stages(make_codec, tmp_path: Path) -> None:
         codes[3, 15, 3] += 1e-3
     assert checkpoint.fingerprint(codec) != tag
     image = torch.rand(1, 3, 40, 72) * 2 - 1  # five by nine indices
-    encoder, decoder, whole = (load(tmp_path / "model", dtype=torch.float32, components=half)
-                               for half in ("encoder", "decoder", "both"))  # fmt: skip
+    encoder, decoder, whole = (
+        load(tmp_path / "model", dtype=torch.float32, components=half) for half in ("encoder", "decoder", "both")
+    )
     files = encoder.compress_tensor(image, rate)
     assert files == whole.compress_tensor(image, rate)
     (decoded,) = decoder.decompress_tensor(files)

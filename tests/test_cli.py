@@ -365,8 +365,10 @@ def test_sources_of_one_name_are_kept_apart(tmp_path, loads, capsys):
     assert files(tmp_path / "out") == ["A.bmp.oscar", "a.jpg.oscar", "a.png.oscar", "b.oscar"]
     out, err = capsys.readouterr()
     assert out == "compressed 4 of 4 files\n"
-    assert err == (f"oscar: kept apart by longer names: 3 files, such as {tmp_path / 'out/A.bmp.oscar'} "
-                   f"of {tmp_path / 'in/A.bmp'}\n")  # fmt: skip
+    assert err == (
+        f"oscar: kept apart by longer names: 3 files, such as {tmp_path / 'out/A.bmp.oscar'} "
+        f"of {tmp_path / 'in/A.bmp'}\n"
+    )
     assert run("decompress", tmp_path / "out", tmp_path / "back") == 0
     assert files(tmp_path / "back") == ["A.bmp.png", "a.jpg.png", "a.png.png", "b.png"]
     assert capsys.readouterr().err == ""
@@ -392,8 +394,9 @@ def test_a_folder_in_the_place_of_a_result_costs_one_line(tmp_path, loads, capsy
 
 
 # Suffixes of what Pillow writes.
-WRITTEN = ("apng avif bmp dds dib gif icns ico im j2k jfif jp2 jpe jpg mpo pcx pgm png pnm ppm qoi sgi tga tif tiff "
-           "webp").split()  # fmt: skip
+WRITTEN = (
+    "apng avif bmp dds dib gif icns ico im j2k jfif jp2 jpe jpg mpo pcx pgm png pnm ppm qoi sgi tga tif tiff webp"
+).split()
 
 
 def test_folders_take_all_that_pillow_reads(tmp_path, loads, capsys):
@@ -481,8 +484,9 @@ def test_an_empty_folder_is_no_failure(tmp_path, loads, capsys):
     for command, what in (("compress", "images"), ("decompress", ".oscar files")):
         assert run(command, tmp_path / "in", tmp_path / "out") == 0
         assert capsys.readouterr() == (
-            f"{command}ed 0 of 0 files\n", f"oscar: {tmp_path / 'in'}: no {what} in this folder\n"
-        )  # fmt: skip
+            f"{command}ed 0 of 0 files\n",
+            f"oscar: {tmp_path / 'in'}: no {what} in this folder\n",
+        )
     assert run("info", tmp_path / "in", "--json") == 0
     assert capsys.readouterr() == ("[]\n", f"oscar: {tmp_path / 'in'}: no .oscar files in this folder\n")
     assert not loads and not (tmp_path / "out").exists()
@@ -557,11 +561,13 @@ def test_frames_in_folders(tmp_path, loads, seen, capsys):
     animation(pictures / "a.gif")
     assert run("compress", pictures, tmp_path / "out") == 0
     assert capsys.readouterr().err == (
-        f"oscar: {pictures / 'a.gif'}: has 3 frames, and the first is taken; --frame N takes another\n")
+        f"oscar: {pictures / 'a.gif'}: has 3 frames, and the first is taken; --frame N takes another\n"
+    )
     animation(pictures / "b.webp")
     assert run("compress", pictures, tmp_path / "out", "--overwrite", "--batch-size", "2") == 0
     assert capsys.readouterr().err == (
-        "oscar: 2 files have several frames, and the first is taken; --frame N takes another\n")
+        "oscar: 2 files have several frames, and the first is taken; --frame N takes another\n"
+    )
     line = refuse(capsys, "compress", pictures, tmp_path / "out", "--overwrite", "--frame", "3")
     assert line == f"oscar: error: {pictures / 'one.png'}: frame 3 does not exist; allowed: 1"
 

@@ -165,8 +165,9 @@ def test_protocols_differ_by_the_sample_and_the_norms(tiny: OscarCodec, picture)
     assert torch.equal(paper.symbols.indices, tiny.bottleneck.at(TOP).encode(latent))
     assert torch.equal(tiny.encode_latent(batch, TOP, sample_of), latent)
     z_hat = tiny.bottleneck.at(TOP).decode(paper.symbols.indices)
-    expected = tiny.denoiser(z_hat * latent.norm(dim=(2, 3), keepdim=True)
-                             / z_hat.norm(dim=(2, 3), keepdim=True), TOP.timestep)  # fmt: skip
+    expected = tiny.denoiser(
+        z_hat * latent.norm(dim=(2, 3), keepdim=True) / z_hat.norm(dim=(2, 3), keepdim=True), TOP.timestep
+    )
     torch.testing.assert_close(paper.x0, expected, rtol=1e-4, atol=1e-5)
     mode = tiny.encode_latent(batch, TOP)
     assert torch.equal(mode, posterior.mode() * tiny.backbone.vae.config.scaling_factor)
@@ -343,6 +344,7 @@ def test_a_file_with_or_without_a_timestep_where_it_should_not(
     tiny: OscarCodec, per_image: OscarCodec, picture, no_networks
 ) -> None:
     """Only someone who knows the other model's tag can make one."""
+
     def crafted(codec: OscarCodec, timestep: int | None) -> bytes:
         norms, payload = bytes(4), bytes(64)
         return Container(Coding.PACKED, TOP.id, codec.model_tag, 64, 64, norms, payload, timestep).pack()

@@ -27,8 +27,20 @@ ADOBE = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06))
 P3 = ((0.68, 0.32), (0.265, 0.69), (0.15, 0.06))
 PROPHOTO = ((0.7347, 0.2653), (0.1596, 0.8404), (0.0366, 0.0001))
 COLOURS = np.array(
-    [[0, 0, 0], [255, 255, 255], [128, 128, 128], [200, 120, 80], [90, 140, 60], [60, 90, 160], [255, 0, 0],
-     [10, 20, 30], [230, 220, 200], [128, 60, 130]], dtype=np.uint8)  # fmt: skip
+    [
+        [0, 0, 0],
+        [255, 255, 255],
+        [128, 128, 128],
+        [200, 120, 80],
+        [90, 140, 60],
+        [60, 90, 160],
+        [255, 0, 0],
+        [10, 20, 30],
+        [230, 220, 200],
+        [128, 60, 130],
+    ],
+    dtype=np.uint8,
+)
 
 
 def adapt(white: np.ndarray, to: np.ndarray) -> np.ndarray:
@@ -75,8 +87,17 @@ def icc(space: str, tags: dict[str, bytes], kind: str = "mntr", pcs: str = "XYZ 
         table += struct.pack(">4sII", name.encode(), start + len(data), len(content))
         data += content
     date = bytes.fromhex("07d0 0001 0001 0000 0000 0000")
-    head = struct.pack(">I4sI4s4s4s12s4s", start + len(data), b"test", 0x02400000, kind.encode(), space.encode(),
-                       pcs.encode(), date, b"acsp")  # fmt: skip
+    head = struct.pack(
+        ">I4sI4s4s4s12s4s",
+        start + len(data),
+        b"test",
+        0x02400000,
+        kind.encode(),
+        space.encode(),
+        pcs.encode(),
+        date,
+        b"acsp",
+    )
     head = head.ljust(68, b"\0") + fixed(D50)
     return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + data
 
@@ -127,8 +148,11 @@ def near(image: Image.Image, values: np.ndarray, tolerance: float = 1.5) -> bool
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp", "jpg", "avif"])
 def test_rgb_spaces(tmp_path, space, suffix):
     primaries, decode, white = SPACES[space]
-    options = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0},
-               "avif": {"quality": 100, "subsampling": "4:4:4"}}.get(suffix, {})  # fmt: skip
+    options = {
+        "webp": {"lossless": True},
+        "jpg": {"quality": 100, "subsampling": 0},
+        "avif": {"quality": 100, "subsampling": "4:4:4"},
+    }.get(suffix, {})
     path = tmp_path / f"a.{suffix}"
     if f".{suffix}" not in images.image_suffixes():
         pytest.skip("not in this build of Pillow")

@@ -128,14 +128,18 @@ CONTRADICTIONS += [  # with a hyperprior
     ("hyperprior_hyper", "stage.lambdas=[1]", "stage.lambdas is [1.0]", "[low, high]"),
     ("hyperprior_joint", "stage.lambdas=[0,1]", "stage.lambdas is [0.0, 1.0]", "0 < low"),
     ("hyper", "stage.lambdas=[1,2]", "stage.lambdas is [1.0, 2.0], but stage hyper does not use it", "cosine"),
-    ("hyperprior_hyper", "stage.cosine=1", "stage.cosine is 1.0, but stage hyper does not use it with a hyperprior",
-     "lambdas"),
+    (
+        "hyperprior_hyper",
+        "stage.cosine=1",
+        "stage.cosine is 1.0, but stage hyper does not use it with a hyperprior",
+        "lambdas",
+    ),
     ("hyperprior_joint", "stage.gan=0.1", "stage.gan is 0.1, but stage joint does not use it", "lambdas"),
     ("hyperprior_joint", "stage.name=context", "stage.name is 'context', but a model with a hyperprior", "joint"),
     ("hyperprior_joint", "validation.rates=[0.125]", "validation.rates is set, but a model with a hyperprior", "null"),
     ("hyperprior_joint", "validation.qualities=[2]", "validation.qualities is [2.0]", "0 to 1"),
     ("joint", "validation.qualities=[1]", "validation.qualities is set", "null"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("stage", "override", "begin", "allowed"), CONTRADICTIONS, ids=[c[1] for c in CONTRADICTIONS])
@@ -162,8 +166,9 @@ def test_a_balanced_order_knows_no_weights(compose, photos: Path) -> None:
 
 def test_no_more_rates_per_step_than_are_drawn(compose, photos: Path) -> None:
     with pytest.raises(ConfigError, match="^stage.rates_per_step is 8; allowed: 1 to 7, the rates drawn$"):
-        compose("experiment=tiny/hyper", f"data.train=[{photos}]", "stage.rates_per_step=8",
-                "+stage.rate_weights={0.125:0}")  # fmt: skip
+        compose(
+            "experiment=tiny/hyper", f"data.train=[{photos}]", "stage.rates_per_step=8", "+stage.rate_weights={0.125:0}"
+        )
 
 
 def test_validation_is_off_unless_pictures_are_given(compose, photos: Path) -> None:

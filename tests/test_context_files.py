@@ -171,10 +171,16 @@ def test_halves_have_them_too(folder: Path, codec: OscarCodec, picture, data: by
         (lambda state: state.pop("context.7.nodes"), "context.7: "),
         (lambda state: state.update({"context.7.more": torch.zeros(1)}), "context.7: "),
         (lambda state: state.update({"context.7.leaf": torch.zeros(256, dtype=torch.int32)}), "no permutation"),
-        (lambda state: [state.update({f"context.9{name[9:]}": state[name].clone()}) for name in list(state)
-                        if name.startswith("context.7")], "allowed: none, as there is no such rate"),
+        (
+            lambda state: [
+                state.update({f"context.9{name[9:]}": state[name].clone()})
+                for name in list(state)
+                if name.startswith("context.7")
+            ],
+            "allowed: none, as there is no such rate",
+        ),
     ],
-)  # fmt: skip
+)
 def test_damaged_context_models_are_refused(folder: Path, tmp_path: Path, change, message: str) -> None:
     import json
     import shutil
@@ -262,8 +268,10 @@ def test_efforts_that_do_not_exist(tiny: OscarCodec, picture, degree) -> None:
 
 def test_the_best_file_that_fits(codec: OscarCodec, picture) -> None:
     image = picture(256, 192, 5)
-    by_rate = {rate: [len(codec.compress(image, rate, degree)) for degree in range(MAX_EFFORT + 1)]
-               for rate in (PAPER_RATES[6], TOP)}  # fmt: skip
+    by_rate = {
+        rate: [len(codec.compress(image, rate, degree)) for degree in range(MAX_EFFORT + 1)]
+        for rate in (PAPER_RATES[6], TOP)
+    }
     assert codec.compress(image, max_bytes=10**6) == codec.compress(image, TOP)
     for size in (by_rate[TOP][4], by_rate[TOP][MAX_EFFORT]):
         data = codec.compress(image, max_bytes=size)

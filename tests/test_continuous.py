@@ -37,14 +37,16 @@ SIZES = [(1, 1), (7, 5), (133, 217), (64, 1024)]
 def folder(make_backbone, tmp_path_factory) -> Path:
     """A checkpoint of the tiny codec with a hyperprior. Not to be changed by tests."""
     options = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/bottleneck/tiny_hyperprior.yaml"))
-    codec = OscarCodec(*checkpoint.build(
-        {
-            "bottleneck": {"kind": "hyperprior", **options["hyperprior"]},
-            "denoiser": {"lora_rank": 2, "prompt_tokens": 4},
-            "timesteps": {"kind": "curve"},
-        },
-        make_backbone(),
-    ))  # fmt: skip
+    codec = OscarCodec(
+        *checkpoint.build(
+            {
+                "bottleneck": {"kind": "hyperprior", **options["hyperprior"]},
+                "denoiser": {"lora_rank": 2, "prompt_tokens": 4},
+                "timesteps": {"kind": "curve"},
+            },
+            make_backbone(),
+        )
+    )
     codec.bottleneck.update()
     folder = tmp_path_factory.mktemp("continuous") / "model"
     codec.save_pretrained(folder)
@@ -90,8 +92,10 @@ def test_quality_is_precision(codec) -> None:
     found = [codec.bottleneck.quantise(latent, point) for point in points]
     payloads = [codec.bottleneck.write(symbols, point)[0] for symbols, point in zip(found, points, strict=True)]
     read = [codec.bottleneck.read(payload, point, (12, 12)) for payload, point in zip(payloads, points, strict=True)]
-    errors = [(codec.bottleneck.dequantise(symbols, point) - latent).square().mean()
-              for symbols, point in zip(read, points, strict=True)]  # fmt: skip
+    errors = [
+        (codec.bottleneck.dequantise(symbols, point) - latent).square().mean()
+        for symbols, point in zip(read, points, strict=True)
+    ]
     assert len(payloads[0].data) < len(payloads[1].data) < len(payloads[2].data)
     assert errors[0] > errors[1] > errors[2]
 
@@ -118,15 +122,19 @@ def test_another_process_reads_the_same_symbols(codec, folder, picture, tmp_path
         "symbols = codec.read(open(sys.argv[2], 'rb').read()).symbols.values[0].numpy();"
         "print(hashlib.sha256(symbols.tobytes()).hexdigest())"
     )
-    run = subprocess.run([sys.executable, "-c", script, folder, tmp_path / "a.oscar"], cwd=ROOT, text=True,
-                         capture_output=True, check=True)  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", script, folder, tmp_path / "a.oscar"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
     assert run.stdout.split()[-1] == hashlib.sha256(symbols_of(codec, data).tobytes()).hexdigest()
 
 
 def test_halves(codec, folder, picture) -> None:
     image = picture(96, 72)
-    encoder, decoder = (load(folder, components=half, dtype=torch.float32)
-                        for half in ("encoder", "decoder"))  # fmt: skip
+    encoder, decoder = (load(folder, components=half, dtype=torch.float32) for half in ("encoder", "decoder"))
     data = encoder.compress(image, quality=0.4)
     assert data == codec.compress(image, quality=0.4)
     assert np.array_equal(np.asarray(decoder.decompress(data)), np.asarray(codec.decompress(data)))

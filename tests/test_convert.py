@@ -90,13 +90,17 @@ def refuse(sources: Path | list[Path], backbone: Path | str, error: type[ValueEr
 
 def test_every_tensor_of_the_published_checkpoint_has_its_place(full: OscarCodec) -> None:
     """Names, shapes and types at full size."""
-    ours = {name: [list(value.shape), str(value.dtype)] for name, (value, _) in
-            published_tensors(full, PAPER_RATES).items()}  # fmt: skip
+    ours = {
+        name: [list(value.shape), str(value.dtype)] for name, (value, _) in published_tensors(full, PAPER_RATES).items()
+    }
     expected = {
         "embeddings": MANIFEST["embeddings"],
-        **{f"{part}.{name}": entry for part in ("hyper_encoders", "state_dict_unet")
-           for name, entry in MANIFEST[part].items()},
-    }  # fmt: skip
+        **{
+            f"{part}.{name}": entry
+            for part in ("hyper_encoders", "state_dict_unet")
+            for name, entry in MANIFEST[part].items()
+        },
+    }
     assert ours == expected
 
 
@@ -163,8 +167,11 @@ def test_a_bundled_backbone_needs_nothing_else(official: Path, picture, tmp_path
 def test_files_of_stage_1(contents: dict, official: Path, tmp_path: Path) -> None:
     sources = []
     for place in (7, 2):  # in any order; each tells its rate by its shapes
-        state = {name.partition(".")[2]: value for name, value in contents["hyper_encoders"].items()
-                 if name.startswith(f"{place}.")}  # fmt: skip
+        state = {
+            name.partition(".")[2]: value
+            for name, value in contents["hyper_encoders"].items()
+            if name.startswith(f"{place}.")
+        }
         sources.append(write(state if place == 2 else {"state_dict": state}, tmp_path / f"{place}.pkl"))
     result = convert(sources, tmp_path / "model", official / "backbone")
     codec = OscarCodec.from_pretrained(tmp_path / "model")
@@ -251,8 +258,11 @@ def test_other_spellings_are_the_same_checkpoint(
     official: Path, contents: dict, expected: Conversion, tmp_path: Path, spell
 ) -> None:
     def spelling() -> list:
-        return [(name, value.shape) for part in ("hyper_encoders", "state_dict_unet")
-                for name, value in contents[part].items()]  # fmt: skip
+        return [
+            (name, value.shape)
+            for part in ("hyper_encoders", "state_dict_unet")
+            for name, value in contents[part].items()
+        ]
 
     before = spelling()
     spell(contents)
@@ -375,10 +385,15 @@ def test_files_that_are_no_checkpoint(official: Path, contents: dict, tmp_path: 
     data = (official / "oscar.pkl").read_bytes()
     torch.save(contents, tmp_path / "old.pkl", _use_new_zipfile_serialization=False)
     old = (tmp_path / "old.pkl").read_bytes()
-    bad = {"empty": b"", "text": b"no checkpoint", "protocol": b"\x80\x02}q\x00.", "zip": b"PK\x05\x06" + bytes(18),
-           "pickled": pickle.dumps({"hyper_encoders": [1, 2]}),
-           **{f"cut {share}": data[: int(len(data) * share)] for share in (0.001, 0.5, 0.999)},
-           **{f"old {share}": old[: int(len(old) * share)] for share in (0.001, 0.5, 0.999)}}  # fmt: skip
+    bad = {
+        "empty": b"",
+        "text": b"no checkpoint",
+        "protocol": b"\x80\x02}q\x00.",
+        "zip": b"PK\x05\x06" + bytes(18),
+        "pickled": pickle.dumps({"hyper_encoders": [1, 2]}),
+        **{f"cut {share}": data[: int(len(data) * share)] for share in (0.001, 0.5, 0.999)},
+        **{f"old {share}": old[: int(len(old) * share)] for share in (0.001, 0.5, 0.999)},
+    }
     for name, content in bad.items():
         path = tmp_path / f"{name}.pkl"
         path.write_bytes(content)

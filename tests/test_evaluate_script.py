@@ -139,9 +139,15 @@ def test_a_sweep_over_both_protocols(folder: Path, tiny_folder: Path, picture) -
     for seed in range(2):
         picture(300, 260, seed).save(folder / f"larger/{seed}.png")
     result = in_processes(
-        folder, SCRIPT, "--multirun", "data.images=larger", "data.limit=2", f"model={tiny_folder}",
-        "protocol=bitstream,paper", "output=runs/evaluate/${protocol}",
-    )  # fmt: skip
+        folder,
+        SCRIPT,
+        "--multirun",
+        "data.images=larger",
+        "data.limit=2",
+        f"model={tiny_folder}",
+        "protocol=bitstream,paper",
+        "output=runs/evaluate/${protocol}",
+    )
     assert result.returncode == 0, result.stderr
     bitstream, paper = (load_results(folder / "runs/evaluate" / name)[0] for name in ("bitstream", "paper"))
     assert set(bitstream.protocol) == {"bitstream"} and set(paper.protocol) == {"paper"}

@@ -30,8 +30,15 @@ FILES = dict(re.findall(r'^```python title="(\S+)"\n(.*?)^```$', PAGE, re.DOTALL
 CONFIGS = dict(re.findall(r'^```yaml title="(\S+)"\n(.*?)^```$', PAGE, re.DOTALL | re.MULTILINE))
 NAMES = ",".join(name.removesuffix(".py") for name in FILES)
 REGISTRIES = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
-QUICK = ("data.crop=64", "data.batch_size=2", "data.workers=0", "trainer.max_steps=2", "trainer.log_every=1",
-         "trainer.threads=1", "logger.tensorboard=false")  # fmt: skip
+QUICK = (
+    "data.crop=64",
+    "data.batch_size=2",
+    "data.workers=0",
+    "trainer.max_steps=2",
+    "trainer.log_every=1",
+    "trainer.threads=1",
+    "logger.tensorboard=false",
+)
 WITHOUT_DISTS = ("stage.image_losses.dists=0", "stage.image_losses.edges_dists=0")
 NEW = ("denoiser.lora_rank=2", "denoiser.prompt_tokens=4")
 
@@ -77,17 +84,34 @@ def train(compose, photos, tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(train, photos) -> Path:
     """The run of the scalar bottleneck's first stage."""
-    return train("backbone=tiny", "bottleneck.kind=scalar", "bottleneck.options.levels=[3,9]", "timesteps.kind=power",
-                 "timesteps.scale=90", "stage=hyper", f"validation.images={photos}", "validation.limit=1",
-                 "validation.points=[9]", "validation.metrics.names=[psnr,largest]", *NEW)  # fmt: skip
+    return train(
+        "backbone=tiny",
+        "bottleneck.kind=scalar",
+        "bottleneck.options.levels=[3,9]",
+        "timesteps.kind=power",
+        "timesteps.scale=90",
+        "stage=hyper",
+        f"validation.images={photos}",
+        "validation.limit=1",
+        "validation.points=[9]",
+        "validation.metrics.names=[psnr,largest]",
+        *NEW,
+    )
 
 
 @pytest.fixture(scope="module")
 def joint(train, alone) -> Path:
     """The run of its second stage, with a loss of our own."""
-    return train(f"init_from={alone / 'final'}", "stage=joint", "stage.critic.lora_rank=2", "stage.gan=0.001",
-                 "stage.image_losses.l1=0", *WITHOUT_DISTS, "stage.image_losses.charbonnier=1",
-                 "stage.image_losses.edges_charbonnier=0.5")  # fmt: skip
+    return train(
+        f"init_from={alone / 'final'}",
+        "stage=joint",
+        "stage.critic.lora_rank=2",
+        "stage.gan=0.001",
+        "stage.image_losses.l1=0",
+        *WITHOUT_DISTS,
+        "stage.image_losses.charbonnier=1",
+        "stage.image_losses.edges_charbonnier=0.5",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -219,30 +243,39 @@ def test_bytes_that_it_has_not_written(model, photo) -> None:
         codec.decompress(Container(container.coding, 2, container.model_tag, 100, 70, b"", container.payload).pack())
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    (("bottleneck.kind=scaler",), "bottleneck.kind is 'scaler'; allowed: vq, hyperprior, scalar"),
-    (("bottleneck.kind=scalar", "bottleneck.width=8"), "bottleneck.width is 8, but kind scalar does not use it"),
-    (("bottleneck.kind=vq", "bottleneck.options.levels=[3]"), "bottleneck.options is .*, but kind vq does not use it"),
-    (("bottleneck.kind=scalar", "stage.rate_order=balanced"), "stage hyper does not use it with levels"),
-    (("bottleneck.kind=scalar", "validation.rates=[0.125]"), "but a model with levels has no rates"),
-    (("bottleneck.kind=scalar", "stage.name=context"), "but a model with levels has no such stage"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("bottleneck.kind=scaler",), "bottleneck.kind is 'scaler'; allowed: vq, hyperprior, scalar"),
+        (("bottleneck.kind=scalar", "bottleneck.width=8"), "bottleneck.width is 8, but kind scalar does not use it"),
+        (
+            ("bottleneck.kind=vq", "bottleneck.options.levels=[3]"),
+            "bottleneck.options is .*, but kind vq does not use it",
+        ),
+        (("bottleneck.kind=scalar", "stage.rate_order=balanced"), "stage hyper does not use it with levels"),
+        (("bottleneck.kind=scalar", "validation.rates=[0.125]"), "but a model with levels has no rates"),
+        (("bottleneck.kind=scalar", "stage.name=context"), "but a model with levels has no such stage"),
+    ],
+)
 def test_configurations_that_are_refused(compose, photos, overrides, message) -> None:
     with pytest.raises(ConfigError, match=message):
         compose("backbone=tiny", "stage=hyper", f"data.train=[{photos}]", *overrides)
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    (
-        ("bottleneck.options.level=[3]", "timesteps=constant"),
-        "options.level is unknown to kind scalar; allowed: levels",
-    ),
-    ((), "timesteps is unset; allowed with bottleneck scalar"),
-    (("timesteps=paper",), "timesteps: kind table is for models with rates"),
-    (("timesteps.kind=powr",), "timesteps.kind 'powr' does not exist; allowed: table, .*, power"),
-    (("timesteps.kind=power", "timesteps.scale=high"), "timesteps.scale is 'high'; allowed: numbers"),
-    (("timesteps.kind=power", "timesteps.base=2"), "base is unknown to kind power; allowed: kind, scale, exponent"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("bottleneck.options.level=[3]", "timesteps=constant"),
+            "options.level is unknown to kind scalar; allowed: levels",
+        ),
+        ((), "timesteps is unset; allowed with bottleneck scalar"),
+        (("timesteps=paper",), "timesteps: kind table is for models with rates"),
+        (("timesteps.kind=powr",), "timesteps.kind 'powr' does not exist; allowed: table, .*, power"),
+        (("timesteps.kind=power", "timesteps.scale=high"), "timesteps.scale is 'high'; allowed: numbers"),
+        (("timesteps.kind=power", "timesteps.base=2"), "base is unknown to kind power; allowed: kind, scale, exponent"),
+    ],
+)
 def test_runs_that_are_refused(compose, photos, overrides, message) -> None:
     run = ("backbone=tiny", "stage=hyper", f"data.train=[{photos}]", "bottleneck.kind=scalar", *NEW)
     config = compose(*run, *overrides)
@@ -251,8 +284,9 @@ def test_runs_that_are_refused(compose, photos, overrides, message) -> None:
 
 
 def test_a_run_cannot_change_its_options(compose, photos, alone) -> None:
-    config = compose(f"init_from={alone / 'final'}", "stage=hyper", f"data.train=[{photos}]",
-                     "bottleneck.options.levels=[3,5]")  # fmt: skip
+    config = compose(
+        f"init_from={alone / 'final'}", "stage=hyper", f"data.train=[{photos}]", "bottleneck.options.levels=[3,5]"
+    )
     with pytest.raises(ConfigError, match=r"bottleneck.options.levels is \[3, 5\], but init_from has \[3, 9\]"):
         build_stage(config)
 
@@ -263,8 +297,16 @@ def test_a_run_cannot_change_its_options(compose, photos, alone) -> None:
 def test_evaluation(model, photos, tmp_path) -> None:
     from oscar.evaluation.evaluate import evaluate_config
 
-    config = composed("evaluate", EvaluateConfig, f"model={model}", f"data.images={photos}", "data.limit=1",
-                      "metrics.names=[psnr,largest]", f"output={tmp_path}", "device=cpu")  # fmt: skip
+    config = composed(
+        "evaluate",
+        EvaluateConfig,
+        f"model={model}",
+        f"data.images={photos}",
+        "data.limit=1",
+        "metrics.names=[psnr,largest]",
+        f"output={tmp_path}",
+        "device=cpu",
+    )
     frame = evaluate_config(config)
     assert list(frame["point"]) == [3, 9] and (frame["largest"] >= 1).all()
     assert (frame["actual_bpp"].diff().dropna() > 0).all() and frame["nominal_bpp"].isna().all()
@@ -275,11 +317,23 @@ def test_benchmark(model, photos, tmp_path) -> None:
     from oscar.benchmark.runs import run_benchmark
 
     config = composed(
-        "benchmark", BenchmarkConfig, f"models.nano={model}", "baselines=[]", "+baselines.posterised.name=posterised",
-        f"data.images={photos}", "data.limit=1", "metrics.names=[psnr,largest]", f"output={tmp_path}", "device=cpu",
-        "parts=[quality,matched,timing,report]", "timing.repeats=1", "timing.warmup=0", "timing.memory=false",
-        "timing.batch_sizes=[1]", "report_pictures=1",
-    )  # fmt: skip
+        "benchmark",
+        BenchmarkConfig,
+        f"models.nano={model}",
+        "baselines=[]",
+        "+baselines.posterised.name=posterised",
+        f"data.images={photos}",
+        "data.limit=1",
+        "metrics.names=[psnr,largest]",
+        f"output={tmp_path}",
+        "device=cpu",
+        "parts=[quality,matched,timing,report]",
+        "timing.repeats=1",
+        "timing.warmup=0",
+        "timing.memory=false",
+        "timing.batch_sizes=[1]",
+        "report_pictures=1",
+    )
     bench = run_benchmark(config)
     found = {codec: list(group["point"]) for codec, group in bench.rows.groupby("codec")}
     assert found == {"oscar-nano": [3, 9], "posterised": [1, 2, 3]} and not bench.unavailable and not bench.failed
@@ -294,14 +348,27 @@ def test_benchmark(model, photos, tmp_path) -> None:
 
 
 def test_a_backbone(train, photo, plugins) -> None:
-    vae = train("stage=vae", "stage.kl=0", f"hydra.searchpath=[{plugins / 'configs'}]", "backbone=small",
-                "stage.image_losses.charbonnier=1")  # fmt: skip
+    vae = train(
+        "stage=vae",
+        "stage.kl=0",
+        f"hydra.searchpath=[{plugins / 'configs'}]",
+        "backbone=small",
+        "stage.image_losses.charbonnier=1",
+    )
     prior = train("stage=prior", f"backbone.source={vae / 'final'}")
     assert json.loads((prior / "final/unet/config.json").read_text())["_class_name"] == "FlatNetwork"
     for tuning in ("lora", "full"):
-        run = train("stage=joint", f"backbone.source={prior / 'final'}", "bottleneck=tiny", "bottleneck.rates=[0.125]",
-                    f"denoiser.tuning={tuning}", "denoiser.lora_rank=2", "stage.gan=0", "stage.vae=decoder",
-                    *WITHOUT_DISTS)  # fmt: skip
+        run = train(
+            "stage=joint",
+            f"backbone.source={prior / 'final'}",
+            "bottleneck=tiny",
+            "bottleneck.rates=[0.125]",
+            f"denoiser.tuning={tuning}",
+            "denoiser.lora_rank=2",
+            "stage.gan=0",
+            "stage.vae=decoder",
+            *WITHOUT_DISTS,
+        )
         codec = oscar.load(run / "final")
         assert type(codec.backbone.vae).__name__ == "BlockAutoencoder"
         assert codec.decompress(codec.compress(read_image(photo))).size == (100, 70)
@@ -312,17 +379,25 @@ def test_a_backbone(train, photo, plugins) -> None:
 
 def run_script(name: str, plugins: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), registry.PLUGINS: plugins}
-    return subprocess.run([sys.executable, str(ROOT / f"scripts/{name}.py"), *arguments], cwd=folder, env=environment,
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, str(ROOT / f"scripts/{name}.py"), *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def test_a_module_that_cannot_be_imported(tmp_path, monkeypatch, capsys, model, photo) -> None:
     (tmp_path / "broken.py").write_text("raise RuntimeError('not today\\nnor tomorrow')\n")
     result = run_script("evaluate", "broken", tmp_path, "data.images=x")
     assert result.returncode == 2 and not result.stdout
-    assert re.fullmatch(r"evaluate: OSCAR_PLUGINS names 'broken', which cannot be imported \(RuntimeError: not today\)"
-                        r"; allowed: modules on Python's path or in the current folder, separated by commas\n",
-                        result.stderr)  # fmt: skip
+    assert re.fullmatch(
+        r"evaluate: OSCAR_PLUGINS names 'broken', which cannot be imported \(RuntimeError: not today\)"
+        r"; allowed: modules on Python's path or in the current folder, separated by commas\n",
+        result.stderr,
+    )
     monkeypatch.setenv(registry.PLUGINS, "no_such_module")
     assert main(["compress", str(photo), str(tmp_path / "a.oscar"), "--model", str(model)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -330,8 +405,18 @@ def test_a_module_that_cannot_be_imported(tmp_path, monkeypatch, capsys, model, 
 
 
 def test_a_script_finds_modules_of_the_current_folder(plugins, model, photos) -> None:
-    result = run_script("evaluate", NAMES, plugins, f"model={model}", f"data.images={photos}", "data.limit=1",
-                        "metrics.names=[largest]", "points=[9]", "output=results", "device=cpu")  # fmt: skip
+    result = run_script(
+        "evaluate",
+        NAMES,
+        plugins,
+        f"model={model}",
+        f"data.images={photos}",
+        "data.limit=1",
+        "metrics.names=[largest]",
+        "points=[9]",
+        "output=results",
+        "device=cpu",
+    )
     assert result.returncode == 0, result.stderr
     (row,) = rows(plugins / "results/results.csv")
     assert float(row["point"]) == 9 and float(row["largest"]) >= 1

@@ -1,6 +1,6 @@
 """From a published checkpoint to pictures by commands alone: tiny in the suite, and on request at full size.
 
-    OSCAR_FULL_SIZE=1 python -m pytest tests/test_full_size.py       # minutes, and 5 GB of disk
+OSCAR_FULL_SIZE=1 python -m pytest tests/test_full_size.py       # minutes, and 5 GB of disk
 """
 
 from __future__ import annotations
@@ -70,8 +70,10 @@ def test_the_random_backbone_has_the_published_shape(sd21) -> None:
         for name, value in random[part].items():
             assert published.get(name, value) == value, f"{part}.{name}"
     with torch.device("meta"):
-        vae, unet = (kind.from_config(json.loads((sd21 / f"{part}/config.json").read_text())) for kind, part in
-                     ((AutoencoderKL, "vae"), (UNet2DConditionModel, "unet")))  # fmt: skip
+        vae, unet = (
+            kind.from_config(json.loads((sd21 / f"{part}/config.json").read_text()))
+            for kind, part in ((AutoencoderKL, "vae"), (UNet2DConditionModel, "unet"))
+        )
         ours = Backbone.from_configs(random["vae"], random["unet"], random["scheduler"])
     for network, published in ((ours.vae, vae), (ours.unet, unet)):
         shapes = [{name: value.shape for name, value in one.state_dict().items()} for one in (network, published)]

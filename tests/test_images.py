@@ -287,15 +287,19 @@ BLOCKS = np.kron(np.random.default_rng(0).integers(0, 256, (8, 10, 3), dtype=np.
 
 @pytest.mark.parametrize(
     ("name", "bits"),
-    [*((f"a.{suffix}", 8) for suffix in "bmp dib png ppm pnm ras tif tiff jp2 webp jpg pgm".split()),
-     *((f"a.{suffix}", 16) for suffix in "png ppm tif pgm".split())],
-)  # fmt: skip
+    [
+        *((f"a.{suffix}", 8) for suffix in "bmp dib png ppm pnm ras tif tiff jp2 webp jpg pgm".split()),
+        *((f"a.{suffix}", 16) for suffix in "png ppm tif pgm".split()),
+    ],
+)
 def test_files_of_opencv(tmp_path, name, bits):
     cv2 = pytest.importorskip("cv2")
     colours = BLOCKS[:, :, :1] if name == "a.pgm" else BLOCKS[:, :, ::-1]
-    options = {"a.webp": [cv2.IMWRITE_WEBP_QUALITY, 101],
-               "a.jpg": [cv2.IMWRITE_JPEG_QUALITY, 100, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x111111],
-               "a.jp2": [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]}.get(name, [])  # fmt: skip
+    options = {
+        "a.webp": [cv2.IMWRITE_WEBP_QUALITY, 101],
+        "a.jpg": [cv2.IMWRITE_JPEG_QUALITY, 100, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x111111],
+        "a.jp2": [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000],
+    }.get(name, [])
     values = colours if bits == 8 else colours.astype(np.uint16) * 257
     assert cv2.imwrite(str(tmp_path / name), np.ascontiguousarray(values), options)
     (found,) = list_images(tmp_path)

@@ -41,9 +41,11 @@ def save(make_codec, tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_merged_rates_are_those_of_their_sources(save, tmp_path: Path, picture) -> None:
-    sources = [save("low", [0, 1], bottleneck={"stages": {"1": 4}}),
-               save("high", [7], bottleneck={"dither": {"7": 0.1}}),
-               save("middle", [3, 4], bottleneck={"codebook_sizes": {"4": 19}})]  # fmt: skip
+    sources = [
+        save("low", [0, 1], bottleneck={"stages": {"1": 4}}),
+        save("high", [7], bottleneck={"dither": {"7": 0.1}}),
+        save("middle", [3, 4], bottleneck={"codebook_sizes": {"4": 19}}),
+    ]
     merge_rates(sources, tmp_path / "all")
     merged = load(tmp_path / "all", dtype=torch.float32)
     assert [rate.id for rate in merged.bottleneck.rates] == [0, 1, 3, 4, 7]

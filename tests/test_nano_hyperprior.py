@@ -62,8 +62,10 @@ def test_rates_of_photographs(nano, photographs) -> None:
     ends = []
     for name, image in photographs.items():
         latent = nano.encode_latent(to_tensor(image), nano.bottleneck.default_point)
-        sizes = [len(nano.write(nano.quantise(latent, point), point, image.height, image.width)[0])
-                 for point in nano.bottleneck.points]  # fmt: skip
+        sizes = [
+            len(nano.write(nano.quantise(latent, point), point, image.height, image.width)[0])
+            for point in nano.bottleneck.points
+        ]
         assert sizes == sorted(set(sizes)), name
         ends.append((8 * sizes[0] / (image.width * image.height), 8 * sizes[-1] / (image.width * image.height)))
     lowest, highest = np.mean(ends, axis=0)

@@ -81,10 +81,20 @@ def test_syntax_stays_syntax(folder: Path, argument: str, value) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--multirun", "timesteps=linear,log"], ["-m", "seed=range(1,3)"], ["-m", "data.train=[a],[b]"],
-     ["-m", "stage=choice(vae,prior)"], ["--config-dir", "/a=b (1)"], ["~mappings.shuffled"], ["photos"],
-     ["+timesteps@mappings.new=linear"], ["--cfg=job"], ["points=[5,50"], ["files={a:b=c}"]],
-)  # fmt: skip
+    [
+        ["--multirun", "timesteps=linear,log"],
+        ["-m", "seed=range(1,3)"],
+        ["-m", "data.train=[a],[b]"],
+        ["-m", "stage=choice(vae,prior)"],
+        ["--config-dir", "/a=b (1)"],
+        ["~mappings.shuffled"],
+        ["photos"],
+        ["+timesteps@mappings.new=linear"],
+        ["--cfg=job"],
+        ["points=[5,50"],
+        ["files={a:b=c}"],
+    ],
+)
 def test_what_is_no_path_is_left_alone(folder: Path, arguments: list[str]) -> None:
     assert quote_overrides(arguments) == arguments
 
@@ -146,14 +156,28 @@ NASTY = "数据 (1), lr=1e-3 50%"
 def test_other_scripts_on_an_odd_path(run, folder: Path, photos: Path, tiny_folder: Path) -> None:
     images, model = shutil.copytree(photos, folder / NASTY / "images"), folder / NASTY / "model"
     shutil.copytree(tiny_folder, model)
-    run("benchmark", "~models.nano", "baselines=[jpeg]", "parts=[quality]", "data.limit=1", f"data.images={images}",
-        f"output={NASTY}/benchmark")  # fmt: skip
+    run(
+        "benchmark",
+        "~models.nano",
+        "baselines=[jpeg]",
+        "parts=[quality]",
+        "data.limit=1",
+        f"data.images={images}",
+        f"output={NASTY}/benchmark",
+    )
     assert (folder / NASTY / "benchmark/tables/means.md").exists()
-    run("cache_latents", f"backbone.source={model}", f"data.train=[{images}]", "data.crop=64",
-        f"output={NASTY}/latents")  # fmt: skip
+    run(
+        "cache_latents", f"backbone.source={model}", f"data.train=[{images}]", "data.crop=64", f"output={NASTY}/latents"
+    )
     assert list((folder / NASTY / "latents").glob("*.safetensors"))
-    run("calibrate_timesteps", f"model={model}", f"data.images={images}", "data.limit=1", f"output={NASTY}/calibration",
-        f"save_to={NASTY}/calibrated")  # fmt: skip
+    run(
+        "calibrate_timesteps",
+        f"model={model}",
+        f"data.images={images}",
+        "data.limit=1",
+        f"output={NASTY}/calibration",
+        f"save_to={NASTY}/calibrated",
+    )
     assert (folder / NASTY / "calibrated/oscar.json").exists()
     run("train", "experiment=tiny/vae", "trainer.max_steps=1", f"data.train=[{images}]", f"output={NASTY}/run")
     assert (folder / NASTY / "run/final").is_dir()
@@ -181,7 +205,14 @@ def test_mistakes_end_in_one_line_that_shows_the_quoting(run, capsys, override: 
 def test_a_sweep_over_odd_paths(run, folder: Path, photos: Path) -> None:
     for name in ("a (1)", "b=c"):
         shutil.copytree(photos, folder / name)
-    run("evaluate", "--multirun", "codec=jpeg", "points=[5]", "data.limit=1", "data.images=a (1),b=c",
-        "output=out/${data.images}")  # fmt: skip
+    run(
+        "evaluate",
+        "--multirun",
+        "codec=jpeg",
+        "points=[5]",
+        "data.limit=1",
+        "data.images=a (1),b=c",
+        "output=out/${data.images}",
+    )
     for name in ("a (1)", "b=c"):
         assert load_results(folder / "out" / name)[1]["config"]["data"]["images"] == name

@@ -38,18 +38,27 @@ def stderr_of(*args: str, cwd: Path, feed: str = "", code: int = 0) -> str:
 
 
 def test_commands(photos, tiny_folder, tmp_path):
-    lines = [f"compress {photos}/0.png a.oscar", f"compress {photos} files --model nano-hyperprior --batch-size 2",
-             "decompress a.oscar a.png", "decompress files images --dtype bfloat16", "info a.oscar", "doctor",
-             f"convert --back {tiny_folder} tiny.pkl", f"convert tiny.pkl tiny --backbone {tiny_folder}"]  # fmt: skip
+    lines = [
+        f"compress {photos}/0.png a.oscar",
+        f"compress {photos} files --model nano-hyperprior --batch-size 2",
+        "decompress a.oscar a.png",
+        "decompress files images --dtype bfloat16",
+        "info a.oscar",
+        "doctor",
+        f"convert --back {tiny_folder} tiny.pkl",
+        f"convert tiny.pkl tiny --backbone {tiny_folder}",
+    ]
     assert stderr_of("-c", COMMANDS, cwd=tmp_path, feed="\n".join(lines)) == ""
 
 
 def test_errors_and_notes_are_one_line_each(photos, tmp_path):
     for command, line in (
         (["compress", "none.png", "a.oscar"], "oscar: error: none.png: no such file or folder"),
-        (["compress", f"{photos}/0.png", "a.oscar", "--model", str(tmp_path)],
-         f"oscar: error: model {str(tmp_path)!r} is a folder without oscar.json; allowed: an OSCAR checkpoint"),
-    ):  # fmt: skip
+        (
+            ["compress", f"{photos}/0.png", "a.oscar", "--model", str(tmp_path)],
+            f"oscar: error: model {str(tmp_path)!r} is a folder without oscar.json; allowed: an OSCAR checkpoint",
+        ),
+    ):
         assert stderr_of("-m", "oscar", *command, cwd=tmp_path, code=2) == line
 
 

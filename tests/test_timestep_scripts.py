@@ -86,9 +86,18 @@ def test_from_calibration_to_ablation(script, folder: Path, capsys) -> None:
     script("calibrate_timesteps", *here, "output=calibration", "save_to=tuned")
     record = json.loads((folder / "calibration/calibration.json").read_text())
     file = "calibration/calibration.json"
-    script("ablate_timesteps", *here, "output=ablation", "rates=[0.125]", "sweep=[0,300]", "metrics.names=[psnr]",
-           f"mappings.cosine.calibration={file}", "~mappings.shuffled", "+timesteps@mappings.mine=constant",
-           "mappings.mine.timestep=7")  # fmt: skip
+    script(
+        "ablate_timesteps",
+        *here,
+        "output=ablation",
+        "rates=[0.125]",
+        "sweep=[0,300]",
+        "metrics.names=[psnr]",
+        f"mappings.cosine.calibration={file}",
+        "~mappings.shuffled",
+        "+timesteps@mappings.mine=constant",
+        "mappings.mine.timestep=7",
+    )
     table = pd.read_csv(folder / "ablation/tables/timesteps.csv", dtype={"rate": str})
     assert table["rate"].to_list() == ["0.1250"] and "shuffled" not in table and table["mine"].item() == 7
     assert table["cosine"].item() == record["mappings"]["cosine"]["timesteps"]["7"]
@@ -101,8 +110,17 @@ def test_from_calibration_to_ablation(script, folder: Path, capsys) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_sweep_of_runs(folder: Path, name: str) -> None:
     extra = ["rates=[0.125]", "sweep=[]", "metrics.names=[psnr]"] if name == "ablate_timesteps" else []
-    command = [sys.executable, str(ROOT / f"scripts/{name}.py"), "--multirun", "data.images=photos", "data.limit=1,2",
-               "model=tiny", "output=out/${data.limit}", "threads=1", *extra]  # fmt: skip
+    command = [
+        sys.executable,
+        str(ROOT / f"scripts/{name}.py"),
+        "--multirun",
+        "data.images=photos",
+        "data.limit=1,2",
+        "model=tiny",
+        "output=out/${data.limit}",
+        "threads=1",
+        *extra,
+    ]
     env = {"PATH": "", "HOME": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, env=env)
     assert result.returncode == 0, result.stderr

@@ -88,8 +88,9 @@ def test_ramps() -> None:
 
 
 def test_a_permutation_is_the_same_everywhere() -> None:
-    shuffled = {seed: [ShuffledMapping(TableMapping.paper().timesteps, seed)(rate) for rate in PAPER_RATES]
-                for seed in (0, 1)}  # fmt: skip
+    shuffled = {
+        seed: [ShuffledMapping(TableMapping.paper().timesteps, seed)(rate) for rate in PAPER_RATES] for seed in (0, 1)
+    }
     assert shuffled[0] == [150, 210, 280, 310, 170, 500, 190, 400]
     assert shuffled[1] == [150, 210, 170, 190, 310, 280, 500, 400]
     with pytest.raises(ValueError, match=r"no pseudo-timestep for rate 0\.0024"):
@@ -115,11 +116,25 @@ def test_codes_of_timesteps(length: int) -> None:
 def test_codes_do_not_change() -> None:
     """Files hold them."""
     assert [timestep_of_code(code, 1000) for code in (0, 1, 2, 100, 127, 128, 254, 255)] == [
-        0, 4, 8, 392, 498, 501, 995, 999
-    ]  # fmt: skip
+        0,
+        4,
+        8,
+        392,
+        498,
+        501,
+        995,
+        999,
+    ]
     assert [timestep_code(timestep, 1000) for timestep in (0, 1, 2, 150, 500, 997, 998, 999)] == [
-        0, 0, 1, 38, 128, 254, 255, 255
-    ]  # fmt: skip
+        0,
+        0,
+        1,
+        38,
+        128,
+        254,
+        255,
+        255,
+    ]
 
 
 def test_a_rate_without_an_entry() -> None:

@@ -173,8 +173,17 @@ def _legend(side: Axes, lines: list[tuple[Series, Line2D]], heading: str) -> Non
         group = [line for curve, line in lines if curve.published is published]
         if group:
             labels = [fill(line.get_label(), 18) for line in group]
-            legend = Legend(side, group, labels, title=title, loc=f"{place} left",
-                            alignment="left", borderaxespad=0, handlelength=3, fontsize=8.5)  # fmt: skip
+            legend = Legend(
+                side,
+                group,
+                labels,
+                title=title,
+                loc=f"{place} left",
+                alignment="left",
+                borderaxespad=0,
+                handlelength=3,
+                fontsize=8.5,
+            )
             legend.get_title().set_fontweight("bold")
             side.add_artist(legend)
 

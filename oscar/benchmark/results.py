@@ -51,8 +51,9 @@ PAPER = "@paper"  # ends the names of metrics that were measured under protocol 
 
 def _info(name: str, protocol: str = "") -> MetricInfo:
     metric = metric_of(name)
-    return MetricInfo(name + protocol, metric.label + (", protocol paper" if protocol else ""), metric.unit,
-                      metric.higher_is_better)  # fmt: skip
+    return MetricInfo(
+        name + protocol, metric.label + (", protocol paper" if protocol else ""), metric.unit, metric.higher_is_better
+    )
 
 
 def _apart(frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:

@@ -207,8 +207,9 @@ def prepare(config: BenchmarkConfig) -> Benchmark:
     names = [name for name in config.metrics.names if name in METRICS]
     names = [name for protocol in _protocols([*ours, *baselines]) for name in metrics_of(protocol, names)]
     if not names:
-        raise EvaluationError(f"none of the metrics {', '.join(config.metrics.names)} exists; allowed: "
-                              f"{', '.join(METRICS)}")  # fmt: skip
+        raise EvaluationError(
+            f"none of the metrics {', '.join(config.metrics.names)} exists; allowed: {', '.join(METRICS)}"
+        )
     metrics = MetricSet(names, device, files=config.metrics.files, download=config.metrics.download)
     unavailable |= metrics.unavailable
     for name, reason in unavailable.items():
@@ -322,8 +323,9 @@ def run_matched(bench: Benchmark, is_asked: bool) -> None:
     for number, codec in enumerate(bench.baselines, 1):
         if is_asked:
             _say(f"matched {number}/{len(bench.baselines)}: {codec.label} at the sizes of OSCAR's files")
-        frame, failed = match_bytes(codec, targets, bench.pictures, bench.metrics, bench.output / "matched",
-                                    progress=is_asked, make=is_asked)  # fmt: skip
+        frame, failed = match_bytes(
+            codec, targets, bench.pictures, bench.metrics, bench.output / "matched", progress=is_asked, make=is_asked
+        )
         bench.failed |= {f"{codec.name} at matched bytes: {name}": reason for name, reason in failed.items()}
         frames.append(frame)
     bench.matched = pd.concat(frames, ignore_index=True)
@@ -357,8 +359,15 @@ def run_timing_part(bench: Benchmark, is_asked: bool) -> None:
         if record != identity:
             _say(f"timing on {name}, {settings.repeats} rounds")
             try:
-                result = run_timing(codecs, read_image(bench.pictures[name]), points, settings.repeats,
-                                    settings.warmup, settings.batch_sizes, settings.memory)  # fmt: skip
+                result = run_timing(
+                    codecs,
+                    read_image(bench.pictures[name]),
+                    points,
+                    settings.repeats,
+                    settings.warmup,
+                    settings.batch_sizes,
+                    settings.memory,
+                )
             except (RuntimeError, OSError, ImageError) as error:
                 bench.failed["timing"] = first_line(error)
                 print(f"timing is left out: {bench.failed['timing']}", file=sys.stderr)
@@ -400,9 +409,14 @@ def write_results(bench: Benchmark) -> None:
             write_whole(folder / f"{tables.named('rows', protocol)}.csv", rows.to_csv(index=False).encode())
         paper_hint = {} if "paper" in bench.protocols else dict.fromkeys(METRICS, "protocols=[bitstream,paper] does")
         for protocol in PROTOCOLS:  # the paper's own curves are drawn in any case
-            plot_rates(bench.output / "plots", bench.means[bench.means["protocol"] == protocol],
-                       published_curves(bench.dataset, protocol), f"Means over {bench.title}",
-                       bench.unavailable | (paper_hint if protocol == "paper" else {}), protocol)  # fmt: skip
+            plot_rates(
+                bench.output / "plots",
+                bench.means[bench.means["protocol"] == protocol],
+                published_curves(bench.dataset, protocol),
+                f"Means over {bench.title}",
+                bench.unavailable | (paper_hint if protocol == "paper" else {}),
+                protocol,
+            )
     record = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "config": asdict(bench.config),
@@ -424,8 +438,11 @@ def make_tables(bench: Benchmark) -> list[Table]:
         for protocol in bench.protocols:
             asked = metrics_of(protocol, bench.config.metrics.names)
             rows = bench.rows[bench.rows["protocol"] == protocol]
-            notes = [note for codec, group in rows.groupby("label", sort=False)
-                     for note in missing_notes(group, asked, f"{codec}, ")]  # fmt: skip
+            notes = [
+                note
+                for codec, group in rows.groupby("label", sort=False)
+                for note in missing_notes(group, asked, f"{codec}, ")
+            ]
             made.append(tables.means_table(bench.means, names, bench.unavailable, protocol, notes))
             made.append(tables.bd_frame_table(bench.bd, bench.config.bd_method, protocol))
     if len(bench.matched) and len(bench.rows):

@@ -59,20 +59,34 @@ def means_table(
     codecs = pd.DataFrame([{"codec": n, "label": n, "note": text} for n, text in missing.items() if n not in METRICS])
     frame = pd.concat([means, codecs], ignore_index=True) if len(codecs) else means
     shown = [name for name in metrics if name in frame]
-    titles = {"label": "codec", "point": "setting", "pictures": "pictures", **RATES,
-              **{name: metric_title(name) for name in shown}, **SECONDS, "note": "note"}  # fmt: skip
+    titles = {
+        "label": "codec",
+        "point": "setting",
+        "pictures": "pictures",
+        **RATES,
+        **{name: metric_title(name) for name in shown},
+        **SECONDS,
+        "note": "note",
+    }
     notes = [f"{METRICS[name].label}: {text}" for name, text in missing.items() if name in METRICS]
     return Table(
         named("means", protocol),
         "Means over pictures. "
-        + ("Rate is measured on whole files; nominal bpp is the codec's own name for the rate."
-           if protocol == "bitstream" else PROTOCOL_NOTES[protocol].strip()),
+        + (
+            "Rate is measured on whole files; nominal bpp is the codec's own name for the rate."
+            if protocol == "bitstream"
+            else PROTOCOL_NOTES[protocol].strip()
+        ),
         frame,
         {name: title for name, title in titles.items() if name in frame and frame[name].notna().any()},
-        {"point": "{:g}".format, **dict.fromkeys(RATES, "{:.4f}".format), **dict.fromkeys(SECONDS, "{:.3f}".format),
-         **dict.fromkeys(shown, _metric_format)},
+        {
+            "point": "{:g}".format,
+            **dict.fromkeys(RATES, "{:.4f}".format),
+            **dict.fromkeys(SECONDS, "{:.3f}".format),
+            **dict.fromkeys(shown, _metric_format),
+        },
         [*notes, *left_out],
-    )  # fmt: skip
+    )
 
 
 def named(name: str, protocol: str) -> str:
@@ -126,18 +140,43 @@ def matched_tables(means: pd.DataFrame, rows: pd.DataFrame, metrics: Sequence[st
         "Means at matched bytes: each baseline's largest file that is not larger than OSCAR's, over the pictures where "
         "there is one.",
         means,
-        {"target_label": "target", "target_point": "rate", "label": "baseline", "fits": "pictures", "target_bytes":
-         "target bytes", "bytes": "bytes", "smallest_ratio": "smallest file, × target",
-         **{f"{part}{name}": f"{title}{metric_title(name)}" for name in metrics if name in means
-            for part, title in (("target_", "target "), ("", ""))}},
-        {"target_point": "{:.4f}".format, "smallest_ratio": "{:.1f}".format,
-         **dict.fromkeys(("target_bytes", "bytes"), "{:,.0f}".format),
-         **{part + name: _metric_format for name in metrics for part in ("", "target_")}},
-    )  # fmt: skip
+        {
+            "target_label": "target",
+            "target_point": "rate",
+            "label": "baseline",
+            "fits": "pictures",
+            "target_bytes": "target bytes",
+            "bytes": "bytes",
+            "smallest_ratio": "smallest file, × target",
+            **{
+                f"{part}{name}": f"{title}{metric_title(name)}"
+                for name in metrics
+                if name in means
+                for part, title in (("target_", "target "), ("", ""))
+            },
+        },
+        {
+            "target_point": "{:.4f}".format,
+            "smallest_ratio": "{:.1f}".format,
+            **dict.fromkeys(("target_bytes", "bytes"), "{:,.0f}".format),
+            **{part + name: _metric_format for name in metrics for part in ("", "target_")},
+        },
+    )
     targets = list(dict.fromkeys(means["target"]))
-    return [whole, *(_matched_table(means[means["target"] == target], rows[rows["codec"] == target], metric,
-                                    f"matched_{metric}" if len(targets) == 1 else f"matched_{metric}_{target}")
-                     for target in targets for metric in metrics if metric in means)]  # fmt: skip
+    return [
+        whole,
+        *(
+            _matched_table(
+                means[means["target"] == target],
+                rows[rows["codec"] == target],
+                metric,
+                f"matched_{metric}" if len(targets) == 1 else f"matched_{metric}_{target}",
+            )
+            for target in targets
+            for metric in metrics
+            if metric in means
+        ),
+    ]
 
 
 def _matched_table(means: pd.DataFrame, rows: pd.DataFrame, metric: str, name: str) -> Table:
@@ -186,13 +225,19 @@ def bd_frame_table(bd: pd.DataFrame, method: str, protocol: str = "bitstream") -
         f"MS-SSIM is on the scale -10 log10(1 - x) dB.{PROTOCOL_NOTES[protocol]}",
         frame,
         {name: title for name, title in titles.items() if name in frame},
-        {**dict.fromkeys(("bd_rate_percent", "mean_of_pictures_percent"), lambda value: plain_minus(f"{value:+.1f}")),
-         "overlap_percent": "{:.0f}".format, "bd_metric": lambda value: plain_minus(f"{value:+.3g}")},
-    )  # fmt: skip
+        {
+            **dict.fromkeys(
+                ("bd_rate_percent", "mean_of_pictures_percent"), lambda value: plain_minus(f"{value:+.1f}")
+            ),
+            "overlap_percent": "{:.0f}".format,
+            "bd_metric": lambda value: plain_minus(f"{value:+.3g}"),
+        },
+    )
 
 
-def timing_frame(latency: pd.DataFrame, stages: pd.DataFrame, throughput: pd.DataFrame, memory: pd.DataFrame,
-                 macs: pd.DataFrame) -> pd.DataFrame:  # fmt: skip
+def timing_frame(
+    latency: pd.DataFrame, stages: pd.DataFrame, throughput: pd.DataFrame, memory: pd.DataFrame, macs: pd.DataFrame
+) -> pd.DataFrame:
     """What the tables of `oscar.benchmark.speed.timing` say of a call and its stages, in one: a row each."""
     rows = []
     for row in latency.to_dict("records"):
@@ -218,8 +263,9 @@ def timing_frame(latency: pd.DataFrame, stages: pd.DataFrame, throughput: pd.Dat
     if len(macs):
         frame = frame.merge(macs[[*names, "gmacs"]], on=names, how="left")
     order = {codec: index for index, codec in enumerate(dict.fromkeys(frame["codec"]))}
-    key = pd.DataFrame({"codec": frame["codec"].map(order), "point": frame["point"],
-                        "direction": frame["direction"] != "encode"})  # fmt: skip
+    key = pd.DataFrame(
+        {"codec": frame["codec"].map(order), "point": frame["point"], "direction": frame["direction"] != "encode"}
+    )
     return frame.loc[key.sort_values(list(key), kind="stable").index].reset_index(drop=True)
 
 
@@ -235,9 +281,14 @@ def timing_table(frame: pd.DataFrame, picture: str, repeats: int) -> Table:
         "bytes in memory, and back. Throughput is the best batch size's; peak memory that of a process of its own.",
         frame,
         {name: title for name, title in titles.items() if name in frame and frame[name].notna().any()},
-        {"point": "{:g}".format, "share_percent": "{:.1f}".format, "call_peak_mib": "{:,.0f}".format,
-         "cuda_call_peak_mib": "{:,.0f}".format, "gmacs": "{:.3f}".format},
-    )  # fmt: skip
+        {
+            "point": "{:g}".format,
+            "share_percent": "{:.1f}".format,
+            "call_peak_mib": "{:,.0f}".format,
+            "cuda_call_peak_mib": "{:,.0f}".format,
+            "gmacs": "{:.3f}".format,
+        },
+    )
 
 
 def parameter_table(parameters: pd.DataFrame) -> Table:

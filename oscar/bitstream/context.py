@@ -152,19 +152,24 @@ class ContextModel:
         for field in fields(self):
             value = getattr(self, field.name)
             if value.dtype.kind not in "iu" or value.size == 0:
-                raise ValueError(f"{field.name} of type {value.dtype} and shape {value.shape} is not allowed; "
-                                 "allowed: integers")  # fmt: skip
+                raise ValueError(
+                    f"{field.name} of type {value.dtype} and shape {value.shape} is not allowed; allowed: integers"
+                )
         codes, passes, nodes = self.codebook_size, len(PASSES), 2**self.depth - 1
         if self.embedding.ndim != 2 or self.hidden.ndim != 3 or self.mixing.ndim != 3 or self.depth == 0:
             raise ValueError("embedding, hidden or mixing has another number of dimensions, or there is one code only")
         width, features = self.mixing.shape[1:]
         inputs = self.embedding.shape[1] * max(1, self.neighbours)
         expected = {
-            "leaf": (codes,), "embedding": (codes + 1, self.embedding.shape[1]),
-            "hidden": (WEIGHT_SETS, inputs, width), "hidden_bias": (passes, width),
-            "mixing": (WEIGHT_SETS, width, features), "mixing_bias": (passes, features),
-            "nodes": (nodes, features), "node_bias": (nodes,),
-        }  # fmt: skip
+            "leaf": (codes,),
+            "embedding": (codes + 1, self.embedding.shape[1]),
+            "hidden": (WEIGHT_SETS, inputs, width),
+            "hidden_bias": (passes, width),
+            "mixing": (WEIGHT_SETS, width, features),
+            "mixing_bias": (passes, features),
+            "nodes": (nodes, features),
+            "node_bias": (nodes,),
+        }
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
                 raise ValueError(f"{name} has shape {getattr(self, name).shape}; allowed: {shape}")
@@ -340,9 +345,7 @@ def decode_prefix(prefix: bytes, shape: tuple[int, int], model: ContextModel) ->
     return grid, stream.known / stream.asked
 
 
-def _decode(
-    stream, shape: tuple[int, int], model: ContextModel
-) -> tuple[np.ndarray, tuple[list[int], list[int]]]:
+def _decode(stream, shape: tuple[int, int], model: ContextModel) -> tuple[np.ndarray, tuple[list[int], list[int]]]:
     """The indices that a decoder's decisions lead to, and these decisions with their levels, as they are coded."""
     field = model.field(*shape)
     all_levels, all_bits = [], []

@@ -141,37 +141,47 @@ class HyperpriorCoder:
                 raise ValueError(f"{name} has {len(getattr(self, name))} groups; allowed: {self.groups.size}")
         for name, value in self.arrays().items():
             if value.dtype.kind not in "iu" or value.size == 0:
-                raise ValueError(f"{name} of type {value.dtype} and shape {value.shape} is not allowed; "
-                                 "allowed: integers")  # fmt: skip
+                raise ValueError(
+                    f"{name} of type {value.dtype} and shape {value.shape} is not allowed; allowed: integers"
+                )
         if self.groups.ndim != 1 or self.groups.min() < 1:
             raise ValueError(f"groups {self.groups.tolist()} is not allowed; allowed: channels of each, from 1")
         self._check_shapes()
         _check_frequencies("side_frequencies", self.side_frequencies, LARGEST_SIDE)
         _check_frequencies("scale_frequencies", self.scale_frequencies, LARGEST_SYMBOL)
         if self.channels + self.side_channels < FEWEST_SYMBOLS:
-            raise ValueError(f"{self.channels} channels and {self.side_channels} of z are not allowed; "
-                             f"allowed: {FEWEST_SYMBOLS} in all")  # fmt: skip
+            raise ValueError(
+                f"{self.channels} channels and {self.side_channels} of z are not allowed; "
+                f"allowed: {FEWEST_SYMBOLS} in all"
+            )
         self._check_sums()
 
     def _check_shapes(self) -> None:
         if self.up1.ndim != 4 or self.up2.ndim != 4 or len(self.up1) % 4 or len(self.up2) % 4:
-            raise ValueError(f"up1 and up2 have shapes {self.up1.shape} and {self.up2.shape}; "
-                             "allowed: (4 S, Z, 3, 3) and (4 P, S, 3, 3)")  # fmt: skip
+            raise ValueError(
+                f"up1 and up2 have shapes {self.up1.shape} and {self.up2.shape}; "
+                "allowed: (4 S, Z, 3, 3) and (4 P, S, 3, 3)"
+            )
         (inner, side_channels), outer, kernel = self.up1.shape[:2], len(self.up2), 2 * REACH + 1
         expected = {
             "side_frequencies": (side_channels, *self.side_frequencies.shape[-1:]),
             "scale_frequencies": (SCALES, *self.scale_frequencies.shape[-1:]),
-            "up1": (inner, side_channels, 3, 3), "up1_bias": (KNOTS, inner),
-            "up2": (outer, inner // 4, 3, 3), "up2_bias": (outer,),
-        }  # fmt: skip
+            "up1": (inner, side_channels, 3, 3),
+            "up1_bias": (KNOTS, inner),
+            "up2": (outer, inner // 4, 3, 3),
+            "up2_bias": (outer,),
+        }
         for group, own in enumerate(self.groups.tolist()):
             hidden, channels = self.middle_bias[group].size, int(self.groups[: group + 1].sum())
             expected |= {
-                f"known.{group}": (hidden, channels, kernel, kernel), f"side.{group}": (hidden, outer // 4),
+                f"known.{group}": (hidden, channels, kernel, kernel),
+                f"side.{group}": (hidden, outer // 4),
                 f"first_bias.{group}": (2, KNOTS, hidden),
-                f"middle.{group}": (hidden, hidden), f"middle_bias.{group}": (hidden,),
-                f"last.{group}": (2 * own, hidden), f"last_bias.{group}": (2 * own,),
-            }  # fmt: skip
+                f"middle.{group}": (hidden, hidden),
+                f"middle_bias.{group}": (hidden,),
+                f"last.{group}": (2 * own, hidden),
+                f"last_bias.{group}": (2 * own,),
+            }
         arrays = self.arrays()
         for name, shape in expected.items():
             if arrays[name].shape != shape:
@@ -183,8 +193,9 @@ class HyperpriorCoder:
                 continue
             kind = np.iinfo(np.int32 if "bias" in name else np.int16)
             if value.min() < kind.min or value.max() > kind.max:
-                raise ValueError(f"{name} from {value.min()} to {value.max()} is not allowed; "
-                                 f"allowed: {kind.min} to {kind.max}")  # fmt: skip
+                raise ValueError(
+                    f"{name} from {value.min()} to {value.max()} is not allowed; allowed: {kind.min} to {kind.max}"
+                )
         layers = {"up1": (self.up1,), "up2": (self.up2,)}
         for group, weights in enumerate(zip(self.known, self.side, self.middle, self.last, strict=True)):
             layers |= {f"known.{group}": weights[:2], f"middle.{group}": weights[2:3], f"last.{group}": weights[3:]}
@@ -326,13 +337,17 @@ class HyperpriorCoder:
     def choose(self, y: np.ndarray, z: np.ndarray, code: int) -> tuple[Coded, np.ndarray]:
         """The symbols nearest to a latent with their tables, and what the decoder makes of them; see `encode`."""
         if y.ndim != 3 or len(y) != self.channels or y.dtype.kind != "f" or not np.isfinite(y).all():
-            raise ValueError(f"y of type {y.dtype} and shape {y.shape} is not allowed; "
-                             f"allowed: finite numbers of shape ({self.channels}, h, w)")  # fmt: skip
+            raise ValueError(
+                f"y of type {y.dtype} and shape {y.shape} is not allowed; "
+                f"allowed: finite numbers of shape ({self.channels}, h, w)"
+            )
         shape = y.shape[1:]
         self._check_request(shape, code)
         if z.shape != (self.side_channels, *side_shape(shape)) or z.dtype.kind not in "iu":
-            raise ValueError(f"z of type {z.dtype} and shape {z.shape} is not allowed; "
-                             f"allowed: integers of shape {(self.side_channels, *side_shape(shape))}")  # fmt: skip
+            raise ValueError(
+                f"z of type {z.dtype} and shape {z.shape} is not allowed; "
+                f"allowed: integers of shape {(self.side_channels, *side_shape(shape))}"
+            )
         coded, own, wanted = [], self._tables, y.reshape(self.channels, -1).T.astype(np.float64)
 
         def choose(nearest: np.ndarray, tables: np.ndarray) -> np.ndarray:

@@ -24,8 +24,20 @@ from oscar.bottlenecks.base import (
 )
 from oscar.registry import BOTTLENECKS
 
-__all__ = ["Bottleneck", "Components", "Draw", "Output", "Payload", "Point", "Setting", "Symbols", "concatenate",
-           "from_config", "hyperprior", "vq"]  # fmt: skip
+__all__ = [
+    "Bottleneck",
+    "Components",
+    "Draw",
+    "Output",
+    "Payload",
+    "Point",
+    "Setting",
+    "Symbols",
+    "concatenate",
+    "from_config",
+    "hyperprior",
+    "vq",
+]
 
 
 def from_config(config: Mapping[str, Any], latent_channels: int) -> Bottleneck:
@@ -36,8 +48,10 @@ def from_config(config: Mapping[str, Any], latent_channels: int) -> Bottleneck:
     """
     kind = config.get("kind", vq.VQBottleneck.kind)
     if kind not in BOTTLENECKS:
-        raise ValueError(f"bottleneck.kind is {kind!r}; allowed: {', '.join(BOTTLENECKS)} (a kind of your own is known "
-                         "once OSCAR_PLUGINS names its module)")  # fmt: skip
+        raise ValueError(
+            f"bottleneck.kind is {kind!r}; allowed: {', '.join(BOTTLENECKS)} (a kind of your own is known "
+            "once OSCAR_PLUGINS names its module)"
+        )
     bottleneck = BOTTLENECKS[kind]
     if bottleneck.config_fields == ("options",):  # which no schema has checked
         _check_options(kind, bottleneck, {name: value for name, value in config.items() if name != "kind"})

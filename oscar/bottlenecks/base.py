@@ -134,9 +134,18 @@ class Bottleneck(nn.Module, ABC):
     config_fields: ClassVar[tuple[str, ...]] = ("options",)
     stage_fields: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "hyper": ("cosine", "commitment", "sample_latents", "table_batches"),
-        "joint": (*IMAGE_FIELDS, "cosine", "commitment", "sample_latents", "latent", "gan", "table_batches", "vae",
-                  "denoiser"),
-    }  # fmt: skip
+        "joint": (
+            *IMAGE_FIELDS,
+            "cosine",
+            "commitment",
+            "sample_latents",
+            "latent",
+            "gan",
+            "table_batches",
+            "vae",
+            "denoiser",
+        ),
+    }
     validation_field: ClassVar[str] = "points"
     latent_channels: int
     options: dict[str, Any]
@@ -218,8 +227,9 @@ class Bottleneck(nn.Module, ABC):
 
     def check_published(self, point: Point, height: int, width: int) -> None:
         """Refuse (ValueError) what the published evaluation (protocol `paper`) cannot do for an image of this size."""
-        raise ValueError(f"protocol 'paper' is the published quantiser's, and this model has {self.point_words}; "
-                         "allowed: bitstream")  # fmt: skip
+        raise ValueError(
+            f"protocol 'paper' is the published quantiser's, and this model has {self.point_words}; allowed: bitstream"
+        )
 
     def stored(self, symbols: Any, point: Point) -> Any:
         """The symbols as a file holds them, where `quantise` gives more than that."""
@@ -307,8 +317,10 @@ class Bottleneck(nn.Module, ABC):
     @classmethod
     def default_mapping(cls) -> TimestepMapping:
         """Pseudo-timesteps to start with."""
-        raise ValueError(f"timesteps is unset; allowed with bottleneck {cls.kind}: a mapping of its points, such as "
-                         "timesteps=constant")  # fmt: skip
+        raise ValueError(
+            f"timesteps is unset; allowed with bottleneck {cls.kind}: a mapping of its points, such as "
+            "timesteps=constant"
+        )
 
     # Training.
 

@@ -53,8 +53,16 @@ VALIDATION_QUALITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 POINTS = 25  # qualities that stand for all
 # CompressAI's tables, for which checkpoints keep the integers themselves; and its constants, of which float16 makes
 # a least likelihood of 0.
-_NOT_STORED = ("_quantized_cdf", "_cdf_length", "_offset", "scale_table", ".bound", "scale_bound",
-               "side_model.target", "side_model.quantiles")  # fmt: skip
+_NOT_STORED = (
+    "_quantized_cdf",
+    "_cdf_length",
+    "_offset",
+    "scale_table",
+    ".bound",
+    "scale_bound",
+    "side_model.target",
+    "side_model.quantiles",
+)
 _TWINS = ("up1", "up2", "predictors", "side_model", "value_model")  # modules that the integers stand for
 
 SCALE_MIN, SCALE_MAX = 0.11, 64.0
@@ -153,11 +161,18 @@ class HyperpriorBottleneck(Bottleneck):
         super().__init__()
         self.latent_channels = latent_channels
         if sum(groups) != latent_channels or min(groups) < 1:
-            raise ValueError(f"bottleneck.groups are {list(groups)}; allowed: numbers above 0 whose sum is the "
-                             f"backbone's {latent_channels} latent channels")  # fmt: skip
+            raise ValueError(
+                f"bottleneck.groups are {list(groups)}; allowed: numbers above 0 whose sum is the "
+                f"backbone's {latent_channels} latent channels"
+            )
         self.groups = tuple(groups)
-        self.options = {"groups": list(groups), "hidden": hidden, "features": features,
-                        "side_channels": side_channels, "side_features": side_features}  # fmt: skip
+        self.options = {
+            "groups": list(groups),
+            "hidden": hidden,
+            "features": features,
+            "side_channels": side_channels,
+            "side_features": side_features,
+        }
         gains = torch.linspace(math.log(_FIRST_GAIN), math.log(_LAST_GAIN), KNOTS)[:, None]
         self.log_gain = nn.Parameter(gains.repeat(1, latent_channels))
         self.log_inverse = nn.Parameter(-gains.repeat(1, latent_channels))
@@ -257,9 +272,7 @@ class HyperpriorBottleneck(Bottleneck):
             prefix, _, rest = name.partition(".")
             (arrays if prefix == "coder" else weights)[rest if prefix == "coder" else name] = value
         check_tensors(weights, {name: value for name, value in self.tensors().items() if not name.startswith("coder.")})
-        self.load_state_dict(
-            {name.removeprefix("bottleneck."): value for name, value in weights.items()}, strict=False
-        )
+        self.load_state_dict({name.removeprefix("bottleneck."): value for name, value in weights.items()}, strict=False)
         if arrays:
             try:
                 coder = HyperpriorCoder.from_arrays({name: value.numpy() for name, value in arrays.items()})
@@ -287,8 +300,11 @@ class HyperpriorBottleneck(Bottleneck):
 
     @classmethod
     def take_over(cls, config: BottleneckConfig, stored: Mapping[str, Any]) -> None:
-        take(config.hyperprior, "bottleneck.hyperprior", {name: stored.get(name, HYPERPRIOR[name])
-                                                          for name in HYPERPRIOR})  # fmt: skip
+        take(
+            config.hyperprior,
+            "bottleneck.hyperprior",
+            {name: stored.get(name, HYPERPRIOR[name]) for name in HYPERPRIOR},
+        )
 
     @classmethod
     def check_stage(cls, config: BottleneckConfig, stage: StageConfig) -> None:
@@ -351,10 +367,14 @@ class HyperpriorBottleneck(Bottleneck):
         found = []
         for latent in latents:
             qualities = torch.linspace(0, 1, KNOTS, device=latent.device)
-            found.append(torch.stack([
-                latent_cosine(self.estimate(latent, quality.expand(len(latent))).z_hat, latent)
-                for quality in qualities
-            ]))  # fmt: skip
+            found.append(
+                torch.stack(
+                    [
+                        latent_cosine(self.estimate(latent, quality.expand(len(latent))).z_hat, latent)
+                        for quality in qualities
+                    ]
+                )
+            )
         cosines = torch.stack(found).mean(dim=0)
         timesteps = schedule.timestep_of_signal(cosines)
         return CurveMapping(tuple(map(float, timesteps)), tuple(round(value, 6) for value in cosines.tolist()))
@@ -395,9 +415,12 @@ class HyperpriorBottleneck(Bottleneck):
             "groups": np.array(self.groups, dtype=np.int32),
             "side_frequencies": self._side_frequencies(),
             "scale_frequencies": scale_frequencies(),
-            **{f"{name}{part}": value for name, layer in (("up1", self.up1), ("up2", self.up2))
-               for part, value in (("", _weights(layer.weight)), ("_bias", _biases(layer.bias)))},
-        }  # fmt: skip
+            **{
+                f"{name}{part}": value
+                for name, layer in (("up1", self.up1), ("up2", self.up2))
+                for part, value in (("", _weights(layer.weight)), ("_bias", _biases(layer.bias)))
+            },
+        }
         for number, predictor in enumerate(self.predictors):
             arrays |= {f"{name}.{number}": value for name, value in predictor.integers().items()}
         self.coder = HyperpriorCoder.from_arrays(arrays)

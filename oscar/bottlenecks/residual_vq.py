@@ -185,8 +185,9 @@ class ResidualHyperEncoder(HyperEncoder):
         self.dither = dither
         if self.cell**2 != num_quantizers or rate.downsample * self.cell not in (1, 2, 4, MAX_DOWNSAMPLE):
             allowed = [n * n for n in (1, 2, 4, 8) if rate.downsample * n <= MAX_DOWNSAMPLE]
-            raise ValueError(f"stages of rate {rate.bpp:.4f} are {num_quantizers}; "
-                             f"allowed: {', '.join(map(str, allowed))}")  # fmt: skip
+            raise ValueError(
+                f"stages of rate {rate.bpp:.4f} are {num_quantizers}; allowed: {', '.join(map(str, allowed))}"
+            )
         super().__init__(rate, **options)
 
     @property
@@ -240,8 +241,10 @@ class ResidualHyperEncoder(HyperEncoder):
             try:
                 self.get_submodule(name).load_state_dict(other.get_submodule(name).state_dict())
             except RuntimeError:
-                raise ValueError(f"rate {self.rate.bpp:.4f} in {self.num_quantizers} stages cannot start from rate "
-                                 f"{other.rate.bpp:.4f}, whose {name} has other shapes") from None  # fmt: skip
+                raise ValueError(
+                    f"rate {self.rate.bpp:.4f} in {self.num_quantizers} stages cannot start from rate "
+                    f"{other.rate.bpp:.4f}, whose {name} has other shapes"
+                ) from None
 
     def usage(self) -> Tensor:
         return self.quantizer.cluster_size if self.has_codes_in_cells else super().usage()

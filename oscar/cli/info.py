@@ -84,8 +84,11 @@ def _describe(facts: dict[str, Any]) -> str:
         ("model tag", facts["model_tag"]),
         ("coding", facts["coding"]),
         ("actual bpp", f"{facts['actual_bpp']:.4f} (the whole file)"),
-        *([("nominal bpp", f"{facts['nominal_bpp']:.4f} (indices at fixed length, no header)")]
-          if "nominal_bpp" in facts else []),
+        *(
+            [("nominal bpp", f"{facts['nominal_bpp']:.4f} (indices at fixed length, no header)")]
+            if "nominal_bpp" in facts
+            else []
+        ),
         ("bytes", f"{facts['bytes']}"),
         *((f"  {name}", f"{size}") for name, size in facts["parts"].items()),
     ]

@@ -47,9 +47,11 @@ def run(
     failed = _run_folder(todo, convert, verb, batch_size)
     close()
     total = len(plan.jobs)
-    typer.echo(f"{verb}ed {len(todo) - failed} of {total} files"
-               + (f", {total - len(todo)} existed" if len(todo) < total else "")
-               + (f", {failed} failed" if failed else ""))  # fmt: skip
+    typer.echo(
+        f"{verb}ed {len(todo) - failed} of {total} files"
+        + (f", {total - len(todo)} existed" if len(todo) < total else "")
+        + (f", {failed} failed" if failed else "")
+    )
     if failed or plan.errors:
         raise typer.Exit(WRONG_INPUT)
 

@@ -17,8 +17,10 @@ Model = Annotated[str, typer.Option(help="nano, a model folder, or an id on the 
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")]
 Dtype = Annotated[
     str,
-    typer.Option(help=f"Of the networks: {', '.join(('auto', *DTYPES))}; auto is float32 for models below 100 M "
-                 "parameters, else what the device is fast in."),
+    typer.Option(
+        help=f"Of the networks: {', '.join(('auto', *DTYPES))}; auto is float32 for models below 100 M "
+        "parameters, else what the device is fast in."
+    ),
 ]
 Compile = Annotated[
     str, typer.Option("--compile", help="torch.compile: off, on, graphs (CUDA graphs too). Pays in folders.")
@@ -50,21 +52,17 @@ def check_point(codec: OscarCodec, points: dict[str, float | None], effort: int)
         if value is None:
             continue
         if name not in (own, "point"):
-            raise CommandError(f"--{name} is {value}, but this model has {bottleneck.point_words}; "
-                               f"allowed: {allowed}")  # fmt: skip
+            raise CommandError(f"--{name} is {value}, but this model has {bottleneck.point_words}; allowed: {allowed}")
         try:
             bottleneck.parse(value)
         except ValueError as error:
             raise CommandError(one_line(error)) from error
     if effort > bottleneck.max_effort:
-        raise CommandError(f"--effort is {effort}, but this model has {bottleneck.point_words}; "
-                           f"allowed: {allowed}")  # fmt: skip
+        raise CommandError(f"--effort is {effort}, but this model has {bottleneck.point_words}; allowed: {allowed}")
     return codec
 
 
-def load_codec(
-    model: str, device: str, threads: int | None, dtype: str = "auto", **options: Any
-) -> OscarCodec:
+def load_codec(model: str, device: str, threads: int | None, dtype: str = "auto", **options: Any) -> OscarCodec:
     """Load the model on its device; all that fails here fails for every file, hence CommandError."""
     import torch
 
@@ -75,8 +73,9 @@ def load_codec(
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise CommandError(f"--device {device} is not available here; allowed: cpu, or cuda, mps, ... where "
-                           "torch finds one") from error  # fmt: skip
+        raise CommandError(
+            f"--device {device} is not available here; allowed: cpu, or cuda, mps, ... where torch finds one"
+        ) from error
     try:
         precision = "auto" if dtype == "auto" else getattr(torch, dtype)
         return load(model, device, precision, **options)

@@ -34,8 +34,13 @@ from oscar.utils.strict_json import dumps
 # Typer has Click within it in some versions and beside it in others; this is the base of both's usage errors.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
-app = typer.Typer(name="oscar", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-                  help="OSCAR image codec: one model, many bit-rates, one denoising step.")  # fmt: skip
+app = typer.Typer(
+    name="oscar",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="OSCAR image codec: one model, many bit-rates, one denoising step.",
+)
 
 
 def main(args: list[str] | None = None) -> int:

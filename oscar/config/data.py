@@ -59,8 +59,9 @@ class DataConfig:
         if self.crop_margin and not self.augment:
             raise ConfigError(f"data.crop_margin is {self.crop_margin}, but data.augment is false; allowed: 0")
         if self.crop_margin and self.latents is not None:
-            raise ConfigError(f"data.crop_margin is {self.crop_margin}, but data.latents are of crops without one; "
-                              "allowed: 0")  # fmt: skip
+            raise ConfigError(
+                f"data.crop_margin is {self.crop_margin}, but data.latents are of crops without one; allowed: 0"
+            )
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ConfigError(f"data.scale is {list(self.scale)}; allowed: [low, high] with 0 < low <= high <= 1")
 
@@ -97,8 +98,10 @@ class CacheLatentsConfig:
             raise ConfigError(f"data.latents is {self.data.latents!r}, but latents are made of pictures; allowed: null")
         for name in ("total_batch_size", "crop_margin"):
             if getattr(self.data, name):
-                raise ConfigError(f"data.{name} is {getattr(self.data, name)}, but a latent cache does not use it; "
-                                  f"allowed: {getattr(DataConfig(), name)}")  # fmt: skip
+                raise ConfigError(
+                    f"data.{name} is {getattr(self.data, name)}, but a latent cache does not use it; "
+                    f"allowed: {getattr(DataConfig(), name)}"
+                )
         if not self.data.augment and self.crops > 1:
             raise ConfigError(f"crops is {self.crops}, but data.augment is false, so all would be equal; allowed: 1")
         self.backbone.check()

@@ -24,8 +24,10 @@ class BackboneConfig:
 
     def check(self) -> None:
         if self.source is None and (self.vae is None or self.unet is None or self.scheduler is None):
-            raise ConfigError("backbone.source is unset; allowed: a folder or hub id, all of vae, unet, scheduler, "
-                              "or backbone=NAME of configs/backbone")  # fmt: skip
+            raise ConfigError(
+                "backbone.source is unset; allowed: a folder or hub id, all of vae, unet, scheduler, "
+                "or backbone=NAME of configs/backbone"
+            )
 
 
 @dataclass
@@ -107,8 +109,10 @@ class BottleneckConfig:
         known = self.kind is not None  # else it is that of `init_from`, see oscar.training.resolve
         for name in sorted({item.name for item in fields(self)} - used) if known else ():
             if getattr(self, name) != getattr(blank, name):
-                raise ConfigError(f"bottleneck.{name} is {getattr(self, name)}, but kind {self.kind} does not use it; "
-                                  "allowed: its default")  # fmt: skip
+                raise ConfigError(
+                    f"bottleneck.{name} is {getattr(self, name)}, but kind {self.kind} does not use it; "
+                    "allowed: its default"
+                )
         for name in ("width", "features", "codebook_dim"):
             at_least(f"bottleneck.{name}", getattr(self, name), 2)
         if self.rates is not None and not self.rates:
@@ -119,8 +123,10 @@ class BottleneckConfig:
             choose(f"bottleneck.stages.{bpp}", stages, (1, 4, 16, 64))
         for bpp in self.start_from:
             if bpp not in self.stages:
-                raise ConfigError(f"bottleneck.start_from.{bpp} is set, but that rate's stages are not; "
-                                  f"allowed: {', '.join(map(str, self.stages)) or 'none'}")  # fmt: skip
+                raise ConfigError(
+                    f"bottleneck.start_from.{bpp} is set, but that rate's stages are not; "
+                    f"allowed: {', '.join(map(str, self.stages)) or 'none'}"
+                )
         for name in ("dither", "stages", "start_from"):
             self.by_id(name)
 
@@ -188,8 +194,13 @@ class DenoiserConfig:
 
 
 # What a new bottleneck and denoiser have where nothing is set: the paper's values, and nano-hyperprior's sizes.
-VQ = {"rates": [rate.bpp for rate in PAPER_RATES], "width": 192, "features": 320, "codebook_dim": 32,
-      "kmeans_init": False}  # fmt: skip
+VQ = {
+    "rates": [rate.bpp for rate in PAPER_RATES],
+    "width": 192,
+    "features": 320,
+    "codebook_dim": 32,
+    "kmeans_init": False,
+}
 
 HYPERPRIOR = {"groups": [8, 8, 16, 32], "hidden": 96, "features": 64, "side_channels": 32, "side_features": 48}
 

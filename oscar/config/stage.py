@@ -40,8 +40,10 @@ class OptimiserConfig:
         choose(f"{name}.schedule", self.schedule, ("constant", "cosine"))
         at_least(f"{name}.schedule_steps", self.schedule_steps, 1)
         if self.schedule_steps is not None and self.schedule == "constant":
-            raise ConfigError(f"{name}.schedule_steps is {self.schedule_steps}, but {name}.schedule is 'constant'; "
-                              "allowed there: null")  # fmt: skip
+            raise ConfigError(
+                f"{name}.schedule_steps is {self.schedule_steps}, but {name}.schedule is 'constant'; "
+                "allowed there: null"
+            )
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"{name}.betas is {list(self.betas)}; allowed: two numbers in [0, 1)")
 
@@ -88,8 +90,10 @@ class CriticConfig:
             blank = CriticConfig()
             for key in ("lora_alpha", "lora_init", "lora_layers"):
                 if getattr(self, key) != getattr(blank, key):
-                    raise ConfigError(f"{name}.{key} is {getattr(self, key)!r}, but {name}.lora_rank is unset; "
-                                      f"allowed there: {getattr(blank, key)}")  # fmt: skip
+                    raise ConfigError(
+                        f"{name}.{key} is {getattr(self, key)!r}, but {name}.lora_rank is unset; "
+                        f"allowed there: {getattr(blank, key)}"
+                    )
         if len(self.timesteps) != 2 or not 0 <= self.timesteps[0] < self.timesteps[1] <= 1000:
             allowed = "[low, high] with 0 <= low < high <= 1000"
             raise ConfigError(f"{name}.timesteps is {list(self.timesteps)}; allowed: {allowed}")
@@ -193,12 +197,29 @@ class StageConfig:
         used = own.get(self.name, stage.fields)
         if used is None:
             allowed = ", ".join(name for name, other in STAGES.items() if name in own or other.fields is not None)
-            raise ConfigError(f"stage.name is {self.name!r}, but a model with {bottleneck.family.point_words} has no "
-                              f"such stage; allowed: {allowed}")  # fmt: skip
+            raise ConfigError(
+                f"stage.name is {self.name!r}, but a model with {bottleneck.family.point_words} has no "
+                f"such stage; allowed: {allowed}"
+            )
         blank = StageConfig()
-        for name in (*IMAGE_FIELDS, "kl", "cosine", "commitment", "lambdas", "sample_latents", "latent", "gan",
-                     "rates_per_step", "independent_rates", "rate_order", "rate_weights", "table_batches", "vae",
-                     "denoiser", "context"):  # fmt: skip
+        for name in (
+            *IMAGE_FIELDS,
+            "kl",
+            "cosine",
+            "commitment",
+            "lambdas",
+            "sample_latents",
+            "latent",
+            "gan",
+            "rates_per_step",
+            "independent_rates",
+            "rate_order",
+            "rate_weights",
+            "table_batches",
+            "vae",
+            "denoiser",
+            "context",
+        ):
             if name not in used and getattr(self, name) != getattr(blank, name):
                 other = any(name in kind.stage_fields.get(self.name, ()) for kind in BOTTLENECKS.values())
                 raise ConfigError(

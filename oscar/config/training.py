@@ -181,16 +181,20 @@ class TrainConfig:
         if self.bottleneck.is_known:  # else that of init_from, see oscar.training.resolve
             self.stage.check(self.bottleneck)
         if self.data.latents is not None and self.stage.sample_latents:
-            raise ConfigError(f"stage.sample_latents is true, but data.latents is {self.data.latents!r}, which holds "
-                              "modes; allowed: false")  # fmt: skip
+            raise ConfigError(
+                f"stage.sample_latents is true, but data.latents is {self.data.latents!r}, which holds "
+                "modes; allowed: false"
+            )
         self.optimiser.check("optimiser")
         self.trainer.check()
         for name, optimiser in (("optimiser", self.optimiser), ("stage.critic.optimiser", self.stage.critic.optimiser)):
             if optimiser.schedule_steps is not None:
                 at_least(f"{name}.schedule_steps", optimiser.schedule_steps, self.trainer.max_steps)
         if self.trainer.gradient_checkpointing and stage.works_on_latents:
-            raise ConfigError(f"trainer.gradient_checkpointing is true, but stage {self.stage.name} has no gradient "
-                              "through UNet or VAE; allowed: false")  # fmt: skip
+            raise ConfigError(
+                f"trainer.gradient_checkpointing is true, but stage {self.stage.name} has no gradient "
+                "through UNet or VAE; allowed: false"
+            )
         if self.trainer.final == "best" and not self.validation.enabled:
             raise ConfigError("trainer.final is 'best', but validation.images is unset; allowed: last")
         if self.bottleneck.is_known:

@@ -44,8 +44,9 @@ def merge_rates(sources: Sequence[str | Path], out: str | Path) -> OscarCodec:
         _check_same(first, codec, sources[0], source)
         for rate in codec.bottleneck.rates:
             if rate in origin:
-                raise CheckpointError(f"rate {rate.bpp:.4f} is in both {origin[rate]} and {source}; "
-                                      "allowed: each rate in one checkpoint")  # fmt: skip
+                raise CheckpointError(
+                    f"rate {rate.bpp:.4f} is in both {origin[rate]} and {source}; allowed: each rate in one checkpoint"
+                )
             origin[rate] = source
         own, tables, models = _rates(codec)
         encoders, frequencies, contexts = encoders | own, frequencies | tables, contexts | models
@@ -88,7 +89,8 @@ def _check_same(one: OscarCodec, other: OscarCodec, name: str | Path, other_name
         "hyper-encoders (width, features or codebook_dim)": _shape(one) != _shape(other),
         "timesteps": one.mapping != other.mapping,
         "denoisers": one.denoiser.options != other.denoiser.options
-        or (_is_trained(one) or _is_trained(other)) and not _equal(_denoiser(one), _denoiser(other)),
+        or (_is_trained(one) or _is_trained(other))
+        and not _equal(_denoiser(one), _denoiser(other)),
     }
     for what, differ in differences.items():
         if differ:
@@ -97,8 +99,11 @@ def _check_same(one: OscarCodec, other: OscarCodec, name: str | Path, other_name
 
 def _backbone(codec: OscarCodec) -> dict[str, Tensor]:
     """VAE and UNet without adapters; names are those of the plain UNet."""
-    unet = {name.replace(".base_layer", ""): value for name, value in codec.backbone.unet.state_dict().items()
-            if "lora_" not in name}  # fmt: skip
+    unet = {
+        name.replace(".base_layer", ""): value
+        for name, value in codec.backbone.unet.state_dict().items()
+        if "lora_" not in name
+    }
     return {f"vae.{name}": value for name, value in codec.backbone.vae.state_dict().items()} | unet
 
 

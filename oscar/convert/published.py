@@ -63,34 +63,42 @@ _UNTRAINED = "the backbone's own, saved but never trained; compared with the bac
 # {rate} is a hyper-encoder's place in the published list and the rate's id in ours; {layer} and {part} are the same.
 KEYS = (
     Key("hyper_encoders.{rate}.backbone.{layer}", "bottleneck.hyper_encoders.{rate}.backbone.{layer}"),
-    Key("hyper_encoders.{rate}.quantizer.project_in.{part}",
-        "bottleneck.hyper_encoders.{rate}.quantizer.project_in.{part}"),
-    Key("hyper_encoders.{rate}.quantizer.project_out.{part}",
-        "bottleneck.hyper_encoders.{rate}.quantizer.project_out.{part}"),
-    Key("hyper_encoders.{rate}.quantizer._codebook.initted",
-        "bottleneck.hyper_encoders.{rate}.quantizer._codebook.initted", _STATISTIC),
-    Key("hyper_encoders.{rate}.quantizer._codebook.cluster_size",
-        "bottleneck.hyper_encoders.{rate}.quantizer._codebook.cluster_size", _STATISTIC),
-    Key("hyper_encoders.{rate}.quantizer._codebook.embed_avg",
-        "bottleneck.hyper_encoders.{rate}.quantizer._codebook.embed_avg", _STATISTIC),
-    Key("hyper_encoders.{rate}.quantizer._codebook.embed",
-        "bottleneck.hyper_encoders.{rate}.quantizer._codebook.embed"),
+    Key(
+        "hyper_encoders.{rate}.quantizer.project_in.{part}",
+        "bottleneck.hyper_encoders.{rate}.quantizer.project_in.{part}",
+    ),
+    Key(
+        "hyper_encoders.{rate}.quantizer.project_out.{part}",
+        "bottleneck.hyper_encoders.{rate}.quantizer.project_out.{part}",
+    ),
+    Key(
+        "hyper_encoders.{rate}.quantizer._codebook.initted",
+        "bottleneck.hyper_encoders.{rate}.quantizer._codebook.initted",
+        _STATISTIC,
+    ),
+    Key(
+        "hyper_encoders.{rate}.quantizer._codebook.cluster_size",
+        "bottleneck.hyper_encoders.{rate}.quantizer._codebook.cluster_size",
+        _STATISTIC,
+    ),
+    Key(
+        "hyper_encoders.{rate}.quantizer._codebook.embed_avg",
+        "bottleneck.hyper_encoders.{rate}.quantizer._codebook.embed_avg",
+        _STATISTIC,
+    ),
+    Key(
+        "hyper_encoders.{rate}.quantizer._codebook.embed", "bottleneck.hyper_encoders.{rate}.quantizer._codebook.embed"
+    ),
     Key("hyper_encoders.{rate}.proj.{layer}", "bottleneck.hyper_encoders.{rate}.proj.{layer}"),
     Key("embeddings", "denoiser.prompt"),
     Key("state_dict_unet.conv_in.base_layer.{part}", "denoiser.unet.conv_in.base_layer.{part}", _UNTRAINED),
-    Key("state_dict_unet.{layer}.lora_A.default_encoder.weight",
-        "denoiser.unet.{layer}.lora_A.default_encoder.weight"),
-    Key("state_dict_unet.{layer}.lora_B.default_encoder.weight",
-        "denoiser.unet.{layer}.lora_B.default_encoder.weight"),
-    Key("state_dict_unet.{layer}.lora_A.default_decoder.weight",
-        "denoiser.unet.{layer}.lora_A.default_decoder.weight"),
-    Key("state_dict_unet.{layer}.lora_B.default_decoder.weight",
-        "denoiser.unet.{layer}.lora_B.default_decoder.weight"),
-    Key("state_dict_unet.{layer}.lora_A.default_others.weight",
-        "denoiser.unet.{layer}.lora_A.default_others.weight"),
-    Key("state_dict_unet.{layer}.lora_B.default_others.weight",
-        "denoiser.unet.{layer}.lora_B.default_others.weight"),
-)  # fmt: skip
+    Key("state_dict_unet.{layer}.lora_A.default_encoder.weight", "denoiser.unet.{layer}.lora_A.default_encoder.weight"),
+    Key("state_dict_unet.{layer}.lora_B.default_encoder.weight", "denoiser.unet.{layer}.lora_B.default_encoder.weight"),
+    Key("state_dict_unet.{layer}.lora_A.default_decoder.weight", "denoiser.unet.{layer}.lora_A.default_decoder.weight"),
+    Key("state_dict_unet.{layer}.lora_B.default_decoder.weight", "denoiser.unet.{layer}.lora_B.default_decoder.weight"),
+    Key("state_dict_unet.{layer}.lora_A.default_others.weight", "denoiser.unet.{layer}.lora_A.default_others.weight"),
+    Key("state_dict_unet.{layer}.lora_B.default_others.weight", "denoiser.unet.{layer}.lora_B.default_others.weight"),
+)
 _PLACEHOLDERS = {"rate": r"\d+", "layer": r".+", "part": r"weight|bias"}
 
 # Spellings that other versions and wrappers give the same tensors: pattern and what it stands for.
@@ -203,10 +211,16 @@ def to_published(codec: OscarCodec) -> dict[str, Any]:
         ("denoiser.lora_alpha", options["lora_alpha"], LORA_ALPHA),
         ("denoiser.prompt", "none" if codec.denoiser.prompt is None else "learned", "learned"),
         ("timesteps", codec.mapping.kind, "table"),
-        *((f"timestep of rate {rate.bpp:.4f}", codec.mapping(rate), rate.timestep)
-          for rate in codec.bottleneck.rates if codec.mapping.kind == "table"),
-        *((f"stages of rate {rate.bpp:.4f}", codec.bottleneck.at(rate).cell**2, 1) for rate in codec.bottleneck.rates),
-    ):  # fmt: skip
+        *(
+            (f"timestep of rate {rate.bpp:.4f}", codec.mapping(rate), rate.timestep)
+            for rate in codec.bottleneck.rates
+            if codec.mapping.kind == "table"
+        ),
+        *(
+            (f"stages of rate {rate.bpp:.4f}", codec.bottleneck.at(rate).cell ** 2, 1)
+            for rate in codec.bottleneck.rates
+        ),
+    ):
         if found != allowed:
             raise ConvertError(f"{name} is {found!r}; allowed in a published checkpoint: {allowed!r}")
     if codec.denoiser.merged:
@@ -299,8 +313,10 @@ def read_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code:
-            raise ConvertError(f"{path}: refused, since it asks for {code[1].rstrip('.')}, which could run code; "
-                               "allowed: tensors, numbers and text") from None  # fmt: skip
+            raise ConvertError(
+                f"{path}: refused, since it asks for {code[1].rstrip('.')}, which could run code; "
+                "allowed: tensors, numbers and text"
+            ) from None
         raise ConvertError(f"{path}: damaged, or not a checkpoint of PyTorch") from None
     except Exception as error:  # of the zip reader, of pickle's machine on nonsense, of tensors that do not fit
         raise ConvertError(f"{path}: damaged, or not a checkpoint of PyTorch ({type(error).__name__})") from None
@@ -356,8 +372,9 @@ def _hyper_encoder(content: Any, path: Path) -> Mapping:
     if isinstance(content, Mapping) and len(content) == 1:
         content = next(iter(content.values()))
     if not isinstance(content, Mapping) or not any(str(name).endswith("_codebook.embed") for name in content):
-        raise ConvertError(f"{path}: neither a published checkpoint (it would hold {TOP[0]}) nor a hyper-encoder of "
-                           "stage 1")  # fmt: skip
+        raise ConvertError(
+            f"{path}: neither a published checkpoint (it would hold {TOP[0]}) nor a hyper-encoder of stage 1"
+        )
     return content
 
 
@@ -405,21 +422,31 @@ def _rates_and_sizes(tensors: Mapping[str, Tensor], where: str) -> tuple[list[Ra
     for place in sorted(places):
         prefix = f"hyper_encoders.{place}."
         try:
-            shapes = [tuple(tensors[f"{prefix}{name}"].shape) for name in
-                      ("backbone.0.weight", "backbone.4.weight", "backbone.9.weight", "quantizer.project_in.weight",
-                       "quantizer._codebook.embed")]  # fmt: skip
+            shapes = [
+                tuple(tensors[f"{prefix}{name}"].shape)
+                for name in (
+                    "backbone.0.weight",
+                    "backbone.4.weight",
+                    "backbone.9.weight",
+                    "quantizer.project_in.weight",
+                    "quantizer._codebook.embed",
+                )
+            ]
             grid = LATENT_SIDE >> sum(shape[2] > 1 for shape in shapes[:3])
             sizes = {"width": shapes[0][0], "features": shapes[3][1], "codebook_dim": shapes[3][0]}
             codes = shapes[4][1]
         except (KeyError, IndexError) as error:
             what = f"lacks {error.args[0]}" if isinstance(error, KeyError) else "has tensors of too few dimensions"
             raise ConvertError(f"{where}: hyper-encoder {place} {what}") from None
-        found = [rate for rate in RATES if rate.grid == grid
-                 and codes in (rate.codebook_size, CODEBOOK_SIZES.get(rate.id))]  # fmt: skip
+        found = [
+            rate for rate in RATES if rate.grid == grid and codes in (rate.codebook_size, CODEBOOK_SIZES.get(rate.id))
+        ]
         if not found or found[0] in rates:
             allowed = ", ".join(f"{rate.grid} with {rate.codebook_size}" for rate in RATES if rate not in rates)
-            raise ConvertError(f"{where}: hyper-encoder {place} has grid {grid} and {codes} codes, of which there is "
-                               f"{'another' if found else 'no rate'}; allowed: {allowed}")  # fmt: skip
+            raise ConvertError(
+                f"{where}: hyper-encoder {place} has grid {grid} and {codes} codes, of which there is "
+                f"{'another' if found else 'no rate'}; allowed: {allowed}"
+            )
         rates.append(found[0])
         if codes != found[0].codebook_size:
             codebook_sizes[found[0].id] = codes
@@ -443,14 +470,16 @@ def _build(published: _Published, backbone: Backbone, timesteps: Mapping[str, An
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # for what files of stage 1 do not hold
-            return OscarCodec(*checkpoint.build(
-                {
-                    "bottleneck": {"rates": ids, **published.bottleneck},
-                    "denoiser": {"tuning": "lora", **published.denoiser},
-                    "timesteps": timesteps,
-                },
-                backbone,
-            ))  # fmt: skip
+            return OscarCodec(
+                *checkpoint.build(
+                    {
+                        "bottleneck": {"rates": ids, **published.bottleneck},
+                        "denoiser": {"tuning": "lora", **published.denoiser},
+                        "timesteps": timesteps,
+                    },
+                    backbone,
+                )
+            )
     except ValueError as error:  # a mapping without one of the rates
         raise ConvertError(f"{where}: {first_line(error)}") from None
 

@@ -165,9 +165,7 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] | None = None) -
     return _to_rgb(image, background, _warn)
 
 
-def _to_rgb(
-    image: Image.Image, background: tuple[int, int, int] | None, warn: Callable[[str], None]
-) -> Image.Image:
+def _to_rgb(image: Image.Image, background: tuple[int, int, int] | None, warn: Callable[[str], None]) -> Image.Image:
     if background is not None:
         background = tuple(background)
         if len(background) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in background):
@@ -202,9 +200,7 @@ def _to_rgb(
     return rgb
 
 
-def _apply_profile(
-    profile: bytes, image: Image.Image, rgb: Image.Image, warn: Callable[[str], None]
-) -> Image.Image:
+def _apply_profile(profile: bytes, image: Image.Image, rgb: Image.Image, warn: Callable[[str], None]) -> Image.Image:
     """Take the image's pixels from its profile's colour space to sRGB; `rgb` are its pixels as Pillow converts them."""
     if image.mode == "LAB":  # which Pillow has converted by colour already
         return rgb

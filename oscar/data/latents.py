@@ -132,11 +132,15 @@ def check_latents(data: DataConfig, backbone: Backbone) -> None:
     for name in ("crop", "augment", "scale"):
         wanted, made = getattr(data, name), getattr(index, name)
         if wanted != made:
-            raise ValueError(f"data.{name} is {wanted}, but the latents in {data.latents} were made with {made}; "
-                             "allowed: the same, or other latents")  # fmt: skip
+            raise ValueError(
+                f"data.{name} is {wanted}, but the latents in {data.latents} were made with {made}; "
+                "allowed: the same, or other latents"
+            )
     if vae_hash(backbone) != index.vae:
-        raise ValueError(f"data.latents is {data.latents}, whose latents come from another VAE than this backbone's; "
-                         "allowed: latents that scripts/cache_latents.py makes with it")  # fmt: skip
+        raise ValueError(
+            f"data.latents is {data.latents}, whose latents come from another VAE than this backbone's; "
+            "allowed: latents that scripts/cache_latents.py makes with it"
+        )
 
 
 class LatentDataset(Dataset):
@@ -161,8 +165,10 @@ class LatentDataset(Dataset):
         self.index = read_index(folder)
         missing = self.index.missing(self.folder)
         if missing:
-            raise ValueError(f"latents: {len(missing)} of {self.index.shards} shards are not in {folder} yet; "
-                             "run the same scripts/cache_latents.py again")  # fmt: skip
+            raise ValueError(
+                f"latents: {len(missing)} of {self.index.shards} shards are not in {folder} yet; "
+                "run the same scripts/cache_latents.py again"
+            )
         try:
             self.paths: list[str] = json.loads((self.folder / PICTURES).read_text())
         except (OSError, ValueError) as error:

@@ -105,9 +105,9 @@ def find_pictures(root: str | Path) -> list[Picture]:
         shards = [path for path in paths if path.suffix.lower() == ".tar"]
         with ThreadPoolExecutor(8) as pool:  # many small reads: on a network drive they are waited for
             of_shard = dict(zip(shards, pool.map(_read_shard, shards), strict=True))
-        found = list(itertools.chain.from_iterable(
-            of_shard[path] if path in of_shard else _read_path(path) for path in paths
-        ))  # fmt: skip
+        found = list(
+            itertools.chain.from_iterable(of_shard[path] if path in of_shard else _read_path(path) for path in paths)
+        )
     if not found:
         raise ValueError(f"{root} holds no picture")
     return found

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from oscar.config import AblateTimestepsConfig
 
 
-
 class _Coded(NamedTuple):
     """A picture at one rate, encoded once for all timesteps."""
 
@@ -76,8 +75,13 @@ class TimestepCodec(ImageCodec):
         self._coded: _Coded | None = None
 
     def describe(self) -> dict:
-        return {**super().describe(), "fingerprint": self.codec.fingerprint, "rate": self.rate.bpp,
-                "device": self.codec.device.type, "content": self.content}  # fmt: skip
+        return {
+            **super().describe(),
+            "fingerprint": self.codec.fingerprint,
+            "rate": self.rate.bpp,
+            "device": self.codec.device.type,
+            "content": self.content,
+        }
 
     def check_point(self, point: float) -> float:
         last = len(self.codec.backbone.schedule) - 1
@@ -142,8 +146,9 @@ def ablate_config(config: AblateTimestepsConfig) -> pd.DataFrame:
     sets = [name for name in config.metrics.names if name in METRICS and METRICS[name].kind == "set"]
     if sets:
         raise EvaluationError(f"metrics.names has {sets[0]}, which has no value per picture; allowed: those that do")
-    metrics = MetricSet(config.metrics.names, config.device, files=config.metrics.files,
-                        download=config.metrics.download)  # fmt: skip
+    metrics = MetricSet(
+        config.metrics.names, config.device, files=config.metrics.files, download=config.metrics.download
+    )
     paths = find_pictures(config.data.images)[: config.data.limit]
     codec = load(config.model, config.device, torch.float32)
     need_rates(codec.bottleneck, "the ablation")
@@ -153,8 +158,18 @@ def ablate_config(config: AblateTimestepsConfig) -> pd.DataFrame:
     for mapping in mappings.values():
         mapping.check(rates, len(codec.backbone.schedule))
     output = Path(config.output)
-    rows = sweep(codec, rates, mappings, config.sweep, paths, metrics, output, Path(config.model).absolute().name,
-                 asdict(config), content_hash(config.model))  # fmt: skip
+    rows = sweep(
+        codec,
+        rates,
+        mappings,
+        config.sweep,
+        paths,
+        metrics,
+        output,
+        Path(config.model).absolute().name,
+        asdict(config),
+        content_hash(config.model),
+    )
     write_whole(output / "sweep.csv", rows.to_csv(index=False).encode())
     names = [name for name in metrics.names if name in rows]
     choices = choose(rows, rates, mappings, names, own)
@@ -181,8 +196,11 @@ def make_mappings(
     pictures = None
     measured: dict[str, TimestepMapping] = {}
     resolved = {name: read_calibration(config) for name, config in configs.items()}
-    missing = [name for name, config in resolved.items()
-               if config.get("kind") in ("cosine", "snr") and config.get("values") is None]  # fmt: skip
+    missing = [
+        name
+        for name, config in resolved.items()
+        if config.get("kind") in ("cosine", "snr") and config.get("values") is None
+    ]
     others = {name: mapping_from_config(config) for name, config in resolved.items() if name not in missing}
     if missing or any(mapping.per_picture for mapping in others.values()):
         calibration = calibrate(codec, paths)
@@ -256,31 +274,53 @@ def choose(
             values = tried[metric].dropna()
             if len(values):
                 timestep = values.idxmax() if METRICS[metric].higher_is_better else values.idxmin()
-                result.append({"rate": rate.bpp, "mapping": BEST, "timestep": timestep,
-                               "actual_bpp": tried.loc[timestep, "actual_bpp"], metric: values[timestep]})  # fmt: skip
+                result.append(
+                    {
+                        "rate": rate.bpp,
+                        "mapping": BEST,
+                        "timestep": timestep,
+                        "actual_bpp": tried.loc[timestep, "actual_bpp"],
+                        metric: values[timestep],
+                    }
+                )
     return pd.DataFrame(result)
 
 
-def make_tables(
-    choices: pd.DataFrame, mappings: Mapping[str, TimestepMapping], metrics: Sequence[str]
-) -> list[Table]:
+def make_tables(choices: pd.DataFrame, mappings: Mapping[str, TimestepMapping], metrics: Sequence[str]) -> list[Table]:
     """Side by side the measured and tabled mappings and the best timestep; all mappings; and their timesteps."""
     names = list(mappings)
     compared = [name for name, mapping in mappings.items() if mapping.kind in ("table", "cosine", "snr")]
     chosen = choices[choices["mapping"] != BEST]
     timesteps = chosen.pivot(index="rate", columns="mapping", values="timestep")[names]
-    tables = [Table("timesteps", "Timestep of each mapping by rate; of per_image the mean over pictures.",
-                    _with_rate(timesteps), _titles(names), dict.fromkeys(names, "{:.0f}".format))]  # fmt: skip
+    tables = [
+        Table(
+            "timesteps",
+            "Timestep of each mapping by rate; of per_image the mean over pictures.",
+            _with_rate(timesteps),
+            _titles(names),
+            dict.fromkeys(names, "{:.0f}".format),
+        )
+    ]
     for metric in metrics:
         title, digits = metric_title(metric), 2 if METRICS[metric].unit == "dB" else 4
         best = choices[(choices["mapping"] == BEST) & choices[metric].notna()].set_index("rate")
         values = chosen.pivot(index="rate", columns="mapping", values=metric)[names].assign(**{BEST: best[metric]})
         with_mean = pd.concat([values, values.mean().to_frame("mean").T])
         shown = dict.fromkeys([*names, BEST], f"{{:.{digits}f}}".format)
-        note = ("best: of all timesteps tried the one with the best mean, chosen on these pictures; cosine and snr are "
-                "measured on them too, unless a calibration file is named.")  # fmt: skip
-        tables.append(Table(f"mappings_{metric}", f"{title} by rate under each mapping, same weights throughout.",
-                            _with_rate(with_mean), _titles([*names, BEST]), shown, [note]))  # fmt: skip
+        note = (
+            "best: of all timesteps tried the one with the best mean, chosen on these pictures; cosine and snr are "
+            "measured on them too, unless a calibration file is named."
+        )
+        tables.append(
+            Table(
+                f"mappings_{metric}",
+                f"{title} by rate under each mapping, same weights throughout.",
+                _with_rate(with_mean),
+                _titles([*names, BEST]),
+                shown,
+                [note],
+            )
+        )
         columns = {}
         for name in (*compared, BEST):
             columns[f"{name} t"] = best["timestep"] if name == BEST else timesteps[name]
@@ -289,8 +329,16 @@ def make_tables(
         pairs = pd.concat([pairs, pairs.mean().to_frame("mean").T])
         pairs.loc["mean", [name for name in pairs if name.endswith(" t")]] = None
         formats = {name: "{:.0f}".format if name.endswith(" t") else f"{{:.{digits}f}}".format for name in pairs}
-        tables.append(Table(f"side_by_side_{metric}", f"Timestep and {title} by rate, same weights throughout.",
-                            _with_rate(pairs), _titles(list(pairs)), formats, [note]))  # fmt: skip
+        tables.append(
+            Table(
+                f"side_by_side_{metric}",
+                f"Timestep and {title} by rate, same weights throughout.",
+                _with_rate(pairs),
+                _titles(list(pairs)),
+                formats,
+                [note],
+            )
+        )
     return tables
 
 

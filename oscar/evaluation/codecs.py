@@ -18,8 +18,12 @@ from oscar.inference.load import load
 from oscar.metrics.protocol import Protocol, check_protocol, paper_size, sample_of
 
 # What results of protocol `paper` say of it; docs/protocols.md has the whole.
-PAPER_RULES = {"resized": "Lanczos, sides down to multiples of 128", "latent": "sample, seeded by the image",
-               "norms": "the original latent's", "pixels": "truncated"}  # fmt: skip
+PAPER_RULES = {
+    "resized": "Lanczos, sides down to multiples of 128",
+    "latent": "sample, seeded by the image",
+    "norms": "the original latent's",
+    "pixels": "truncated",
+}
 
 
 class OscarImageCodec(ImageCodec):

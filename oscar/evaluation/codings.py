@@ -33,16 +33,21 @@ def compare(
     latent, (width, height) = codec.encode_latent(to_tensor(picture), rate), picture.size
     for effort in efforts:
         chosen = codec.quantise(latent, rate, effort)
-        row = {"image": name, "width": width, "height": height, "rate": rate.bpp, "effort": effort,
-               "nominal_bytes": rate.nominal_bits(height, width) / 8}  # fmt: skip
+        row = {
+            "image": name,
+            "width": width,
+            "height": height,
+            "rate": rate.bpp,
+            "effort": effort,
+            "nominal_bytes": rate.nominal_bits(height, width) / 8,
+        }
         data = b""
         for coding in INDEX_CODINGS:
             (data,) = codec.write(chosen, rate, height, width, newest=coding)
             container, _, symbols = codec.read(data)
             if not torch.equal(symbols.indices, chosen.symbols.indices):
                 raise RuntimeError(f"{name}: rate {rate.bpp:.4f}: coding {coding.name.lower()} lost indices")
-            row |= {f"{coding.name.lower()}_bytes": len(data),
-                    f"{coding.name.lower()}_payload": len(container.payload)}  # fmt: skip
+            row |= {f"{coding.name.lower()}_bytes": len(data), f"{coding.name.lower()}_payload": len(container.payload)}
         if metrics.names:
             row |= metrics.score(picture, to_pil(codec.decompress_tensor([data])[0]))
         yield row
@@ -64,10 +69,15 @@ def codings_table(rows: pd.DataFrame) -> Table:
     titles = {"rate": "rate", "nominal_bytes": "nominal bytes", "packed_payload": "fixed length",
               "table_payload": "table", "context_payload": "context", "table_saving": "table saves %",
               "context_saving": "context saves %", "worst": "context, at worst, bytes beyond table"}  # fmt: skip
-    formats = {**dict.fromkeys(lengths, "{:,.1f}".format), "worst": "{:+.0f}".format,
-               **dict.fromkeys(("table_saving", "context_saving"), "{:.1f}".format)}  # fmt: skip
-    caption = ("Indices in files, without headers: mean bytes of the payload by coding, each the shortest of those up "
-               f"to it. Savings are of the nominal length; {rows['image'].nunique()} pictures.")  # fmt: skip
+    formats = {
+        **dict.fromkeys(lengths, "{:,.1f}".format),
+        "worst": "{:+.0f}".format,
+        **dict.fromkeys(("table_saving", "context_saving"), "{:.1f}".format),
+    }
+    caption = (
+        "Indices in files, without headers: mean bytes of the payload by coding, each the shortest of those up "
+        f"to it. Savings are of the nominal length; {rows['image'].nunique()} pictures."
+    )
     return Table("codings", caption, frame, titles, formats)
 
 
@@ -81,8 +91,13 @@ def efforts_table(rows: pd.DataFrame) -> Table:
         frame[f"{name}_change"] = frame[name] - plain[name]
     changes = {f"{name}_change": f"{metric_title(name)} change" for name in metrics}
     titles = {"rate": "rate", "effort": "effort", "context_bytes": "file bytes", "saved": "saved %", **changes}
-    formats = {"rate": "{:.4f}".format, "effort": "{:.0f}".format, "context_bytes": "{:,.1f}".format,
-               "saved": "{:.1f}".format, **dict.fromkeys(changes, "{:+.4f}".format)}  # fmt: skip
+    formats = {
+        "rate": "{:.4f}".format,
+        "effort": "{:.0f}".format,
+        "context_bytes": "{:,.1f}".format,
+        "saved": "{:.1f}".format,
+        **dict.fromkeys(changes, "{:+.4f}".format),
+    }
     count = rows["image"].nunique()
     caption = f"Whole files by effort, and metrics beside those at effort 0; means over {count} pictures."
     return Table("efforts", caption, frame, titles, formats)

@@ -151,8 +151,14 @@ def bd_table(
                 pair = [rows[rows["codec"] == codec] for codec in (anchor, test)]
                 if any(table[metric].isna().all() for table in pair):
                     continue  # another protocol's metric
-                entry = {"codec": test, "label": labels[test], "protocol": protocols[test], "anchor": anchor,
-                         "anchor_label": labels[anchor], "metric": bd_name(metric)}  # fmt: skip
+                entry = {
+                    "codec": test,
+                    "label": labels[test],
+                    "protocol": protocols[test],
+                    "anchor": anchor,
+                    "anchor_label": labels[anchor],
+                    "metric": bd_name(metric),
+                }
                 whole = bd_delta(*(_prepared(table, metric) for table in pair), higher, method)
                 entry |= vars(whole)
                 common = sorted(set(pair[0]["image"]) & set(pair[1]["image"]))

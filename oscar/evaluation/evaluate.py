@@ -42,8 +42,18 @@ if TYPE_CHECKING:
     from oscar.config import EvaluateConfig
     from oscar.metrics.image import MetricSet
 
-BEFORE = ("image", "width", "height", "codec", "point", "protocol", "nominal_bpp", "estimated_bpp", "actual_bpp",
-          "file_bytes")  # fmt: skip
+BEFORE = (
+    "image",
+    "width",
+    "height",
+    "codec",
+    "point",
+    "protocol",
+    "nominal_bpp",
+    "estimated_bpp",
+    "actual_bpp",
+    "file_bytes",
+)
 AFTER = ("encode_seconds", "decode_seconds", "scored_width", "scored_height")
 _TEXT = ("image", "codec", "protocol")
 _WARM_UP_SIDE = 256  # pixels; large enough to set up every stage, small enough for slow codecs
@@ -85,14 +95,24 @@ def evaluate_config(config: EvaluateConfig) -> pd.DataFrame:
         for name, reason in metrics.unavailable.items():
             print(f"metric {name} is unavailable: {reason}", file=sys.stderr)
     output = Path(config.output)
-    frame = evaluate(codec, pictures, metrics, output, config.points, config.save_images, accelerator,
-                     root=folder, config=asdict(config))  # fmt: skip
+    frame = evaluate(
+        codec,
+        pictures,
+        metrics,
+        output,
+        config.points,
+        config.save_images,
+        accelerator,
+        root=folder,
+        config=asdict(config),
+    )
     if accelerator.is_main_process:
         print(means_per_point(frame).to_string(float_format="{:.4f}".format))
         record = load_results(output)[1]
         if record["failed"]:
-            print(f"left out of these means: {len(record['failed'])} failure(s), listed in results.json",
-                  file=sys.stderr)  # fmt: skip
+            print(
+                f"left out of these means: {len(record['failed'])} failure(s), listed in results.json", file=sys.stderr
+            )
         for note in missing_notes(frame, metrics.names):
             print(note, file=sys.stderr)
         print(f"rows: {output / 'results.csv'}")
@@ -431,8 +451,10 @@ class _Run:
             "failed": [{key: row[key] for key in ("image", "point", "error")} for row in failed],
             "metrics": list(self.metrics.names),
             "unavailable": self.metrics.unavailable,
-            "without_value": {name: {"images": images, "needed": METRICS[name].needs if name in METRICS else ""}
-                              for name, images in missing_values(frame, self.metrics.names).items()},
+            "without_value": {
+                name: {"images": images, "needed": METRICS[name].needs if name in METRICS else ""}
+                for name, images in missing_values(frame, self.metrics.names).items()
+            },
             "set_metrics": self.set_scores(rows) if self.metrics.has_set_metrics else [],
             "config": config,
             **record["sessions"][-1],
@@ -465,8 +487,12 @@ def _table(rows: list[dict], metrics: Sequence[str]) -> pd.DataFrame:
     columns |= {f"bytes_{part}": [row["parts"].get(part, 0) for row in rows] for part in parts}
     columns |= {name: [row["metrics"].get(name) for row in rows] for name in scored}
     columns |= {name: [row[name] for row in rows] for name in AFTER}
-    return pd.DataFrame({name: values if name in _TEXT else pd.to_numeric(pd.Series(values, dtype=object))
-                         for name, values in columns.items()})  # fmt: skip
+    return pd.DataFrame(
+        {
+            name: values if name in _TEXT else pd.to_numeric(pd.Series(values, dtype=object))
+            for name, values in columns.items()
+        }
+    )
 
 
 def _open_shard(path: Path) -> io.TextIOWrapper:

@@ -37,10 +37,24 @@ def meet(codec: OscarCodec, path: Path, share: float) -> dict:
 def targets_table(rows: pd.DataFrame) -> Table:
     """Pairs, how many files exceed their target, and the mean, median and smallest use in percent."""
     use = 100 * rows["use"]
-    frame = pd.DataFrame([{"pairs": len(rows), "exceeded": int((rows["file_bytes"] > rows["target"]).sum()),
-                           "mean": use.mean(), "median": use.median(), "smallest": use.min()}])  # fmt: skip
-    titles = {"pairs": "pairs", "exceeded": "exceeded", "mean": "mean use %", "median": "median use %",
-              "smallest": "smallest use %"}  # fmt: skip
+    frame = pd.DataFrame(
+        [
+            {
+                "pairs": len(rows),
+                "exceeded": int((rows["file_bytes"] > rows["target"]).sum()),
+                "mean": use.mean(),
+                "median": use.median(),
+                "smallest": use.min(),
+            }
+        ]
+    )
+    titles = {
+        "pairs": "pairs",
+        "exceeded": "exceeded",
+        "mean": "mean use %",
+        "median": "median use %",
+        "smallest": "smallest use %",
+    }
     formats = dict.fromkeys(("mean", "median", "smallest"), "{:.1f}".format)
     caption = "Files of at most so many bytes: random pictures and targets between their shortest and longest file."
     return Table("targets", caption, frame, titles, formats)

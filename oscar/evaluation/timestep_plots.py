@@ -37,8 +37,9 @@ def plot_calibration(path: Path, rates: pd.DataFrame, schedule: NoiseSchedule, p
         _draw_cosines(left, rates.dropna(subset="timestep_paper"), schedule)
         _draw_timesteps(right, rates)
         several = f"{pictures} picture{'s' * (pictures != 1)}"
-        left.set_title(rf"Is $\hat z$ as noisy as the table says? Mean and deviation over {several}", loc="left",
-                       fontsize=9)  # fmt: skip
+        left.set_title(
+            rf"Is $\hat z$ as noisy as the table says? Mean and deviation over {several}", loc="left", fontsize=9
+        )
         right.set_title("The timesteps that follow", loc="left", fontsize=9)
 
 
@@ -47,12 +48,28 @@ def _draw_cosines(axes: Axes, rates: pd.DataFrame, schedule: NoiseSchedule) -> N
     lines = [*expected, *rates["cosine"] - rates["cosine_std"], *rates["cosine"] + rates["cosine_std"]]
     low, high = min(lines) - 0.07, min(max(lines) + 0.04, 1.02)
     axes.plot([low, high], [low, high], color=_CURVE, linewidth=1, linestyle=(0, (4, 2)), label="equal")
-    axes.errorbar(expected, rates["cosine"], rates["cosine_std"], color=COLOURS[0], marker="o", linestyle="none",
-                  capsize=3, linewidth=1.2, label="measured")  # fmt: skip
+    axes.errorbar(
+        expected,
+        rates["cosine"],
+        rates["cosine_std"],
+        color=COLOURS[0],
+        marker="o",
+        linestyle="none",
+        capsize=3,
+        linewidth=1.2,
+        label="measured",
+    )
     for x, row in zip(expected, rates.itertuples(), strict=True):
         side, align = (-7, "right") if row.cosine > x else (7, "left")  # away from the diagonal
-        axes.annotate(f"{row.rate:.4f}", (x, row.cosine), (side, -3), ha=align, textcoords="offset points",
-                      fontsize=7.5, color="#444444")  # fmt: skip
+        axes.annotate(
+            f"{row.rate:.4f}",
+            (x, row.cosine),
+            (side, -3),
+            ha=align,
+            textcoords="offset points",
+            fontsize=7.5,
+            color="#444444",
+        )
     axes.set(xlim=(low, high), ylim=(low, high))
     axes.set_xlabel(r"$\sqrt{\bar\alpha_t}$ at the paper's timestep of the rate")
     axes.set_ylabel(r"cosine similarity of $\hat z$ and $z_0$")
@@ -65,11 +82,26 @@ def _draw_timesteps(axes: Axes, rates: pd.DataFrame) -> None:
     labels = {"paper": "paper's table", "own": "the checkpoint's own", "cosine": "cosine", "snr": "snr"}
     for index, name in enumerate(("paper", *own, "cosine", "snr")):
         points = rates[["rate", f"timestep_{name}"]].dropna().astype(float)
-        axes.plot(*points.to_numpy().T, color=COLOURS[index], marker=MARKERS[index], markersize=5, linewidth=1.4,
-                  label=labels[name])  # fmt: skip
-    axes.errorbar(rates["rate"], rates["timestep_per_image"], rates["timestep_per_image_std"], color=COLOURS[6],
-                  marker="x", linestyle="none", capsize=3, linewidth=1, label="per_image, mean and deviation",
-                  zorder=1)  # fmt: skip
+        axes.plot(
+            *points.to_numpy().T,
+            color=COLOURS[index],
+            marker=MARKERS[index],
+            markersize=5,
+            linewidth=1.4,
+            label=labels[name],
+        )
+    axes.errorbar(
+        rates["rate"],
+        rates["timestep_per_image"],
+        rates["timestep_per_image_std"],
+        color=COLOURS[6],
+        marker="x",
+        linestyle="none",
+        capsize=3,
+        linewidth=1,
+        label="per_image, mean and deviation",
+        zorder=1,
+    )
     log_rate_axis(axes)
     axes.set_xlabel("rate, nominal bits per pixel")
     axes.set_ylabel("timestep")
@@ -113,13 +145,28 @@ def _draw_choices(axes: Axes, choices: pd.DataFrame, metric: str) -> dict:
     choices = choices.dropna(subset=metric)
     names = [name for name in choices["mapping"].unique() if name != BEST]
     best = choices[choices["mapping"] == BEST]
-    handles = {BEST: axes.scatter(best["timestep"], best[metric], s=190, marker="*", color="#F0C000",
-                                  edgecolors="#8A6D00", linewidths=0.6, zorder=2)}  # fmt: skip
+    handles = {
+        BEST: axes.scatter(
+            best["timestep"],
+            best[metric],
+            s=190,
+            marker="*",
+            color="#F0C000",
+            edgecolors="#8A6D00",
+            linewidths=0.6,
+            zorder=2,
+        )
+    }
     for index, name in enumerate(names):
         chosen = choices[choices["mapping"] == name]
         handles[name] = axes.scatter(
-            chosen["timestep"], chosen[metric], s=70 * (1 - 0.7 * index / len(names)), zorder=3 + index,
-            marker=MARKERS[index % len(MARKERS)], facecolors="none" if index % 2 else COLOURS[index % len(COLOURS)],
-            edgecolors=COLOURS[index % len(COLOURS)], linewidths=1.2,
-        )  # fmt: skip
+            chosen["timestep"],
+            chosen[metric],
+            s=70 * (1 - 0.7 * index / len(names)),
+            zorder=3 + index,
+            marker=MARKERS[index % len(MARKERS)],
+            facecolors="none" if index % 2 else COLOURS[index % len(COLOURS)],
+            edgecolors=COLOURS[index % len(COLOURS)],
+            linewidths=1.2,
+        )
     return handles

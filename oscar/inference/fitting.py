@@ -62,8 +62,12 @@ def peak_bytes(network: nn.Module, run: Callable[[nn.Module, Tensor], object], *
 
 def on_meta(network: nn.Module) -> nn.Module:
     """A copy of a network without the memory of its tensors, and without its hooks."""
-    tensors = {id(leaf): leaf for module in network.modules() for leaf in tree_leaves(dict(vars(module)))
-               if isinstance(leaf, Tensor)}  # fmt: skip
+    tensors = {
+        id(leaf): leaf
+        for module in network.modules()
+        for leaf in tree_leaves(dict(vars(module)))
+        if isinstance(leaf, Tensor)
+    }
     memo = {}
     for key, value in tensors.items():
         empty = torch.empty_like(value, device="meta")

@@ -64,8 +64,10 @@ def load(
         CheckpointError: if it cannot be found or read.
         ValueError: for an option that is not allowed or cannot be had here.
     """
-    for name, value, allowed in (("components", components, ("both", "encoder", "decoder")),
-                                 ("compile", compile, (False, True, "graphs"))):  # fmt: skip
+    for name, value, allowed in (
+        ("components", components, ("both", "encoder", "decoder")),
+        ("compile", compile, (False, True, "graphs")),
+    ):
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")
     device = torch.device(device)
@@ -104,8 +106,14 @@ def read(
     """
     with checkpoint.reading(source) as (folder, config):
         path, mapping = folder / WEIGHTS, mapping_from_config(config["timesteps"])
-        checkpoint.check_hashes(folder, {name: digest for name, digest in config["sha256"].items()
-                                         if components != "encoder" or not name.startswith("unet/")})  # fmt: skip
+        checkpoint.check_hashes(
+            folder,
+            {
+                name: digest
+                for name, digest in config["sha256"].items()
+                if components != "encoder" or not name.startswith("unet/")
+            },
+        )
         if large_dtype not in (None, dtype) and count_parameters(folder, config, backbone) >= LARGE_MODEL:
             dtype = large_dtype
         if backbone is not None and "backbone_sha256" not in config:
@@ -121,15 +129,20 @@ def read(
                 denoiser = Denoiser(network.unet, network.schedule, **config["denoiser"], merged=True).to(dtype)
                 check_names((name for name in stored if "lora_" in name), adapter_names(denoiser))
             bottleneck = from_config(config["bottleneck"], network.latent_channels).to(dtype)
-            check_names(*(
-                [name for name in names if name.startswith("bottleneck.")] for names in (stored, bottleneck.tensors())
-            ))  # fmt: skip
+            check_names(
+                *(
+                    [name for name in names if name.startswith("bottleneck.")]
+                    for names in (stored, bottleneck.tensors())
+                )
+            )
             bottleneck.keep(components, mapping.per_picture)
             own = {*bottleneck.tensors(), *(denoiser.tensors() if denoiser is not None else ())}
             wanted = [name for name in stored if name in own or not name.startswith(("bottleneck.", "denoiser."))]
             networks = ("bottleneck.", "denoiser.")  # the rest is integers
-            state = {name: value.to(dtype) if name.startswith(networks) and value.is_floating_point() else value
-                     for name, value in read_tensors(path, wanted)}  # fmt: skip
+            state = {
+                name: value.to(dtype) if name.startswith(networks) and value.is_floating_point() else value
+                for name, value in read_tensors(path, wanted)
+            }
             checkpoint.fill(bottleneck, denoiser, state)
         except WeightsError as error:
             raise CheckpointError(str(error)) from None

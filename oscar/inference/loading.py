@@ -219,8 +219,10 @@ def merge_lora(adapters: Mapping[str, Tensor], scale: float) -> Change:
         for pair in pairs.pop(name, {}).values():
             down, up = pair["A"], pair["B"]
             if (len(up), down.shape[1:], up.shape[1]) != (len(weight), weight.shape[1:], len(down)):
-                raise WeightsError(f"the adapter of {name} has shapes {tuple(down.shape)} and {tuple(up.shape)}, "
-                                   f"which do not fit {tuple(weight.shape)}")  # fmt: skip
+                raise WeightsError(
+                    f"the adapter of {name} has shapes {tuple(down.shape)} and {tuple(up.shape)}, "
+                    f"which do not fit {tuple(weight.shape)}"
+                )
             weight = weight + scale * (up.flatten(1) @ down.flatten(1)).view(weight.shape)
         return weight
 

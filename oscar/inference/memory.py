@@ -66,7 +66,6 @@ def _not_allowed(value: object) -> str:
     return f"memory is {value!r}; allowed: auto, or a size above 0 such as 4GB or 1500000000"
 
 
-
 def available_memory(root: Path = Path("/")) -> int:
     """Bytes that are free on the system, and no more than the process's control groups leave it.
 

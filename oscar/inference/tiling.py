@@ -129,8 +129,12 @@ def _one_by_one(
             if stream.peak > stream.limit:
                 logger.warning(
                     "memory budget of %.2g GB is too small for a picture of %dx%d: it took about %.2g GB, which is the "
-                    "least", stream.limit / 1e9, width, height, stream.peak / 1e9
-                )  # fmt: skip
+                    "least",
+                    stream.limit / 1e9,
+                    width,
+                    height,
+                    stream.peak / 1e9,
+                )
         else:
             results.append(_by_strips(half, value, unit_in, unit_out))
     return results[0] if len(results) == 1 else torch.cat(results)

@@ -45,8 +45,12 @@ class WindowedDenoiser(Denoiser):
         if len(noisy) * height * width <= FEED_FORWARD:
             return super().run_unet(unet, noisy, timestep)
         limit = math.inf if self.memory is None else self.memory.bytes(noisy.device)
-        needed = SLACK * height * width / _REFERENCE**2 * peak_bytes(
-            unet, self._example, 1, noisy.shape[1], _REFERENCE, _REFERENCE, dtype=noisy.dtype
+        needed = (
+            SLACK
+            * height
+            * width
+            / _REFERENCE**2
+            * peak_bytes(unet, self._example, 1, noisy.shape[1], _REFERENCE, _REFERENCE, dtype=noisy.dtype)
         )
         count = images_at_once(device, len(noisy), height * width, FEED_FORWARD, needed, limit)
         windows = device == "cpu" and height * width > ATTENTION_WHOLE

@@ -239,8 +239,11 @@ class MetricSet:
         self._device = device
         self._networks: dict[str, Any] = {}
         weights = Weights(files, download, key=f"{key}.files", switch=f"{key}.download")
-        self.files = {name: hashlib.sha256(path.read_bytes()).hexdigest()
-                      for name, path in weights.paths.items() if path.is_file()}  # fmt: skip
+        self.files = {
+            name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for name, path in weights.paths.items()
+            if path.is_file()
+        }
         reasons: dict[str, str] = {}
         for name in self.names:
             network = _network_name(name)

@@ -30,8 +30,10 @@ def paper_size(width: int, height: int) -> tuple[int, int]:
         ImageError: for a side below 128 pixels, of which the published code would leave nothing.
     """
     if min(width, height) < PAPER_MULTIPLE:
-        raise ImageError(f"image of {width}x{height} pixels is not allowed in protocol paper, which rounds sides down "
-                         f"to multiples of {PAPER_MULTIPLE}; allowed: from {PAPER_MULTIPLE} a side")  # fmt: skip
+        raise ImageError(
+            f"image of {width}x{height} pixels is not allowed in protocol paper, which rounds sides down "
+            f"to multiples of {PAPER_MULTIPLE}; allowed: from {PAPER_MULTIPLE} a side"
+        )
     return width // PAPER_MULTIPLE * PAPER_MULTIPLE, height // PAPER_MULTIPLE * PAPER_MULTIPLE
 
 

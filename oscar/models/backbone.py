@@ -34,8 +34,10 @@ VAE_ENCODER, VAE_DECODER = ("encoder", "quant_conv"), ("decoder", "post_quant_co
 FACTORS = (8, 16)  # pixels per latent position along each side; the paper's rates are of 8
 _SAMPLES = 64  # values of each tensor by which weights are told apart
 
-WAY_OUT = (f"allowed: a folder with {', '.join(PARTS)}, in training as backbone.source=FOLDER, for the command as "
-           "--backbone FOLDER")  # fmt: skip
+WAY_OUT = (
+    f"allowed: a folder with {', '.join(PARTS)}, in training as backbone.source=FOLDER, for the command as "
+    "--backbone FOLDER"
+)
 
 
 class BackboneError(ValueError):
@@ -290,8 +292,10 @@ class WeightSampler:
         return value
 
     def digests(self) -> dict[str, str]:
-        return {part: hashlib.sha256(b"".join(taken[name] for name in sorted(taken))).hexdigest()
-                for part, taken in sorted(self.parts.items())}  # fmt: skip
+        return {
+            part: hashlib.sha256(b"".join(taken[name] for name in sorted(taken))).hexdigest()
+            for part, taken in sorted(self.parts.items())
+        }
 
 
 def find_class(classes: Registry, config: Mapping) -> type:

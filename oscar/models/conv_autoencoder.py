@@ -102,14 +102,18 @@ def lowest_frequencies(count: int, side: int) -> Tensor:
     place = torch.arange(side) + 0.5
     waves = torch.cos(math.pi / side * place * torch.arange(side)[:, None]) * (2 / side) ** 0.5
     waves[0] /= 2**0.5
-    order = sorted(((row, column) for row in range(side) for column in range(side)),
-                   key=lambda pair: (pair[0] ** 2 + pair[1] ** 2, pair))  # fmt: skip
+    order = sorted(
+        ((row, column) for row in range(side) for column in range(side)),
+        key=lambda pair: (pair[0] ** 2 + pair[1] ** 2, pair),
+    )
     chroma = int(_CHROMA_SHARE * count)
     colours = torch.tensor([[1.0, 1, 1], [1, 0, -1], [-1, 2, -1]])
     colours /= colours.norm(dim=1, keepdim=True)
-    found = [torch.einsum("c,y,x->cyx", colour, waves[row], waves[column]).flatten()
-             for colour, kept in zip(colours, (count - 2 * chroma, chroma, chroma), strict=True)
-             for row, column in order[:kept]]  # fmt: skip
+    found = [
+        torch.einsum("c,y,x->cyx", colour, waves[row], waves[column]).flatten()
+        for colour, kept in zip(colours, (count - 2 * chroma, chroma, chroma), strict=True)
+        for row, column in order[:kept]
+    ]
     return torch.stack(found)
 
 

@@ -94,8 +94,12 @@ class Denoiser(nn.Module):
         self.unet = unet
         self.schedule = schedule
         self.tuning = tuning
-        self.options = {"tuning": tuning, "lora_rank": lora_rank, "lora_alpha": lora_alpha,
-                        "prompt_tokens": prompt_tokens}  # fmt: skip
+        self.options = {
+            "tuning": tuning,
+            "lora_rank": lora_rank,
+            "lora_alpha": lora_alpha,
+            "prompt_tokens": prompt_tokens,
+        }
         self.merged = merged or tuning == "full"
         if not self.merged:
             self.unet.requires_grad_(False)
@@ -183,8 +187,10 @@ class Denoiser(nn.Module):
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` gave (ValueError for missing, unknown or misshapen ones)."""
         check_tensors(tensors, self.tensors())
-        names = {name: name if name == "denoiser.prompt" else name.replace("denoiser.", "denoiser.unet.", 1)
-                 for name in tensors}  # fmt: skip
+        names = {
+            name: name if name == "denoiser.prompt" else name.replace("denoiser.", "denoiser.unet.", 1)
+            for name in tensors
+        }
         self.load_state_dict(
             {names[name].removeprefix("denoiser."): value for name, value in tensors.items()}, strict=False
         )

@@ -33,8 +33,9 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor])
     check_names(tensors, expected)
     for name, value in tensors.items():
         if value.shape != expected[name].shape:
-            raise WeightsError(f"{WEIGHTS}: {name} has shape {tuple(value.shape)}; "
-                               f"allowed: {tuple(expected[name].shape)}")  # fmt: skip
+            raise WeightsError(
+                f"{WEIGHTS}: {name} has shape {tuple(value.shape)}; allowed: {tuple(expected[name].shape)}"
+            )
 
 
 def count(*modules: nn.Module) -> int:

@@ -18,9 +18,7 @@ class NotFiniteError(ValueError):
     """Results that are infinite or not numbers, in float32 too."""
 
 
-def compute_finite(
-    what: str, network: nn.Module, run: Callable[..., Tensor], value: Tensor, *others: Tensor
-) -> Tensor:
+def compute_finite(what: str, network: nn.Module, run: Callable[..., Tensor], value: Tensor, *others: Tensor) -> Tensor:
     """The result of a network for a batch, in which all numbers are finite.
 
     Members of the batch whose result is not are computed anew by a copy of the network in float32, which is made for

@@ -70,8 +70,9 @@ def checkpoint_activations(stage: Stage) -> None:
     modules = [*stage.modules(), *(stage.critic.modules() if stage.critic is not None else ())]
     blocks = [module for module in modules if hasattr(module, "gradient_checkpointing")]
     if not blocks:
-        raise ConfigError("trainer.gradient_checkpointing is true, but no network of this backbone supports it; "
-                          "allowed: false")  # fmt: skip
+        raise ConfigError(
+            "trainer.gradient_checkpointing is true, but no network of this backbone supports it; allowed: false"
+        )
     for block in blocks:
         block.gradient_checkpointing = True
         block._gradient_checkpointing_func = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)

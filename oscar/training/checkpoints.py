@@ -59,8 +59,10 @@ class Checkpoints:
         main, target = self.accelerator.is_main_process, self.folder / f"{name}.pt"
         (bad,) = broadcast_object_list([find_non_finite(state)])
         if bad is not None:
-            raise NonFiniteError(f"checkpoint {target} is not written: {bad} holds values that are not finite; "
-                                 "earlier checkpoints are as they were")  # fmt: skip
+            raise NonFiniteError(
+                f"checkpoint {target} is not written: {bad} holds values that are not finite; "
+                "earlier checkpoints are as they were"
+            )
         if main:
             self.folder.mkdir(parents=True, exist_ok=True)
         engines = [learner for learner in learners if learner.has_engine]

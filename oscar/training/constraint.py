@@ -43,8 +43,10 @@ def constrain_codes(
         if codec.bottleneck.at(rate).cell == 1:
             points = codec.bottleneck.rates
             staged = ", ".join(f"{point.bpp:.4f}" for point in points if codec.bottleneck.at(point).cell > 1)
-            raise ValueError(f"strength is for rate {rate.bpp:.4f}, whose codes have no stages; "
-                             f"allowed: {staged or 'none, in this model'}")  # fmt: skip
+            raise ValueError(
+                f"strength is for rate {rate.bpp:.4f}, whose codes have no stages; "
+                f"allowed: {staged or 'none, in this model'}"
+            )
         if not strength > 0:
             raise ValueError(f"strength of rate {rate.bpp:.4f} is {strength}; allowed: above 0")
     latents = _latents(codec, pictures)

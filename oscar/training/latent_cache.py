@@ -33,8 +33,9 @@ class _CropsOfPictures(Dataset):
         self.photos = photos
         length = len(photos)
         # number of picture p in epoch e: where it stands in that epoch's order
-        self.numbers = np.stack([epoch * length + np.argsort(epoch_order(length, photos.seed, epoch))
-                                 for epoch in range(crops)])  # fmt: skip
+        self.numbers = np.stack(
+            [epoch * length + np.argsort(epoch_order(length, photos.seed, epoch)) for epoch in range(crops)]
+        )
 
     def __getitem__(self, picture: int) -> tuple[Tensor, int]:
         index, crops = self.photos.crops(picture, self.numbers[:, picture])
@@ -64,10 +65,15 @@ def cache_latents(config: CacheLatentsConfig, progress: bool = True) -> LatentIn
     _open(folder, index, [str(path) for path in photos.paths])
     todo = [shard for shard in index.missing(folder) if shard % state.num_processes == state.process_index]
     pictures = [picture for shard in todo for picture in index.members(shard)]
-    batches = iter(DataLoader(
-        _CropsOfPictures(photos, config.crops), batch_size=None, sampler=pictures, num_workers=data.workers,
-        pin_memory=state.device.type == "cuda",
-    ))  # fmt: skip
+    batches = iter(
+        DataLoader(
+            _CropsOfPictures(photos, config.crops),
+            batch_size=None,
+            sampler=pictures,
+            num_workers=data.workers,
+            pin_memory=state.device.type == "cuda",
+        )
+    )
     backbone.vae.to(state.device).eval().requires_grad_(False)
     every = 0.1 if sys.stderr.isatty() else 10  # seconds between updates of the bar
     hidden = not (progress and state.is_main_process and pictures)
@@ -76,12 +82,15 @@ def cache_latents(config: CacheLatentsConfig, progress: bool = True) -> LatentIn
             latents, cut_from = [], []
             for _ in index.members(shard):
                 crops, picture = next(batches)
-                latents += [encode(backbone, part.to(state.device, non_blocking=True))
-                            for part in crops.split(data.batch_size)]  # fmt: skip
+                latents += [
+                    encode(backbone, part.to(state.device, non_blocking=True)) for part in crops.split(data.batch_size)
+                ]
                 cut_from += [picture] * len(crops)
                 bar.update()
-            tensors = {"latent": torch.cat(latents).to(getattr(torch, index.dtype)),
-                       "picture": torch.tensor(cut_from, dtype=torch.int32)}  # fmt: skip
+            tensors = {
+                "latent": torch.cat(latents).to(getattr(torch, index.dtype)),
+                "picture": torch.tensor(cut_from, dtype=torch.int32),
+            }
             write_whole(shard_path(folder, shard), save(tensors))
     state.wait_for_everyone()
     return index
@@ -105,11 +114,18 @@ def _describe(config: CacheLatentsConfig, backbone: Backbone, photos: PhotoDatas
     data = config.data
     side = data.crop // backbone.factor
     return LatentIndex(
-        vae=vae_hash(backbone), crop=data.crop, augment=data.augment, scale=list(data.scale), seed=config.seed,
-        crops=config.crops, pictures=len(photos), count=config.crops * len(photos),
-        shape=[backbone.vae.config.latent_channels, side, side], dtype=config.dtype,
+        vae=vae_hash(backbone),
+        crop=data.crop,
+        augment=data.augment,
+        scale=list(data.scale),
+        seed=config.seed,
+        crops=config.crops,
+        pictures=len(photos),
+        count=config.crops * len(photos),
+        shape=[backbone.vae.config.latent_channels, side, side],
+        dtype=config.dtype,
         shard_pictures=max(1, config.shard_size // config.crops),
-    )  # fmt: skip
+    )
 
 
 def _open(folder: Path, index: LatentIndex, names: Sequence[str]) -> None:

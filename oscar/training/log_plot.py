@@ -106,10 +106,15 @@ def plot_logs(
         figure.supylabel(f"{column}, running mean", fontsize=9)
         if rates:
             labels = [*(f"{rate:.4f}" for rate in rates), "all"]
-            figure.legend([handles[label] for label in labels if label in handles],
-                          [f"{label} bpp" if label != "all" else "all rates" for label in labels if label in handles],
-                          loc="outside upper center", ncols=len(labels), fontsize=7.5, handlelength=1.2,
-                          columnspacing=1.1)  # fmt: skip
+            figure.legend(
+                [handles[label] for label in labels if label in handles],
+                [f"{label} bpp" if label != "all" else "all rates" for label in labels if label in handles],
+                loc="outside upper center",
+                ncols=len(labels),
+                fontsize=7.5,
+                handlelength=1.2,
+                columnspacing=1.1,
+            )
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, by_rate: Mapping[float, pd.Series], column: str, colours: Mapping) -> dict:

@@ -211,8 +211,9 @@ class ImageLoss(nn.Module):
     @classmethod
     def of(cls, stage: StageConfig) -> ImageLoss:
         """The image losses that a stage is configured to have."""
-        return cls(stage.image_losses, stage.network_files, stage.download, stage.image_range, stage.edges,
-                   stage.clamp_output)  # fmt: skip
+        return cls(
+            stage.image_losses, stage.network_files, stage.download, stage.image_range, stage.edges, stage.clamp_output
+        )
 
     def train(self, mode: bool = True) -> ImageLoss:
         """Stay in evaluation mode: LPIPS holds dropout, which must never run here."""

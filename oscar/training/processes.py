@@ -29,8 +29,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if not several and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in os.environ:
-        raise ConfigError("accelerate launch --cpu starts one process, whatever --num_processes says; allowed: "
-                          "accelerate launch --config_file configs/accelerate/cpu.yaml --num_processes N")  # fmt: skip
+        raise ConfigError(
+            "accelerate launch --cpu starts one process, whatever --num_processes says; allowed: "
+            "accelerate launch --config_file configs/accelerate/cpu.yaml --num_processes N"
+        )
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)  # of DeepSpeed's launcher, over our configuration
     stage = config.stage
     all_rates = stage.name == "hyper" and stage.rates_per_step is None and not stage.rate_weights
@@ -51,8 +53,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.data.batch_size
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu" and accelerator.is_main_process:
-        log.warning("trainer.mixed_precision is 'fp16', which takes a GPU: on this CPU all is computed in float32; "
-                    "allowed on a CPU: no, bf16")  # fmt: skip
+        log.warning(
+            "trainer.mixed_precision is 'fp16', which takes a GPU: on this CPU all is computed in float32; "
+            "allowed on a CPU: no, bf16"
+        )
     return accelerator
 
 
@@ -66,9 +70,11 @@ def check_total_batch(config: TrainConfig, processes: int) -> None:
     made, wanted = data.batch_size * passes, data.total_batch_size
     if wanted not in (None, made):
         fitting = f"data.batch_size={wanted // passes}, or " if wanted % passes == 0 else ""
-        raise ConfigError(f"data.total_batch_size is {wanted}, but processes {processes} x data.batch_size "
-                          f"{data.batch_size} x trainer.accumulation {config.trainer.accumulation} are {made}; "
-                          f"allowed: {fitting}data.total_batch_size=null")  # fmt: skip
+        raise ConfigError(
+            f"data.total_batch_size is {wanted}, but processes {processes} x data.batch_size "
+            f"{data.batch_size} x trainer.accumulation {config.trainer.accumulation} are {made}; "
+            f"allowed: {fitting}data.total_batch_size=null"
+        )
 
 
 def check_processes(config: TrainConfig, stage: Stage, accelerator: Accelerator) -> None:
@@ -80,21 +86,29 @@ def check_processes(config: TrainConfig, stage: Stage, accelerator: Accelerator)
     """
     kind, precision = accelerator.distributed_type, config.trainer.mixed_precision
     if kind == DistributedType.DEEPSPEED and precision != "no":
-        raise ConfigError(f"trainer.mixed_precision is {precision!r}, but DeepSpeed would keep the codebooks in "
-                          "it too; allowed with DeepSpeed: no")  # fmt: skip
+        raise ConfigError(
+            f"trainer.mixed_precision is {precision!r}, but DeepSpeed would keep the codebooks in "
+            "it too; allowed with DeepSpeed: no"
+        )
     if kind == DistributedType.DEEPSPEED and config.stage.independent_rates and config.optimiser.grad_clip is not None:
-        raise ConfigError("stage.independent_rates is true, but DeepSpeed clips all gradients together; allowed with "
-                          "DeepSpeed: false, or optimiser.grad_clip=null")  # fmt: skip
+        raise ConfigError(
+            "stage.independent_rates is true, but DeepSpeed clips all gradients together; allowed with "
+            "DeepSpeed: false, or optimiser.grad_clip=null"
+        )
     if kind == DistributedType.DEEPSPEED and config.trainer.non_finite == "skip":
-        raise ConfigError("trainer.non_finite is 'skip', but DeepSpeed makes its step before the gradients can be "
-                          "looked at; allowed with DeepSpeed: stop")  # fmt: skip
+        raise ConfigError(
+            "trainer.non_finite is 'skip', but DeepSpeed makes its step before the gradients can be "
+            "looked at; allowed with DeepSpeed: stop"
+        )
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ConfigError("fsdp_version is 1; allowed: 2, as in configs/accelerate/fsdp.yaml")
     if accelerator.num_processes > 1:
         for name, module in stage.named_modules():
             if isinstance(module, VectorQuantize) and not module._codebook.use_ddp:
-                raise RuntimeError(f"{name}: was built before the processes were joined, so that each would keep a "
-                                   "codebook of its own; make the accelerator first")  # fmt: skip
+                raise RuntimeError(
+                    f"{name}: was built before the processes were joined, so that each would keep a "
+                    "codebook of its own; make the accelerator first"
+                )
 
 
 def critic_accelerator(accelerator: Accelerator) -> Accelerator:

@@ -130,16 +130,21 @@ class RunRecord:
             stored = json.loads(path.read_text())
             before = stored["identity"]
         except FileNotFoundError:
-            raise ConfigError(f"output is {self.folder}, which holds a run without {PROVENANCE}, from before there was "
-                              f"one, so that it is not known which; allowed: {anew}") from None  # fmt: skip
+            raise ConfigError(
+                f"output is {self.folder}, which holds a run without {PROVENANCE}, from before there was "
+                f"one, so that it is not known which; allowed: {anew}"
+            ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"output is {self.folder}, whose {PROVENANCE} cannot be read ({first_line(error)}); "
-                              f"allowed: {anew}") from None  # fmt: skip
+            raise ConfigError(
+                f"output is {self.folder}, whose {PROVENANCE} cannot be read ({first_line(error)}); allowed: {anew}"
+            ) from None
         changes = self._differences(before)
         if changes:
             more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
-            raise ConfigError(f"output is {self.folder}, which holds another run: {'; '.join(changes[:4])}{more}; "
-                              f"allowed: the same, {anew}")  # fmt: skip
+            raise ConfigError(
+                f"output is {self.folder}, which holds another run: {'; '.join(changes[:4])}{more}; "
+                f"allowed: the same, {anew}"
+            )
         return stored
 
     def _differences(self, before: Mapping[str, Any]) -> list[str]:
@@ -193,8 +198,11 @@ class RunRecord:
     def _origin(self) -> dict | None:
         config = self.config
         if config.init_from is not None:
-            return {"init_from": config.init_from, "content": self.identity["init_from (its content)"],
-                    "provenance": self.parent}  # fmt: skip
+            return {
+                "init_from": config.init_from,
+                "content": self.identity["init_from (its content)"],
+                "provenance": self.parent,
+            }
         if config.backbone.source is not None:
             return {"backbone": config.backbone.source, "provenance": read_provenance(config.backbone.source)}
         return None
@@ -213,8 +221,10 @@ class RunRecord:
                 owner = None
             if owner != self.session:
                 what = "in which another run has begun" if owner else "whose provenance.json is gone or damaged"
-                problem = (f"output is {self.folder}, {what} since; this one ends without writing to it; "
-                           "allowed: one run at a time")  # fmt: skip
+                problem = (
+                    f"output is {self.folder}, {what} since; this one ends without writing to it; "
+                    "allowed: one run at a time"
+                )
         (problem,) = broadcast_object_list([problem])
         if problem is not None:
             raise ConfigError(problem)

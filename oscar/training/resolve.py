@@ -65,8 +65,9 @@ def _take_denoiser(config: TrainConfig, stored: Mapping[str, Any]) -> None:
 
 def _take_backbone(config: BackboneConfig, named: str | None, folder: str) -> None:
     if named is None and config.source is not None:
-        raise ConfigError(f"backbone.source is {config.source!r}, but init_from holds its backbone itself; "
-                          "allowed: null")  # fmt: skip
+        raise ConfigError(
+            f"backbone.source is {config.source!r}, but init_from holds its backbone itself; allowed: null"
+        )
     config.source = config.source or named
     if named is None or any(getattr(config, part) is not None for part in PARTS):
         stored = read_configs(config.source or folder)
@@ -88,5 +89,7 @@ def check_shape(config: BackboneConfig, stored: Mapping[str, Mapping], where: st
             value = as_read(value)
             other = as_read(stored[part].get(key))
             if key not in _FREE and value != other:
-                raise ConfigError(f"backbone.{part}.{key} is {value!r}, but {where} has {other!r}; "
-                                  "allowed: the same, or backbone=null")  # fmt: skip
+                raise ConfigError(
+                    f"backbone.{part}.{key} is {value!r}, but {where} has {other!r}; "
+                    "allowed: the same, or backbone=null"
+                )

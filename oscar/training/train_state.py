@@ -48,11 +48,15 @@ class Learner:
         self.clip_norm = config.grad_clip
         optimiser = torch.optim.AdamW(
             [parameter for parameter in module.parameters() if parameter.requires_grad],
-            lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay,
-        )  # fmt: skip
+            lr=config.lr,
+            betas=tuple(config.betas),
+            weight_decay=config.weight_decay,
+        )
         kind = "constant_with_warmup" if config.schedule == "constant" else "cosine"
         self.schedule = get_scheduler(
-            kind, optimiser, num_warmup_steps=config.warmup_steps,
+            kind,
+            optimiser,
+            num_warmup_steps=config.warmup_steps,
             num_training_steps=config.schedule_steps or max_steps,
         )
         self.plain = module
@@ -150,8 +154,9 @@ class Learner:
             ValueError: if it is of another configuration.
         """
         own = self._model()
-        shapes, fitting = ({name: tuple(value.shape) for name, value in model.items()}
-                           for model in (state["model"], own))  # fmt: skip
+        shapes, fitting = (
+            {name: tuple(value.shape) for name, value in model.items()} for model in (state["model"], own)
+        )
         for name in sorted(shapes.keys() | fitting.keys()):
             if shapes.get(name) != fitting.get(name):
                 raise ValueError(
@@ -160,12 +165,15 @@ class Learner:
                 )
         if (state["optimiser"] is None) != self.has_engine:
             made = "with" if state["optimiser"] is None else "without"
-            raise ValueError(f"checkpoint: made {made} DeepSpeed, whose optimiser does not go with others; "
-                             f"allowed: to go on {made} it")  # fmt: skip
+            raise ValueError(
+                f"checkpoint: made {made} DeepSpeed, whose optimiser does not go with others; "
+                f"allowed: to go on {made} it"
+            )
         if (state.get("scaler") is None) != (self.scaler is None):
             raise ValueError("checkpoint: scaler does not fit this configuration")
-        self.plain.load_state_dict({name: spread(value, own[name]) for name, value in state["model"].items()},
-                                   strict=False)  # fmt: skip
+        self.plain.load_state_dict(
+            {name: spread(value, own[name]) for name, value in state["model"].items()}, strict=False
+        )
         if not self.has_engine:
             self.optimiser.load_state_dict(self._spread_optimiser(state["optimiser"]))
             if not self.set_to_none:  # those that had a gradient before have zeros now, which move them

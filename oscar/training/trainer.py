@@ -58,8 +58,9 @@ class Trainer:
         ValueError: for a checkpoint that cannot be read or is of another configuration.
     """
 
-    def __init__(self, stage: Stage, config: TrainConfig, accelerator: Accelerator | None = None,
-                 overrides: Sequence[str] = ()):  # fmt: skip
+    def __init__(
+        self, stage: Stage, config: TrainConfig, accelerator: Accelerator | None = None, overrides: Sequence[str] = ()
+    ):
         config = resolve(config)
         trainer = config.trainer
         self.config = config
@@ -104,8 +105,10 @@ class Trainer:
         if newest is not None:
             self._restore(newest)
             if self.step > trainer.max_steps:
-                raise ConfigError(f"trainer.max_steps is {trainer.max_steps}, but the run in {self.output} is at step "
-                                  f"{self.step}; allowed: at least that")  # fmt: skip
+                raise ConfigError(
+                    f"trainer.max_steps is {trainer.max_steps}, but the run in {self.output} is at step "
+                    f"{self.step}; allowed: at least that"
+                )
             if self.accelerator.is_main_process:
                 log.info("resumed from %s", newest)
         start_trackers(config, self.accelerator, self.step)
@@ -248,8 +251,11 @@ class Trainer:
         own = [] if torch.isfinite(value) else [(value.item(), [str(self.paths[i]) for i in chain(*passes)])]
         found = gather_object(own)
         names = ", ".join(path for _, paths in found for path in paths)
-        title = {"grad_norm": "norm of the gradients", "critic": "loss of the critic",
-                 "critic_grad_norm": "norm of the critic's gradients"}.get(name, name)  # fmt: skip
+        title = {
+            "grad_norm": "norm of the gradients",
+            "critic": "loss of the critic",
+            "critic_grad_norm": "norm of the critic's gradients",
+        }.get(name, name)
         message = f"{title} is {found[0][0]} at step {self.step + 1}; pictures of the batch: {names}"
         if self.config.trainer.non_finite == "stop":
             raise NonFiniteError(message)
@@ -290,11 +296,20 @@ class Trainer:
     def _batches(self, first: int) -> Iterator[dict]:
         data = self.config.data
         loader = build_loader(
-            data.train, crop_size=data.crop, batch_size=data.batch_size, seed=self.config.seed, augment=data.augment,
-            cache=data.cache, scale=tuple(data.scale) if list(data.scale) != [1.0, 1.0] else None,
-            margin=data.crop_margin, latents=data.latents, workers=data.workers, start_step=first,
-            rank=self.accelerator.process_index, world=self.accelerator.num_processes,
-        )  # fmt: skip
+            data.train,
+            crop_size=data.crop,
+            batch_size=data.batch_size,
+            seed=self.config.seed,
+            augment=data.augment,
+            cache=data.cache,
+            scale=tuple(data.scale) if list(data.scale) != [1.0, 1.0] else None,
+            margin=data.crop_margin,
+            latents=data.latents,
+            workers=data.workers,
+            start_step=first,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
         self.paths = loader.dataset.paths
         return iter(loader)
 

@@ -87,12 +87,14 @@ class Validator:
         self.stage_name = config.stage.name
         names = [] if self.stage_name == "prior" else options.metrics.names
         with accelerator.main_process_first():  # which downloads weights, if they may be
-            self.metrics = MetricSet(names, accelerator.device, options.metrics.files, options.metrics.download,
-                                     key="validation.metrics")  # fmt: skip
+            self.metrics = MetricSet(
+                names, accelerator.device, options.metrics.files, options.metrics.download, key="validation.metrics"
+            )
         sets = [name for name in names if METRICS[name].kind == "set"]
         if sets:
-            raise ConfigError(f"validation.metrics.names has {sets[0]}, which compares sets; "
-                              "allowed: metrics of single pictures")  # fmt: skip
+            raise ConfigError(
+                f"validation.metrics.names has {sets[0]}, which compares sets; allowed: metrics of single pictures"
+            )
         self.best = self._find_best()
         self.higher_is_better = _OTHERS[self.best] if self.best in _OTHERS else METRICS[self.best].higher_is_better
         for name, reason in self.metrics.unavailable.items():
@@ -100,8 +102,11 @@ class Validator:
         paths = find_pictures(options.images)[: options.limit]
         self.count = len(paths)
         # every process takes as many turns, going through its last picture again if need be: sharded networks want that
-        turns = range(accelerator.process_index, -(-self.count // accelerator.num_processes)
-                      * accelerator.num_processes, accelerator.num_processes)  # fmt: skip
+        turns = range(
+            accelerator.process_index,
+            -(-self.count // accelerator.num_processes) * accelerator.num_processes,
+            accelerator.num_processes,
+        )
         self.pictures = [(turn, centre(read_image(paths[min(turn, self.count - 1)]), options.crop)) for turn in turns]
 
     def _find_best(self) -> str:
@@ -115,8 +120,10 @@ class Validator:
             return "cosine" if self.stage_name == "hyper" or not available and "cosine" in allowed else allowed[0]
         if best not in allowed:
             reason = self.metrics.unavailable.get(best)
-            raise ConfigError(f"validation.best is {best!r}{f', which is unavailable ({reason})' if reason else ''}; "
-                              f"allowed: {', '.join(allowed)}")  # fmt: skip
+            raise ConfigError(
+                f"validation.best is {best!r}{f', which is unavailable ({reason})' if reason else ''}; "
+                f"allowed: {', '.join(allowed)}"
+            )
         return best
 
     @torch.no_grad()
@@ -189,9 +196,7 @@ class Validator:
         """The picture as (1, 3, H, W) with whole latent positions."""
         return pad_to_multiple(to_tensor(picture).to(self.accelerator.device), factor)
 
-    def _row(
-        self, number: int, rate: float | None, picture: Image.Image, decoded: Image.Image, caption: str
-    ) -> Row:
+    def _row(self, number: int, rate: float | None, picture: Image.Image, decoded: Image.Image, caption: str) -> Row:
         row = Row(number, rate, self.metrics.score(picture, decoded))
         if number < self.config.validation.grid:
             row.cell = centre(decoded, _CELL), caption

@@ -147,8 +147,10 @@ def plan_jobs(source: Path, target: Path, direction: Direction) -> Plan:
             raise JobError(f"{target}: is a folder; allowed: a name for the result of standard input")
         target = target / source.with_suffix(direction.suffix).name
     if target.suffix.lower() not in direction.allowed:
-        raise JobError(f"{target}: suffix {target.suffix or '(none)'} is not allowed; "
-                       f"allowed: {', '.join(sorted(direction.allowed))}, or - for standard output")  # fmt: skip
+        raise JobError(
+            f"{target}: suffix {target.suffix or '(none)'} is not allowed; "
+            f"allowed: {', '.join(sorted(direction.allowed))}, or - for standard output"
+        )
     if not target.parent.is_dir():
         raise JobError(f"{target}: folder {target.parent} does not exist")
     return Plan([Job(source, target)])
@@ -204,8 +206,9 @@ def name_results(names: list[Path], suffix: str) -> dict[Path, Path]:
     """
     whole: set[Path] = set()
     while True:
-        results = {name: name.with_name(name.name + suffix) if name in whole else name.with_suffix(suffix)
-                   for name in names}  # fmt: skip
+        results = {
+            name: name.with_name(name.name + suffix) if name in whole else name.with_suffix(suffix) for name in names
+        }
         times = Counter(map(_folded, results.values()))
         same = {name for name, result in results.items() if times[_folded(result)] > 1}
         if same <= whole:

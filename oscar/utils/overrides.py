@@ -21,8 +21,19 @@ from collections.abc import Sequence
 
 _KEY = re.compile(r"(\+{0,2})([A-Za-z_$][\w.$/-]*(?:@[\w.:-]*)?)=(.*)", re.DOTALL)
 _NEW_PATHS = ("output", "save_to")  # keys of folders that need not exist
-_WITH_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p",
-               "--experimental-rerun", "--info", "-i")  # fmt: skip
+_WITH_VALUE = (
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--config-dir",
+    "-cd",
+    "--package",
+    "-p",
+    "--experimental-rerun",
+    "--info",
+    "-i",
+)
 _UNREADABLE = object()
 
 
@@ -48,8 +59,10 @@ def explain(override: str, reason: str) -> str:
 def explain_commas(override: str) -> str:
     """In one line what commas in a value can mean."""
     key, _, value = override.partition("=")
-    return (f"override {override} has commas; allowed: {_shell(key, f'[{value}]')} for a list, "
-            f"{_shell(key, _quoted(value))} for text, --multirun for a sweep")  # fmt: skip
+    return (
+        f"override {override} has commas; allowed: {_shell(key, f'[{value}]')} for a list, "
+        f"{_shell(key, _quoted(value))} for text, --multirun for a sweep"
+    )
 
 
 def _shell(key: str, value: str) -> str:

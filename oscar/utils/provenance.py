@@ -110,8 +110,11 @@ def _environment_lines(environment: Mapping[str, Any]) -> list[str]:
     code = "no repository" if commit is None else f"{commit}{', with changes' if dirty else ''}"
     versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items() if number)
     place = f"{hardware['processor']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB"
-    return [f"    commit         {code}", f"    versions       {versions}",
-            f"    hardware       {place}{', ' + hardware['gpu'] if hardware['gpu'] else ''}"]  # fmt: skip
+    return [
+        f"    commit         {code}",
+        f"    versions       {versions}",
+        f"    hardware       {place}{', ' + hardware['gpu'] if hardware['gpu'] else ''}",
+    ]
 
 
 def _nested_lines(config: Mapping[str, Any], depth: int) -> list[str]:

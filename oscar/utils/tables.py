@@ -81,8 +81,10 @@ class Table:
 
     def _left(self) -> list[bool]:
         """Whether each shown column holds words, which are aligned left."""
-        return [not pd.api.types.is_numeric_dtype(self.frame[name]) and not _is_figures(self.frame[name])
-                for name in self.shown]  # fmt: skip
+        return [
+            not pd.api.types.is_numeric_dtype(self.frame[name]) and not _is_figures(self.frame[name])
+            for name in self.shown
+        ]
 
 
 def escape_latex(text: str) -> str:

@@ -42,7 +42,7 @@ GOLDEN_HEX = (
     "38393a3b3c3d3e"
 )
 GOLDEN_OWN = dataclasses.replace(GOLDEN, timestep=0x9A)  # with a timestep of its own
-GOLDEN_OWN_HEX = "05c184beefcc0210000180ff9a" "39dbab" + GOLDEN.payload.hex()
+GOLDEN_OWN_HEX = "05c184beefcc0210000180ff9a39dbab" + GOLDEN.payload.hex()
 
 
 def skewed_table(size: int) -> np.ndarray:
@@ -207,8 +207,11 @@ def test_every_single_bit_counts():
 
 
 def test_random_damage_ends_in_a_named_error():
-    originals = [make(rate.id, 333, 517, skewed, timestep=timestep).pack()
-                 for rate in RATES for skewed, timestep in ((True, None), (False, 100))]  # fmt: skip
+    originals = [
+        make(rate.id, 333, 517, skewed, timestep=timestep).pack()
+        for rate in RATES
+        for skewed, timestep in ((True, None), (False, 100))
+    ]
     generator = np.random.default_rng(2)
     slowest, kinds = 0.0, set()
     for trial in range(2000):
@@ -231,8 +234,11 @@ def test_random_damage_ends_in_a_named_error():
 
 def test_random_damage_under_a_good_checksum():
     """What a checksum cannot catch: a decoder gets an error or indices in range, and no more of them than they cost."""
-    originals = [make(rate.id, 333, 517, skewed, timestep=timestep)
-                 for rate in RATES for skewed, timestep in ((True, None), (False, 100))]  # fmt: skip
+    originals = [
+        make(rate.id, 333, 517, skewed, timestep=timestep)
+        for rate in RATES
+        for skewed, timestep in ((True, None), (False, 100))
+    ]
     generator = np.random.default_rng(3)
     for trial in range(1000):
         original = originals[trial % len(originals)]
@@ -284,8 +290,15 @@ class TestQuality:
     """Files of a model with a hyperprior."""
 
     def container(self, **changes) -> Container:
-        fields = {"coding": Coding.HYPERPRIOR, "point_code": 1234, "model_tag": 0xBEEF, "width": 768, "height": 512,
-                  "side": b"", "payload": b"payload"}  # fmt: skip
+        fields = {
+            "coding": Coding.HYPERPRIOR,
+            "point_code": 1234,
+            "model_tag": 0xBEEF,
+            "width": 768,
+            "height": 512,
+            "side": b"",
+            "payload": b"payload",
+        }
         return Container(**{**fields, **changes})
 
     def test_header_is_spelled_out(self):

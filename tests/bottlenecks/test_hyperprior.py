@@ -113,8 +113,10 @@ def test_pictures_of_a_batch_are_independent(bottleneck) -> None:
 def test_rate_and_accuracy_rise_with_quality(bottleneck) -> None:
     latent = latents()
     lengths = [sum(len(payload.data) for payload in encode(bottleneck, latent, code)) for code in CODES]
-    errors = [(decode(bottleneck, encode(bottleneck, latent, code), (10, 14), code) - latent).square().mean()
-              for code in CODES]  # fmt: skip
+    errors = [
+        (decode(bottleneck, encode(bottleneck, latent, code), (10, 14), code) - latent).square().mean()
+        for code in CODES
+    ]
     assert lengths == sorted(lengths) and errors == sorted(errors, reverse=True)
 
 

@@ -115,8 +115,12 @@ def test_baselines_are_matched_to_every_file_of_ours(config):
 
 def test_matched_files_are_the_largest_that_fit(photos, tmp_path):
     picture = sorted(photos.iterdir())[0]
-    targets = pd.DataFrame([{"image": picture.name, "codec": "ours", "point": point, "file_bytes": size}
-                            for point, size in ((0.1, 40), (0.2, 100), (0.3, 250), (0.4, None))])  # fmt: skip
+    targets = pd.DataFrame(
+        [
+            {"image": picture.name, "codec": "ours", "point": point, "file_bytes": size}
+            for point, size in ((0.1, 40), (0.2, 100), (0.3, 250), (0.4, None))
+        ]
+    )
     codec = make_baseline("webp", downscale=8)
     image = Image.open(picture)
     sizes = {point: len(codec.encode(image, point).data) for point in codec.grid}
@@ -124,8 +128,11 @@ def test_matched_files_are_the_largest_that_fit(photos, tmp_path):
     frame, _ = match_bytes(codec, targets, {picture.name: picture}, metrics, tmp_path, progress=False)
     assert list(frame["target_bytes"]) == [40, 100, 250]  # a protocol without files has nothing to match
     assert list(frame["fits"]) == [False, True, True]
-    assert list(frame["file_bytes"]) == [min(sizes.values()), max(s for s in sizes.values() if s <= 100),
-                                         max(s for s in sizes.values() if s <= 250)]  # fmt: skip
+    assert list(frame["file_bytes"]) == [
+        min(sizes.values()),
+        max(s for s in sizes.values() if s <= 100),
+        max(s for s in sizes.values() if s <= 250),
+    ]
     for row in frame.to_dict("records"):
         assert sizes[row["point"]] == row["file_bytes"]
         assert row["actual_bpp"] == 8 * row["file_bytes"] / (96 * 80)
@@ -192,8 +199,9 @@ def test_rows_of_other_settings_are_not_taken_for_done(photos, tmp_path):
 
     def run(bytes_: int, **options) -> dict:
         targets = pd.DataFrame([{**target, "file_bytes": bytes_}])
-        frame, failed = match_bytes(make_baseline("jpeg", **options), targets, {picture.name: picture}, metrics,
-                                    tmp_path, progress=False)  # fmt: skip
+        frame, failed = match_bytes(
+            make_baseline("jpeg", **options), targets, {picture.name: picture}, metrics, tmp_path, progress=False
+        )
         assert not failed
         return frame.iloc[0].to_dict()
 
@@ -218,8 +226,11 @@ def test_a_baseline_that_fails_at_a_picture_costs_that_picture(config, monkeypat
 def test_unknown_names_cost_a_line_and_the_rest_is_kept(config, capsys):
     config.parts = ["quality"]
     config.metrics.names = ["psnr", "sharpness"]
-    config.baselines = {"jpeg": {"name": "jpeg", "points": [50]}, "jpg": {"name": "jpg"},
-                        "webp": {"name": "webp", "points": [101]}}  # fmt: skip
+    config.baselines = {
+        "jpeg": {"name": "jpeg", "points": [50]},
+        "jpg": {"name": "jpg"},
+        "webp": {"name": "webp", "points": [101]},
+    }
     bench = run_benchmark(config)
     error = capsys.readouterr().err
     assert re.search(r"^sharpness is unavailable: .*allowed: psnr, ms_ssim", error, re.M)

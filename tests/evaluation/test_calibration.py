@@ -183,13 +183,19 @@ def test_choices_and_tables() -> None:
     mappings = {"paper": TableMapping.paper(), "flat": ConstantMapping(300), "own": PerImageMapping()}
     rows = pd.DataFrame(
         [
-            {"image": image, "rate": rate.bpp, "timestep": timestep, "actual_bpp": rate.bpp + (timestep == OWN),
-             "psnr": 30 - abs(timestep - 250) / 100 + shift, "niqe": timestep + 2 * shift}
+            {
+                "image": image,
+                "rate": rate.bpp,
+                "timestep": timestep,
+                "actual_bpp": rate.bpp + (timestep == OWN),
+                "psnr": 30 - abs(timestep - 250) / 100 + shift,
+                "niqe": timestep + 2 * shift,
+            }
             for rate in RATES
             for timestep in (OWN, 150.0, 200.0, 300.0, 500.0)
             for image, shift in (("a", 0), ("b", 1))
         ]
-    )  # fmt: skip
+    )
     own = pd.DataFrame({"rate": [RATES[0].bpp] * 2 + [RATES[1].bpp] * 2, "timestep": [100, 104, 50, 50]})
     choices = ablation.choose(rows, RATES, mappings, ["psnr", "niqe"], own)
     assert len(choices) == 2 * (3 + 2)
@@ -207,8 +213,11 @@ def test_choices_and_tables() -> None:
     assert tables["mappings_psnr"].cells()[-1][:3] == ["mean", "28.75", "30.00"]
     side = tables["side_by_side_psnr"]
     assert list(side.shown.values()) == ["rate", "paper t", "paper PSNR dB", "best t", "best PSNR dB"]
-    assert side.cells() == [["0.0019", "500", "28.00", "200", "30.00"], ["0.1250", "150", "29.50", "200", "30.00"],
-                            ["mean", "–", "28.75", "–", "30.00"]]  # fmt: skip
+    assert side.cells() == [
+        ["0.0019", "500", "28.00", "200", "30.00"],
+        ["0.1250", "150", "29.50", "200", "30.00"],
+        ["mean", "–", "28.75", "–", "30.00"],
+    ]
     assert r"\begin{tabular}" in side.to_latex()
 
 
@@ -217,8 +226,11 @@ def ablate(photos: Path, tiny_folder: Path, tmp_path: Path):
     def run(**options) -> pd.DataFrame:
         settings = {
             "mappings": {"paper": {"kind": "table"}, "cosine": {"kind": "cosine"}, "own": {"kind": "per_image"}},
-            "sweep": [0, 500], "rates": [0.125], "metrics": MetricsConfig(["psnr"]), **options,
-        }  # fmt: skip
+            "sweep": [0, 500],
+            "rates": [0.125],
+            "metrics": MetricsConfig(["psnr"]),
+            **options,
+        }
         data = PackagedPicturesConfig(str(photos), limit=2)
         config = AblateTimestepsConfig(output=str(tmp_path / "out"), model=str(tiny_folder), data=data, **settings)
         return ablation.ablate_config(config)
@@ -229,8 +241,9 @@ def ablate(photos: Path, tiny_folder: Path, tmp_path: Path):
 def test_an_ablation_goes_on_where_it_stopped(ablate, tmp_path: Path, monkeypatch) -> None:
     decoded = []
     round_trip = TimestepCodec.round_trip
-    monkeypatch.setattr(TimestepCodec, "round_trip",
-                        lambda self, image, point: decoded.append(point) or round_trip(self, image, point))  # fmt: skip
+    monkeypatch.setattr(
+        TimestepCodec, "round_trip", lambda self, image, point: decoded.append(point) or round_trip(self, image, point)
+    )
     first = ablate()
     assert set(first["mapping"]) == {"paper", "cosine", "own", BEST}
     rows = pd.read_csv(tmp_path / "out/sweep.csv")
@@ -241,8 +254,14 @@ def test_an_ablation_goes_on_where_it_stopped(ablate, tmp_path: Path, monkeypatc
     more = ablate(sweep=[0, 500, 700], mappings=others)
     assert set(decoded[count:]) == {3, 700} and set(more["mapping"]) == {"paper", "flat", BEST}
     assert 700 in set(pd.read_csv(tmp_path / "out/sweep.csv")["timestep"])
-    for name in ("tables/side_by_side_psnr.md", "tables/mappings_psnr.tex", "tables/timesteps.csv",
-                 "plots/sweep_psnr.pdf", "plots/sweep_psnr.svg", "plots/sweep_psnr.png"):  # fmt: skip
+    for name in (
+        "tables/side_by_side_psnr.md",
+        "tables/mappings_psnr.tex",
+        "tables/timesteps.csv",
+        "plots/sweep_psnr.pdf",
+        "plots/sweep_psnr.svg",
+        "plots/sweep_psnr.png",
+    ):
         assert (tmp_path / "out" / name).stat().st_size > 0
 
 

@@ -16,8 +16,21 @@ def script(load_script):
 
 
 def test_the_script(script, tiny_folder: Path, photos: Path, tmp_path: Path, capsys) -> None:
-    args = [photos, "--out", tmp_path / "out", "--model", tiny_folder, "--rates", "0.0313", "0.125", "--efforts", "9",
-            "--limit", "2", "--metrics"]  # fmt: skip
+    args = [
+        photos,
+        "--out",
+        tmp_path / "out",
+        "--model",
+        tiny_folder,
+        "--rates",
+        "0.0313",
+        "0.125",
+        "--efforts",
+        "9",
+        "--limit",
+        "2",
+        "--metrics",
+    ]
     assert script.main(list(map(str, args))) == 0
     assert "| 0.1250 | 9 |" in capsys.readouterr().out
     rows = pd.read_csv(tmp_path / "out/rows.csv")
@@ -35,11 +48,20 @@ def test_what_is_wrong_is_one_line(script, tmp_path: Path, capsys) -> None:
 
 def test_tables() -> None:
     row = {"image": "a", "rate": 0.125, "nominal_bytes": 100.0, "packed_payload": 100, "psnr": 30.0}
-    rows = pd.DataFrame([
-        {**row, "effort": 0, "table_payload": 90, "table_bytes": 110, "context_payload": 60, "context_bytes": 80},
-        {**row, "effort": 9, "table_payload": 80, "table_bytes": 100, "context_payload": 50, "context_bytes": 60,
-         "psnr": 29.5},
-    ])  # fmt: skip
+    rows = pd.DataFrame(
+        [
+            {**row, "effort": 0, "table_payload": 90, "table_bytes": 110, "context_payload": 60, "context_bytes": 80},
+            {
+                **row,
+                "effort": 9,
+                "table_payload": 80,
+                "table_bytes": 100,
+                "context_payload": 50,
+                "context_bytes": 60,
+                "psnr": 29.5,
+            },
+        ]
+    )
     table = codings_table(rows)
     assert table.frame["context_saving"].tolist() == pytest.approx([40, 40])
     assert table.frame["worst"].tolist() == [-30, -30]

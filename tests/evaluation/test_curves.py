@@ -112,12 +112,20 @@ def test_unknown_methods_are_refused(anchor):
 def rows(codec: str, factor: float, images=("a", "b"), nominal: bool = False, protocol="bitstream") -> pd.DataFrame:
     table = pd.DataFrame(
         [
-            {"image": image, "codec": codec, "label": codec.upper(), "protocol": protocol, "point": point,
-             "bpp": factor * point * (1 + index), "psnr": 20 + 5 * point + index, "ms_ssim": 1 - 0.1 ** point}
+            {
+                "image": image,
+                "codec": codec,
+                "label": codec.upper(),
+                "protocol": protocol,
+                "point": point,
+                "bpp": factor * point * (1 + index),
+                "psnr": 20 + 5 * point + index,
+                "ms_ssim": 1 - 0.1**point,
+            }
             for index, image in enumerate(images)
             for point in (1, 2, 3, 4)
         ]
-    )  # fmt: skip
+    )
     return table.rename(columns={"bpp": "nominal_bpp" if nominal else "actual_bpp"}).reindex(
         columns=["image", "codec", "label", "protocol", "point", "nominal_bpp", "actual_bpp", "psnr", "ms_ssim"]
     )
@@ -145,16 +153,20 @@ def test_bd_table_compares_means_and_single_pictures():
 
 
 def test_bd_rates_stay_within_a_protocol():
-    paper = [rows(name, factor, nominal=True, protocol="paper").rename(columns={"ms_ssim": "ms_ssim_y"})
-             for name, factor in (("ours-paper", 0.5), ("theirs-paper", 1.0))]  # fmt: skip
+    paper = [
+        rows(name, factor, nominal=True, protocol="paper").rename(columns={"ms_ssim": "ms_ssim_y"})
+        for name, factor in (("ours-paper", 0.5), ("theirs-paper", 1.0))
+    ]
     table = pd.concat([rows("ours", 0.5), *paper, rows("jpeg", 1.0)])
     tests = ["ours", "ours-paper"]
     bd = bd_table(table, dict.fromkeys(("psnr", "ms_ssim", "ms_ssim_y"), True), tests, [*tests, "theirs-paper", "jpeg"])
     found = list(zip(bd["protocol"], bd["codec"], bd["anchor"], bd["metric"], strict=True))
     assert found == [
-        ("bitstream", "ours", "jpeg", "psnr"), ("paper", "ours-paper", "theirs-paper", "psnr"),
-        ("bitstream", "ours", "jpeg", "ms_ssim_db"), ("paper", "ours-paper", "theirs-paper", "ms_ssim_y_db"),
-    ]  # fmt: skip
+        ("bitstream", "ours", "jpeg", "psnr"),
+        ("paper", "ours-paper", "theirs-paper", "psnr"),
+        ("bitstream", "ours", "jpeg", "ms_ssim_db"),
+        ("paper", "ours-paper", "theirs-paper", "ms_ssim_y_db"),
+    ]
     assert list(bd["bd_rate_percent"]) == pytest.approx([-50] * 4)
 
 
@@ -172,20 +184,22 @@ def test_the_paper_s_curves_have_its_eight_rates(dataset):
         assert list(published(curves, "oscar", metric)["bpp"]) == [rate.bpp for rate in PAPER_RATES]
 
 
-@pytest.mark.parametrize(
-    ("peer", "percent"), [("stablecodec", -68), ("aeic_me", -75), ("onedc", -61), ("ms_illm", 52)]
-)
+@pytest.mark.parametrize(("peer", "percent"), [("stablecodec", -68), ("aeic_me", -75), ("onedc", -61), ("ms_illm", 52)])
 def test_bits_of_rivals_at_equal_dists_on_kodak(peer, percent):
     """As computed elsewhere from the same published points."""
-    delta = bd_delta(published(paper_curves("kodak"), "oscar", "dists"),
-                     published(peer_curves("kodak"), peer, "dists"), higher_is_better=False)  # fmt: skip
+    delta = bd_delta(
+        published(paper_curves("kodak"), "oscar", "dists"),
+        published(peer_curves("kodak"), peer, "dists"),
+        higher_is_better=False,
+    )
     assert delta.bd_rate_percent == pytest.approx(percent, abs=1.5)
 
 
 def test_published_curves_name_their_reading_and_our_metrics():
     found = {protocol: published_curves("kodak", protocol) for protocol in ("bitstream", "paper")}
-    by_metric = {name: curves.groupby("metric")["reading"].unique().map(list).to_dict()
-                 for name, curves in found.items()}  # fmt: skip
+    by_metric = {
+        name: curves.groupby("metric")["reading"].unique().map(list).to_dict() for name, curves in found.items()
+    }
     paper, peers = ["read off the paper's figure"], ["published by their authors"]
     assert by_metric["paper"] == dict.fromkeys(["lpips_vgg", "dists", "musiq", "clipiqa+"], paper)
     assert by_metric["bitstream"] == dict.fromkeys(["psnr", "lpips_alex", "dists"], peers)
@@ -197,9 +211,16 @@ def test_published_curves_name_their_reading_and_our_metrics():
 
 @pytest.mark.parametrize(
     "folder, dataset",
-    [("/data/kodak", "kodak"), ("Kodak24/png", "kodak"), ("DIV2K_val_HR", "div2k_val"), ("DIV2K_train_HR", None),
-     ("clic2020-test", "clic2020"), ("photos", None), (None, None)],
-)  # fmt: skip
+    [
+        ("/data/kodak", "kodak"),
+        ("Kodak24/png", "kodak"),
+        ("DIV2K_val_HR", "div2k_val"),
+        ("DIV2K_train_HR", None),
+        ("clic2020-test", "clic2020"),
+        ("photos", None),
+        (None, None),
+    ],
+)
 def test_data_sets_are_known_by_their_folder(folder, dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert dataset_of(folder) == dataset

@@ -137,10 +137,25 @@ def same(left: Path, right: Path) -> None:
 def test_rows(run, folder: Path, tmp_path: Path) -> None:
     frame = run()
     assert list(frame.columns) == [
-        "image", "width", "height", "codec", "point", "protocol", "nominal_bpp", "estimated_bpp", "actual_bpp",
-        "file_bytes", "bytes_head", "bytes_body", "psnr", "sometimes", "encode_seconds", "decode_seconds",
-        "scored_width", "scored_height",
-    ]  # fmt: skip
+        "image",
+        "width",
+        "height",
+        "codec",
+        "point",
+        "protocol",
+        "nominal_bpp",
+        "estimated_bpp",
+        "actual_bpp",
+        "file_bytes",
+        "bytes_head",
+        "bytes_body",
+        "psnr",
+        "sometimes",
+        "encode_seconds",
+        "decode_seconds",
+        "scored_width",
+        "scored_height",
+    ]
     names = ["a.png", "b.png", "d.png", "e.png", "more/c.png"]
     assert list(zip(frame.image, frame.point, strict=True)) == [(name, point) for name in names for point in (5, 50)]
     image = Image.open(folder / "more/c.png")

@@ -24,9 +24,15 @@ ROUNDS = 2
 def config() -> InferenceSpeedConfig:
     register()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        overrides = ["parts=[inference]", "backbone@inference.backbone=tiny", "bottleneck@inference.bottleneck=tiny",
-                     "inference.sizes=[64x48]", f"inference.repeats={ROUNDS}", "inference.large_size=96x64",
-                     "inference.large_dtype=float32"]  # fmt: skip
+        overrides = [
+            "parts=[inference]",
+            "backbone@inference.backbone=tiny",
+            "bottleneck@inference.bottleneck=tiny",
+            "inference.sizes=[64x48]",
+            f"inference.repeats={ROUNDS}",
+            "inference.large_size=96x64",
+            "inference.large_dtype=float32",
+        ]
         return parse(compose("benchmark", overrides=overrides), BenchmarkConfig).inference
 
 
@@ -68,7 +74,11 @@ def test_memory_of_the_halves(config, output, in_process) -> None:
     by_name = {table.name: table.frame for table in tables}
     memory, large = by_name["inference_memory"], by_name["inference_large"]
     assert [tuple(row) for row in memory[["way", "half"]].values] == [
-        ("plain", "both"), ("ours", "both"), ("ours", "encoder"), ("ours", "decoder")]  # fmt: skip
+        ("plain", "both"),
+        ("ours", "both"),
+        ("ours", "encoder"),
+        ("ours", "decoder"),
+    ]
     weights = dict(zip(memory["half"][1:], memory["weights_mib"][1:], strict=True))
     assert weights["encoder"] + weights["decoder"] >= weights["both"] > max(weights["encoder"], weights["decoder"])
     assert memory["encode_s"].isna().tolist() == [False, False, False, True]

@@ -215,7 +215,12 @@ def test_without_weights_and_network_the_rest_goes_on(pair, monkeypatch, tmp_pat
         ways = " ".join(f"+metrics.files.{file}=FILE" for file in files)
         assert reason.endswith(f"; allowed: {ways}, or metrics.download=true to download")
     assert list(metrics.score(*pair)) == [
-        "psnr", "ms_ssim", "ms_ssim_y", "psnr_p256", "ms_ssim_p256", "ms_ssim_y_p256",
-    ]  # fmt: skip
+        "psnr",
+        "ms_ssim",
+        "ms_ssim_y",
+        "psnr_p256",
+        "ms_ssim_p256",
+        "ms_ssim_y_p256",
+    ]
     absent = MetricSet(["niqe"], files={"niqe": str(tmp_path / "niqe.mat")})
     assert absent.unavailable == {"niqe": f"niqe weights: no file {tmp_path / 'niqe.mat'}"}

@@ -17,8 +17,10 @@ from oscar.evaluation.curves import published_curves
 @pytest.fixture
 def means() -> pd.DataFrame:
     def codec(name, label, nominal, actual, values):
-        return [{"codec": name, "label": label, "nominal_bpp": n, "actual_bpp": a, "psnr": v}
-                for n, a, v in zip(nominal, actual, values, strict=True)]  # fmt: skip
+        return [
+            {"codec": name, "label": label, "nominal_bpp": n, "actual_bpp": a, "psnr": v}
+            for n, a, v in zip(nominal, actual, values, strict=True)
+        ]
 
     none = [np.nan] * 3
     return pd.DataFrame(
@@ -56,8 +58,15 @@ def test_plots_are_vector_files_that_name_everything(means, tmp_path):
     assert all(path.read_bytes().startswith(b"%PDF") for path in written)
     assert Image.open(tmp_path / "rd_psnr.png").width > 1000
     psnr = text_of(tmp_path / "rd_psnr.svg")
-    for words in ("Means over Kodak, 24 pictures", "OSCAR nano", "JPEG", "PSNR, dB", "Measured here", "OneDC",
-                  "published by"):  # fmt: skip
+    for words in (
+        "Means over Kodak, 24 pictures",
+        "OSCAR nano",
+        "JPEG",
+        "PSNR, dB",
+        "Measured here",
+        "OneDC",
+        "published by",
+    ):
         assert words in psnr, words
     dists = text_of(tmp_path / "rd_dists.svg")
     for words in ("not measured here: no weights", "OneDC", "lower is better", "published by"):

@@ -73,9 +73,22 @@ def make_data(folder: Path) -> ReportData:
                 bpp = 8 * len(data) / (image.width * image.height)
                 values = scores(image, decoded)
                 results[codec, point] = (len(data), bpp, values, path)
-                rows.append({"image": name, "label": label, "codec": codec, "point": float(point), "width": image.width,
-                             "height": image.height, "file_bytes": len(data), "nominal_bpp": None, "actual_bpp": bpp,
-                             **values, "encode_seconds": 0.01, "decode_seconds": 0.02})  # fmt: skip
+                rows.append(
+                    {
+                        "image": name,
+                        "label": label,
+                        "codec": codec,
+                        "point": float(point),
+                        "width": image.width,
+                        "height": image.height,
+                        "file_bytes": len(data),
+                        "nominal_bpp": None,
+                        "actual_bpp": bpp,
+                        **values,
+                        "encode_seconds": 0.01,
+                        "decode_seconds": 0.02,
+                    }
+                )
         entries = []
         for rank, rate in enumerate(POINTS["oscar-test"]):
             for codec, (label, _) in CODECS.items():
@@ -246,8 +259,15 @@ def browser() -> Iterator:
     executable = next(filter(None, map(shutil.which, names)), None)
     if executable is None:
         pytest.skip(f"no browser on the PATH: {', '.join(names)}")
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-                 "--disable-component-update", "--disable-sync"]  # fmt: skip
+    arguments = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=arguments)
         yield browser
@@ -286,8 +306,10 @@ def test_it_loads_and_fits(open_page, width, scheme):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     assert page.evaluate("[...document.images].every(image => image.hasAttribute('alt'))")
-    assert page.evaluate("[...document.querySelectorAll('button, select, input')].every("
-                         "e => e.textContent.trim() || e.ariaLabel || e.labels?.length)")  # fmt: skip
+    assert page.evaluate(
+        "[...document.querySelectorAll('button, select, input')].every("
+        "e => e.textContent.trim() || e.ariaLabel || e.labels?.length)"
+    )
     ARTEFACTS.mkdir(exist_ok=True)
     picture = page.screenshot(path=ARTEFACTS / f"report-{width}-{scheme}.png", full_page=True)
     ground = np.asarray(Image.open(io.BytesIO(picture)).convert("L"))[0, 0]
@@ -304,8 +326,9 @@ def test_plot_follows_its_controls(open_page):
     assert page.locator("#plot .ours:not(.reference) .curve").evaluate("c => getComputedStyle(c).strokeWidth") == "3px"
     assert page.locator("#plot .reference .curve").evaluate("c => getComputedStyle(c).strokeDasharray") != "none"
 
-    page.locator("#scale label", has_text="log" if page.locator("#scale input:checked").input_value() == "linear"
-                 else "linear").click()  # fmt: skip
+    page.locator(
+        "#scale label", has_text="log" if page.locator("#scale input:checked").input_value() == "linear" else "linear"
+    ).click()
     other = page.evaluate(curves)
     assert len(other) == 4 and other != psnr
 

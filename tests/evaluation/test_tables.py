@@ -30,8 +30,10 @@ def table() -> Table:
 def test_csv_has_all_columns_and_digits(table, tmp_path):
     table.write(tmp_path / "new/folder")
     assert sorted(path.name for path in (tmp_path / "new/folder").iterdir()) == [
-        "some_table.csv", "some_table.md", "some_table.tex",
-    ]  # fmt: skip
+        "some_table.csv",
+        "some_table.md",
+        "some_table.tex",
+    ]
     read = pd.read_csv(tmp_path / "new/folder/some_table.csv", float_precision="round_trip")
     pd.testing.assert_frame_equal(read, table.frame)
 
@@ -79,13 +81,22 @@ def rows(codec: str, label: str, points, images=("a", "b"), **metrics) -> pd.Dat
     """Rows whose rate is the point and whose metrics are given per picture and point."""
     return pd.DataFrame(
         [
-            {"image": image, "codec": codec, "label": label, "protocol": "bitstream", "point": point,
-             **dict.fromkeys(RATES, point), "file_bytes": 1000 * point, "encode_seconds": 1.0, "decode_seconds": 2.0,
-             **{name: values[i][j] for name, values in metrics.items()}}
+            {
+                "image": image,
+                "codec": codec,
+                "label": label,
+                "protocol": "bitstream",
+                "point": point,
+                **dict.fromkeys(RATES, point),
+                "file_bytes": 1000 * point,
+                "encode_seconds": 1.0,
+                "decode_seconds": 2.0,
+                **{name: values[i][j] for name, values in metrics.items()},
+            }
             for i, image in enumerate(images)
             for j, point in enumerate(points)
         ]
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -119,16 +130,31 @@ def matched() -> pd.DataFrame:
 
     def row(image, point, codec, bytes_, psnr):
         target = 1000 * point
-        return {"image": image, "target": "oscar-nano", "target_point": point, "target_bytes": target, "codec": codec,
-                "label": codec.upper(), "file_bytes": bytes_, "actual_bpp": bytes_ / 1000, "fits": bytes_ <= target,
-                "psnr": psnr}  # fmt: skip
+        return {
+            "image": image,
+            "target": "oscar-nano",
+            "target_point": point,
+            "target_bytes": target,
+            "codec": codec,
+            "label": codec.upper(),
+            "file_bytes": bytes_,
+            "actual_bpp": bytes_ / 1000,
+            "fits": bytes_ <= target,
+            "psnr": psnr,
+        }
 
-    return pd.DataFrame([
-        row("a", 0.1, "jpeg", 300, 21.0), row("b", 0.1, "jpeg", 500, 31.0),
-        row("a", 0.5, "jpeg", 600, 23.0), row("b", 0.5, "jpeg", 499, 33.0),
-        row("a", 0.1, "webp", 90, 21.5), row("b", 0.1, "webp", 100, 30.0),
-        row("a", 0.5, "webp", 480, 23.0), row("b", 0.5, "webp", 500, 36.0),
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            row("a", 0.1, "jpeg", 300, 21.0),
+            row("b", 0.1, "jpeg", 500, 31.0),
+            row("a", 0.5, "jpeg", 600, 23.0),
+            row("b", 0.5, "jpeg", 499, 33.0),
+            row("a", 0.1, "webp", 90, 21.5),
+            row("b", 0.1, "webp", 100, 30.0),
+            row("a", 0.5, "webp", 480, 23.0),
+            row("b", 0.5, "webp", 500, 36.0),
+        ]
+    )
 
 
 def test_matched_means_are_over_the_pictures_that_fit_for_both_sides(matched, ours):
@@ -154,11 +180,32 @@ def test_the_table_to_read_says_value_difference_and_number(matched, ours):
 
 
 def test_bd_table_names_metrics_and_shows_reasons():
-    bd = pd.DataFrame([{"codec": "a", "label": "A", "anchor": "b", "anchor_label": "B", "metric": "ms_ssim_db",
-                        "protocol": "bitstream", "bd_rate_percent": -12.34, "overlap_percent": 55.5, "note": ""},
-                       {"codec": "a", "label": "A", "anchor": "c", "anchor_label": "C", "metric": "psnr",
-                        "protocol": "bitstream", "bd_rate_percent": None, "overlap_percent": 0.0,
-                        "note": "no overlap"}])  # fmt: skip
+    bd = pd.DataFrame(
+        [
+            {
+                "codec": "a",
+                "label": "A",
+                "anchor": "b",
+                "anchor_label": "B",
+                "metric": "ms_ssim_db",
+                "protocol": "bitstream",
+                "bd_rate_percent": -12.34,
+                "overlap_percent": 55.5,
+                "note": "",
+            },
+            {
+                "codec": "a",
+                "label": "A",
+                "anchor": "c",
+                "anchor_label": "C",
+                "metric": "psnr",
+                "protocol": "bitstream",
+                "bd_rate_percent": None,
+                "overlap_percent": 0.0,
+                "note": "no overlap",
+            },
+        ]
+    )
     lines = bd_frame_table(bd, "pchip").to_markdown().splitlines()
     assert lines[-2:] == ["| A | B | MS-SSIM dB | −12.3 | 56 | – |", "| A | C | PSNR dB | – | 0 | no overlap |"]
     assert "pchip" in lines[0]
@@ -169,18 +216,26 @@ def test_timing_puts_calls_before_their_stages():
     latency = {**call, "label": "OSCAR nano", "note": None}
     latency |= {f"{d}_p{p}_ms": 1.0 * p for d in ("encode", "decode") for p in (50, 90, 99)}
     jpeg = {**latency, "codec": "jpeg", "label": "JPEG"}
-    stages = [{**call, "direction": d, "stage": s, "p50_ms": 1.0, "p90_ms": 2.0, "p99_ms": 3.0, "share_percent": 50.0}
-              for d in ("encode", "decode") for s in ("vae", "whole call")]  # fmt: skip
-    memory = [{**call, "direction": "decode", "call_peak_mib": 100.0},
-              {**call, "direction": "encode", "note": "killed"}]  # fmt: skip
+    stages = [
+        {**call, "direction": d, "stage": s, "p50_ms": 1.0, "p90_ms": 2.0, "p99_ms": 3.0, "share_percent": 50.0}
+        for d in ("encode", "decode")
+        for s in ("vae", "whole call")
+    ]
+    memory = [
+        {**call, "direction": "decode", "call_peak_mib": 100.0},
+        {**call, "direction": "encode", "note": "killed"},
+    ]
     throughput = [{**call, "direction": "encode", "pictures_per_s": v, "megapixels_per_s": v} for v in (1.0, 3.0)]
     macs = [{**call, "direction": "encode", "stage": "vae", "gmacs": 2.5}]
     frame = timing_frame(*map(pd.DataFrame, ([latency, jpeg], stages, throughput, memory, macs)))
     assert list(zip(frame["codec"], frame["direction"], frame["stage"], strict=True)) == [
-        ("oscar-nano", "encode", "whole call"), ("oscar-nano", "encode", "vae"),
-        ("oscar-nano", "decode", "whole call"), ("oscar-nano", "decode", "vae"),
-        ("jpeg", "encode", "whole call"), ("jpeg", "decode", "whole call"),
-    ]  # fmt: skip
+        ("oscar-nano", "encode", "whole call"),
+        ("oscar-nano", "encode", "vae"),
+        ("oscar-nano", "decode", "whole call"),
+        ("oscar-nano", "decode", "vae"),
+        ("jpeg", "encode", "whole call"),
+        ("jpeg", "decode", "whole call"),
+    ]
     assert frame["pictures_per_s"].tolist()[0] == 3 and frame["gmacs"].tolist()[1] == 2.5
     assert frame["call_peak_mib"].tolist()[2] == 100 and frame["note"].tolist()[0] == "killed"
     text = timing_table(frame, "a picture", 3).to_markdown()

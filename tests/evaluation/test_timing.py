@@ -91,8 +91,10 @@ def image(picture) -> Image.Image:
 def test_interleaved_takes_turns_and_leaves_out_the_warm_up(clock: Clock) -> None:
     order: list[str] = []
     syncs: list[float] = []
-    calls = {name: clock.taking(seconds, lambda name=name: order.append(name))
-             for name, seconds in {"a": 1, "b": 2, "c": 4}.items()}  # fmt: skip
+    calls = {
+        name: clock.taking(seconds, lambda name=name: order.append(name))
+        for name, seconds in {"a": 1, "b": 2, "c": 4}.items()
+    }
     ticks: list[int] = []
     seconds = timing.interleaved(calls, 3, 1, sync=lambda: syncs.append(clock.now), tick=lambda: ticks.append(1))
     assert "".join(order) == "cababcbcacab"
@@ -134,11 +136,18 @@ def test_waits_for_cuda_devices_only(monkeypatch) -> None:
 def test_each_stage_gets_its_own_time(ours, image, clock: Clock, monkeypatch) -> None:
     codec = ours.codec
     for owner, name, seconds in (
-        (flow.OscarCodec, "encode_latent", 1), (HyperEncoder, "encode", 2), (vq, "encode_grid", 4),
-        (Container, "pack", 8), (flow.OscarCodec, "compress_tensor", 16),
-        (Container, "unpack", 32), (vq, "decode_grid", 64), (HyperEncoder, "decode", 128),
-        (Denoiser, "forward", 256), (flow.OscarCodec, "decode_image", 512), (flow.OscarCodec, "decode", 1024),
-    ):  # fmt: skip
+        (flow.OscarCodec, "encode_latent", 1),
+        (HyperEncoder, "encode", 2),
+        (vq, "encode_grid", 4),
+        (Container, "pack", 8),
+        (flow.OscarCodec, "compress_tensor", 16),
+        (Container, "unpack", 32),
+        (vq, "decode_grid", 64),
+        (HyperEncoder, "decode", 128),
+        (Denoiser, "forward", 256),
+        (flow.OscarCodec, "decode_image", 512),
+        (flow.OscarCodec, "decode", 1024),
+    ):
         monkeypatch.setattr(owner, name, clock.taking(seconds, getattr(owner, name)))
     times = timing.stage_times(codec, image, RATE, repeats=2, warmup=1)
     expected = {
@@ -217,8 +226,12 @@ def macs_by_hand(modules: list[nn.Module], call) -> int:
         else:
             total += output.numel() * layer.weight[0].numel()
 
-    layers = [layer for module in modules for layer in module.modules()
-              if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))]  # fmt: skip
+    layers = [
+        layer
+        for module in modules
+        for layer in module.modules()
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
+    ]
     handles = [layer.register_forward_hook(hook) for layer in layers]
     call()
     for handle in handles:
@@ -236,8 +249,11 @@ def attention_macs(unet: nn.Module, call) -> int:
         keys = args[0].shape[1] if prompt is None else prompt.shape[1]
         total += 2 * output.shape[0] * output.shape[1] * keys * layer.to_q.weight.shape[0]
 
-    handles = [layer.register_forward_hook(hook, with_kwargs=True)
-               for name, layer in unet.named_modules() if name.endswith(("attn1", "attn2"))]  # fmt: skip
+    handles = [
+        layer.register_forward_hook(hook, with_kwargs=True)
+        for name, layer in unet.named_modules()
+        if name.endswith(("attn1", "attn2"))
+    ]
     call()
     for handle in handles:
         handle.remove()
@@ -377,11 +393,15 @@ def test_run_timing_makes_all_tables(ours, image, monkeypatch) -> None:
         return {"loaded_mib": 100.0, "call_peak_mib": 150.0, "process_peak_mib": 150.0}
 
     monkeypatch.setattr(timing, "peak_memory", memory)
-    result = timing.run_timing([ours, Deflate()], image, {ours.name: [0.0019, RATE]}, repeats=2, warmup=1,
-                               batch_sizes=[1, 3], progress=False)  # fmt: skip
+    result = timing.run_timing(
+        [ours, Deflate()], image, {ours.name: [0.0019, RATE]}, repeats=2, warmup=1, batch_sizes=[1, 3], progress=False
+    )
     latency = result.latency
     assert list(zip(latency.codec, latency.point, strict=True)) == [
-        (ours.name, 0.0019), (ours.name, RATE), ("deflate", 6)]  # fmt: skip
+        (ours.name, 0.0019),
+        (ours.name, RATE),
+        ("deflate", 6),
+    ]
     assert list(latency.device[:2]) == ["cpu"] * 2 and list(latency.dtype[:2]) == ["float32"] * 2
     assert latency.encode_ratio[0] == latency.decode_ratio[0] == 1
     assert latency.decode_ratio[2] < 0.5  # deflate against networks
@@ -428,8 +448,9 @@ def test_a_batch_too_large_for_the_memory_costs_a_note(ours, image, monkeypatch)
         return plain(self, batch, *options)
 
     monkeypatch.setattr(flow.OscarCodec, "compress_tensor", compress)
-    result = timing.run_timing([ours], image, {ours.name: [RATE]}, repeats=1, warmup=0, batch_sizes=[1, 4],
-                               memory=False, progress=False)  # fmt: skip
+    result = timing.run_timing(
+        [ours], image, {ours.name: [RATE]}, repeats=1, warmup=0, batch_sizes=[1, 4], memory=False, progress=False
+    )
     assert result.memory.empty
     small, large = (result.throughput[result.throughput.batch_size == size] for size in (1, 4))
     assert (small.pictures_per_s > 0).all() and small.note.isna().all()

@@ -25,8 +25,16 @@ from oscar.rates import PAPER_RATES
 
 ROOT = Path(__file__).parents[2]
 TINY = ["backbone@training.backbone=tiny", "bottleneck@training.bottleneck=tiny", "training.crop=64"]
-SMALL = ["training.batch_size=2", "training.workers=1", "training.repeats=1", "training.warmup=0",
-         "training.loader_steps=2", "training.joint_steps=2", "device=cpu", "parts=[training]"]  # fmt: skip
+SMALL = [
+    "training.batch_size=2",
+    "training.workers=1",
+    "training.repeats=1",
+    "training.warmup=0",
+    "training.loader_steps=2",
+    "training.joint_steps=2",
+    "device=cpu",
+    "parts=[training]",
+]
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +103,10 @@ def test_schedules_train_all_rates_alike_with_other_passes_of_the_vae(bench, mon
         trainer = trainers[name]
         stepped: list[str] = []
         coders = {str(rate.id): codec.bottleneck.at(rate) for rate in codec.bottleneck.rates}
-        hooks = [coder.register_forward_hook(lambda *_, key=key, found=stepped: found.append(key))
-                 for key, coder in coders.items()]  # fmt: skip
+        hooks = [
+            coder.register_forward_hook(lambda *_, key=key, found=stepped: found.append(key))
+            for key, coder in coders.items()
+        ]
         before = {key: coder.proj[-1].weight.clone() for key, coder in coders.items()}
         passes.clear()
         advance(trainer, trainer._batches(0), 8 if name == "published" else 1)
@@ -108,8 +118,11 @@ def test_schedules_train_all_rates_alike_with_other_passes_of_the_vae(bench, mon
 
 
 def test_steps_per_second_and_ratios_follow_from_the_seconds(bench, monkeypatch):
-    seconds = {"published": torch.tensor([9.0, 8, 80]).numpy(), "shared": torch.tensor([3.0, 4, 20]).numpy(),
-               "cached": torch.tensor([1.0, 1, 10]).numpy()}  # fmt: skip
+    seconds = {
+        "published": torch.tensor([9.0, 8, 80]).numpy(),
+        "shared": torch.tensor([3.0, 4, 20]).numpy(),
+        "cached": torch.tensor([1.0, 1, 10]).numpy(),
+    }
     monkeypatch.setattr(training_speed, "interleaved", lambda calls, *args: {name: seconds[name] for name in calls})
     frame = training_speed.measure_schedules(bench).set_index("schedule")
     assert frame["vae_passes"].to_dict() == {"published": 8, "shared": 1, "cached": 0}
@@ -152,8 +165,9 @@ def test_published_counts_are_those_of_the_manifest():
     hyper = {name: shape for name, (shape, _) in manifest["hyper_encoders"].items() if "_codebook" not in name}
     adapters = {name: shape for name, (shape, _) in manifest["state_dict_unet"].items() if "lora_" in name}
     counts = [sum(math.prod(shape) for shape in shapes) for shapes in (hyper.values(), adapters.values())]
-    assert PUBLISHED_PARAMETERS == dict(zip(("hyper_encoders", "adapters", "prompt"),
-                                            [*counts, math.prod(manifest["embeddings"][0])], strict=True))  # fmt: skip
+    assert PUBLISHED_PARAMETERS == dict(
+        zip(("hyper_encoders", "adapters", "prompt"), [*counts, math.prod(manifest["embeddings"][0])], strict=True)
+    )
 
 
 def test_stage_joint_at_full_size_trains_the_published_number_of_parameters(composed):
@@ -165,8 +179,14 @@ def test_stage_joint_at_full_size_trains_the_published_number_of_parameters(comp
 
     training = composed("parts=[training]").training
     losses, _ = available_losses(training.joint)
-    config = resolve(TrainConfig(backbone=training.backbone, bottleneck=training.bottleneck, data=DataConfig(["."]),
-                                 stage=replace(training.joint, image_losses=losses, gan=0.0)))  # fmt: skip
+    config = resolve(
+        TrainConfig(
+            backbone=training.backbone,
+            bottleneck=training.bottleneck,
+            data=DataConfig(["."]),
+            stage=replace(training.joint, image_losses=losses, gan=0.0),
+        )
+    )
     with torch.device("meta"):
         codec = build_codec(config)
     counts = joint_step.trained_parameters(JointStage(codec, config))

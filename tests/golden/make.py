@@ -84,8 +84,14 @@ SHIPPED = (
 )
 CONTEXT_RATES, PACKED_RATE = (2, 4, 7), 5  # ids: coded by context; with a uniform table, so that none is shorter
 
-SMALL_CONTEXT = ("backbone=tiny", "bottleneck=tiny", "data.crop=64", "stage.context.neighbours=6",
-                 "stage.context.hidden=12", "stage.context.features=8")  # fmt: skip
+SMALL_CONTEXT = (
+    "backbone=tiny",
+    "bottleneck=tiny",
+    "data.crop=64",
+    "stage.context.neighbours=6",
+    "stage.context.hidden=12",
+    "stage.context.features=8",
+)
 # Stages whose losses are kept: name -> overrides of scripts/train.py. {vq} and {hyperprior} are the stored models.
 STAGES = {
     "vq/vae": ("experiment=tiny/vae",),
@@ -153,8 +159,14 @@ def train(output: Path, images: Path, *overrides: str) -> tuple[str, ...]:
     from oscar.training.trainer import Trainer
 
     register()
-    options = [f"data.train=[{images}]", f"output={output}", "data.workers=0", "trainer.log_every=1",
-               "trainer.threads=1", "logger.tensorboard=false"]  # fmt: skip
+    options = [
+        f"data.train=[{images}]",
+        f"output={output}",
+        "data.workers=0",
+        "trainer.log_every=1",
+        "trainer.threads=1",
+        "logger.tensorboard=false",
+    ]
     with initialize_config_dir(str(HERE.parents[1] / "configs"), version_base="1.3"):
         config = parse(compose("train", overrides=[*overrides, *options]))
     try:
@@ -195,8 +207,15 @@ def make_models(new: Path, root: Path) -> None:
             image.save(work / f"photographs/{number}.png")
 
         def run(name: str, experiment: str, steps: int, lr: float, *overrides: str) -> Path:
-            train(work / name, work / "photographs", f"experiment={experiment}", f"trainer.max_steps={steps}",
-                  f"optimiser.lr={lr}", f"trainer.checkpoint_every={steps}", *overrides)  # fmt: skip
+            train(
+                work / name,
+                work / "photographs",
+                f"experiment={experiment}",
+                f"trainer.max_steps={steps}",
+                f"optimiser.lr={lr}",
+                f"trainer.checkpoint_every={steps}",
+                *overrides,
+            )
             return work / name / "final"
 
         vae = run("vae", "tiny/vae", 400, 4e-3)
@@ -268,9 +287,16 @@ def seeded_losses(name: str, root: Path) -> dict[str, list[float]]:
     models = {kind: root / "ours" / kind for kind in ("vq", "hyperprior")}
     overrides = [option.format(**models) for option in STAGES[name]]
     with tempfile.TemporaryDirectory() as folder:
-        metrics = train(Path(folder) / "run", root / "ours/images/train", *overrides, "seed=0",
-                        f"trainer.max_steps={STEPS}", f"trainer.checkpoint_every={STEPS}", "optimiser.lr=1e-3",
-                        "optimiser.warmup_steps=0")  # fmt: skip
+        metrics = train(
+            Path(folder) / "run",
+            root / "ours/images/train",
+            *overrides,
+            "seed=0",
+            f"trainer.max_steps={STEPS}",
+            f"trainer.checkpoint_every={STEPS}",
+            "optimiser.lr=1e-3",
+            "optimiser.warmup_steps=0",
+        )
         with (Path(folder) / "run/log.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
     terms = [key for key in metrics if all(row[key] for row in rows)]

@@ -29,8 +29,10 @@ def test_every_stage_is_there(make_goldens) -> None:
 def test_a_loss_that_moved_is_noticed(make_goldens) -> None:
     losses = LOSSES["vq/joint"]
     for step in range(make_goldens.STEPS):
-        moved = [value * (1 + 3 * make_goldens.LOSS_TOLERANCE * (number == step))
-                 for number, value in enumerate(losses["l1"])]  # fmt: skip
+        moved = [
+            value * (1 + 3 * make_goldens.LOSS_TOLERANCE * (number == step))
+            for number, value in enumerate(losses["l1"])
+        ]
         assert not make_goldens.losses_agree(losses, {**losses, "l1": moved})
     assert not make_goldens.losses_agree(losses, {key: value for key, value in losses.items() if key != "critic"})
     assert make_goldens.losses_agree(losses, {**losses, "another": [0.0]})

@@ -83,8 +83,9 @@ def kinds(network: nn.Module, kind: type) -> int:
 def test_the_autoencoder_gives_the_same(vae, batch: int) -> None:
     quick = fast(vae)
     images, latent = torch.rand(batch, 3, 96, 160) * 2 - 1, torch.randn(batch, 4, 12, 20)
-    torch.testing.assert_close(quick.encode(images).latent_dist.mode(), vae.encode(images).latent_dist.mode(),
-                               rtol=1e-4, atol=2e-5)  # fmt: skip
+    torch.testing.assert_close(
+        quick.encode(images).latent_dist.mode(), vae.encode(images).latent_dist.mode(), rtol=1e-4, atol=2e-5
+    )
     torch.testing.assert_close(quick.decode(latent).sample, vae.decode(latent).sample, rtol=1e-4, atol=2e-5)
     assert kinds(quick, ResnetBlock2D) == kinds(quick, Upsample2D) == 0
     assert kinds(quick, LeanResnetBlock2D) and kinds(quick, SharedUpsample2D) and kinds(quick, WinogradConv2d)
@@ -241,8 +242,11 @@ def test_an_adapter_that_does_not_fit() -> None:
 
 
 def test_auto_dtype(monkeypatch) -> None:
-    for found, expected in (({}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16),
-                            ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16)):  # fmt: skip
+    for found, expected in (
+        ({}, torch.float32),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+    ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
         assert auto_dtype("cpu") == expected
     for native, expected in ((True, torch.bfloat16), (False, torch.float16)):
@@ -308,8 +312,13 @@ def tiny_vae(tmp_path):
 
     def make(**options):
         widths, blocks = (8, 8, 8, 8), (1, 1, 1, 1)
-        options = {"encoder_block_out_channels": widths, "decoder_block_out_channels": widths,
-                   "num_encoder_blocks": blocks, "num_decoder_blocks": blocks, **options}  # fmt: skip
+        options = {
+            "encoder_block_out_channels": widths,
+            "decoder_block_out_channels": widths,
+            "num_encoder_blocks": blocks,
+            "num_decoder_blocks": blocks,
+            **options,
+        }
         AutoencoderTiny(**options).save_pretrained(tmp_path / "taesd")
         return tmp_path / "taesd"
 

@@ -29,8 +29,11 @@ def make(root: Path, groups: str, files: dict[str, str]) -> Path:
 
 
 def v1(folder: str, limit: object, usage: object, stat: str = "cache 5\ntotal_inactive_file 0") -> dict[str, str]:
-    return {f"{folder}/memory.limit_in_bytes": str(limit), f"{folder}/memory.usage_in_bytes": str(usage),
-            f"{folder}/memory.stat": stat}  # fmt: skip
+    return {
+        f"{folder}/memory.limit_in_bytes": str(limit),
+        f"{folder}/memory.usage_in_bytes": str(usage),
+        f"{folder}/memory.stat": stat,
+    }
 
 
 def v2(folder: str, limit: object, usage: object, stat: str = "anon 5\ninactive_file 0") -> dict[str, str]:

@@ -153,12 +153,16 @@ def test_batches_on_a_gpu_are_shared_out(small_limits, make_backbone, pictures, 
 
 @torch.no_grad()
 def test_other_global_autoencoders_are_not_cut(backbone_config, pictures, small_limits) -> None:
-    attention = {"down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
-                 "up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"]}  # fmt: skip
+    attention = {
+        "down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
+        "up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"],
+    }
     one = AutoencoderKL(**attention, block_out_channels=(8, 8), norm_num_groups=4)
     config = backbone_config("nano")
-    multiscale = {"encoder_qkv_multiscales": [[], [], [], [5]],
-                  "encoder_block_types": ["ResBlock"] * 3 + ["EfficientViTBlock"]}  # fmt: skip
+    multiscale = {
+        "encoder_qkv_multiscales": [[], [], [], [5]],
+        "encoder_block_types": ["ResBlock"] * 3 + ["EfficientViTBlock"],
+    }
     other = Backbone.from_configs({**config["vae"], **multiscale}, config["unet"], config["scheduler"])
     assert not can_be_cut(one) and not can_be_cut(other.vae)
     other.__class__, other.memory = TiledBackbone, TIGHT

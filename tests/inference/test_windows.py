@@ -63,8 +63,10 @@ def test_attention_in_windows(unet, monkeypatch) -> None:
     for name, value in (("FEED_FORWARD", 1024), ("ATTENTION_WHOLE", 1024), ("WINDOW", 24), ("OVERLAP", 8)):
         monkeypatch.setattr(windows, name, value)
     lengths = set()
-    hooks = [block.attn1.to_q.register_forward_pre_hook(lambda _, rows: lengths.add(rows[0].shape[1]))
-             for block in transformer_blocks(unet)]  # fmt: skip
+    hooks = [
+        block.attn1.to_q.register_forward_pre_hook(lambda _, rows: lengths.add(rows[0].shape[1]))
+        for block in transformer_blocks(unet)
+    ]
     windowed = denoise(unet, latent, prompt)
     for hook in hooks:
         hook.remove()

@@ -43,9 +43,13 @@ def test_the_folder_can_be_deleted(tmp_path: Path, picture, model: str) -> None:
     assert not (tmp_path / "oscar/inference/cpu").exists() and (package / "inference/cpu").is_dir()
     image.save(tmp_path / "image.png")
     done = subprocess.run(
-        [sys.executable, "-c", CODE, str(tmp_path), model], cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)}, timeout=300,
-    )  # fmt: skip
+        [sys.executable, "-c", CODE, str(tmp_path), model],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {"kinds": ["TiledBackbone", "WindowedDenoiser"], "cpu": False}
     ours = load(model)

@@ -137,14 +137,18 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("source", "reason"),
-    [("org/model-that-is-not-here", "is no folder, not in the hub's cache, and the hub cannot be reached: "),
-     ("/no/such/folder", "is no folder and no hub id; ")],
-)  # fmt: skip
+    [
+        ("org/model-that-is-not-here", "is no folder, not in the hub's cache, and the hub cannot be reached: "),
+        ("/no/such/folder", "is no folder and no hub id; "),
+    ],
+)
 def test_without_the_hub_the_way_out_is_named(source: str, reason: str) -> None:
     message = refused(source)
     assert reason in message
-    assert message.endswith("; allowed: a folder with vae, unet, scheduler, in training as backbone.source=FOLDER, for "
-                            "the command as --backbone FOLDER")  # fmt: skip
+    assert message.endswith(
+        "; allowed: a folder with vae, unet, scheduler, in training as backbone.source=FOLDER, for "
+        "the command as --backbone FOLDER"
+    )
     with pytest.raises(BackboneError) as error:
         read_configs(source)
     assert reason in str(error.value) and "backbone.source=FOLDER" in str(error.value)

@@ -154,10 +154,16 @@ def test_unknown_tuning(backbone: Backbone) -> None:
 def test_a_unet_without_attention_has_no_prompt() -> None:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        in_channels=4, out_channels=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
-        mid_block_type="UNetMidBlock2D", cross_attention_dim=8,
-    )  # fmt: skip
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        mid_block_type="UNetMidBlock2D",
+        cross_attention_dim=8,
+    )
     from oscar.diffusion import NoiseSchedule
 
     plain = Denoiser(unet, NoiseSchedule({}), lora_rank=2)
@@ -184,9 +190,16 @@ def text_folder(tmp_path: Path) -> Path:
     tokenizer = CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"), model_max_length=77)
     tokenizer.save_pretrained(folder / "tokenizer")
     config = CLIPTextConfig(
-        vocab_size=len(tokens), hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=77, bos_token_id=4, eos_token_id=5, pad_token_id=5,
-    )  # fmt: skip
+        vocab_size=len(tokens),
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        bos_token_id=4,
+        eos_token_id=5,
+        pad_token_id=5,
+    )
     torch.manual_seed(0)
     CLIPTextModel(config).save_pretrained(folder / "text_encoder")
     return folder

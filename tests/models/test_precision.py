@@ -255,8 +255,10 @@ def test_parameters_are_those_of_the_checkpoint_and_the_backbone_it_names(make_c
     codec.save_pretrained(tmp_path / "bundled")
     codec.backbone.source = str(tmp_path / "backbone")
     codec.save_pretrained(tmp_path / "apart")
-    networks = sum(value.numel() for value in (*codec.backbone.vae.state_dict().values(), *codec.backbone.plain_unet()
-                                               .state_dict().values()))  # fmt: skip
+    networks = sum(
+        value.numel()
+        for value in (*codec.backbone.vae.state_dict().values(), *codec.backbone.plain_unet().state_dict().values())
+    )
     own = sum(value.numel() for value in checkpoint.tensors(codec).values())
     for name in ("bundled", "apart"):
         assert load_module.count_parameters(*description(tmp_path / name)) == networks + own
@@ -270,8 +272,11 @@ def test_encoders_use_all_of_float32_on_devices_with_tensorfloat32(load, astrona
     assert torch.backends.cudnn.allow_tf32
     for network in (codec.backbone.vae.encoder, codec.bottleneck.at(codec.bottleneck.parse(0.0625)).backbone):
         forward = network.forward
-        monkeypatch.setattr(network, "forward", lambda *args, forward=forward: (
-            seen.append(torch.backends.cudnn.allow_tf32), forward(*args))[1])  # fmt: skip
+        monkeypatch.setattr(
+            network,
+            "forward",
+            lambda *args, forward=forward: (seen.append(torch.backends.cudnn.allow_tf32), forward(*args))[1],
+        )
     codec.compress(astronaut.crop((0, 0, 64, 64)), 0.0625, effort=1)
     assert seen == [False, False, False]
     assert torch.backends.cudnn.allow_tf32

@@ -54,10 +54,24 @@ def test_alike_codes_are_close_in_the_tree() -> None:
 
 
 def run(compose, photos: Path, output: Path, source: Path, *overrides: str):
-    config = compose("experiment=nano/context", "backbone=tiny", "bottleneck=tiny", f"init_from={source}",
-                     f"data.train=[{photos}]", f"output={output}", "data.crop=64", "data.batch_size=2",
-                     "data.workers=0", "trainer.log_every=1", "trainer.max_steps=4", "trainer.threads=1",
-                     "trainer.checkpoint_every=2", "logger.tensorboard=false", *SMALL, *overrides)  # fmt: skip
+    config = compose(
+        "experiment=nano/context",
+        "backbone=tiny",
+        "bottleneck=tiny",
+        f"init_from={source}",
+        f"data.train=[{photos}]",
+        f"output={output}",
+        "data.crop=64",
+        "data.batch_size=2",
+        "data.workers=0",
+        "trainer.log_every=1",
+        "trainer.max_steps=4",
+        "trainer.threads=1",
+        "trainer.checkpoint_every=2",
+        "logger.tensorboard=false",
+        *SMALL,
+        *overrides,
+    )
     return config, Trainer(build_stage(config), config)
 
 
@@ -122,5 +136,3 @@ def test_what_cannot_be_is_refused(compose, photos: Path, override: str, message
         compose("experiment=nano/context", f"data.train=[{photos}]", override)
     with pytest.raises(ConfigError, match="stage hyper does not use it"):
         compose("experiment=nano/hyper", f"data.train=[{photos}]", "stage.context.hidden=3")
-
-

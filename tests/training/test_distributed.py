@@ -28,9 +28,18 @@ KILLS = 10
 
 # Processes are forked from a server that has imported everything and has started no thread.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["oscar.training.trainer", "oscar.training.build", "oscar.training.stages.joint",
-                                "oscar.training.stages.bottleneck", "oscar.training.stages.vae",
-                                "oscar.training.validation", "torch._dynamo", "torch.utils.tensorboard"])  # fmt: skip
+CONTEXT.set_forkserver_preload(
+    [
+        "oscar.training.trainer",
+        "oscar.training.build",
+        "oscar.training.stages.joint",
+        "oscar.training.stages.bottleneck",
+        "oscar.training.stages.vae",
+        "oscar.training.validation",
+        "torch._dynamo",
+        "torch.utils.tensorboard",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -56,8 +65,15 @@ class Job:
 
 def train(config: TrainConfig, rank: int, world: int, port: int, job: Job) -> None:
     """One process of a run."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")  # fmt: skip
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",
+    )
     from oscar.models.discriminator import LatentDiscriminator
     from oscar.training.build import build_stage
     from oscar.training.processes import make_accelerator
@@ -116,12 +132,15 @@ def join_for_fsdp() -> None:
 
     options = OmegaConf.load(ROOT / "configs/accelerate/fsdp.yaml").fsdp_config
     os.environ.update(
-        ACCELERATE_USE_FSDP="true", ACCELERATE_TORCH_DEVICE="cpu", FSDP_VERSION=str(options.fsdp_version),
-        FSDP_AUTO_WRAP_POLICY=options.fsdp_auto_wrap_policy, FSDP_STATE_DICT_TYPE=options.fsdp_state_dict_type,
+        ACCELERATE_USE_FSDP="true",
+        ACCELERATE_TORCH_DEVICE="cpu",
+        FSDP_VERSION=str(options.fsdp_version),
+        FSDP_AUTO_WRAP_POLICY=options.fsdp_auto_wrap_policy,
+        FSDP_STATE_DICT_TYPE=options.fsdp_state_dict_type,
         FSDP_TRANSFORMER_CLS_TO_WRAP=options.fsdp_transformer_layer_cls_to_wrap,
         FSDP_RESHARD_AFTER_FORWARD=str(options.fsdp_reshard_after_forward).lower(),
         FSDP_CPU_RAM_EFFICIENT_LOADING=str(options.fsdp_cpu_ram_efficient_loading).lower(),
-    )  # fmt: skip
+    )
     accelerate.PartialState._prepare_backend = lambda *args, **options: ("gloo", DistributedType.MULTI_GPU)
     processes.Accelerator = lambda cpu, **options: accelerate.Accelerator(**options)
 
@@ -132,8 +151,10 @@ def start(configs: list[TrainConfig], job: Job | None = None) -> list[BaseProces
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     world = len(configs)
-    processes = [CONTEXT.Process(target=train, args=(config, rank, world, port, job or Job()))
-                 for rank, config in enumerate(configs)]  # fmt: skip
+    processes = [
+        CONTEXT.Process(target=train, args=(config, rank, world, port, job or Job()))
+        for rank, config in enumerate(configs)
+    ]
     for process in processes:
         process.start()
     return processes
@@ -153,10 +174,16 @@ def configure(compose, photos: Path, tmp_path: Path) -> Callable[..., TrainConfi
     def make(stage: str, output: str, *overrides: str) -> TrainConfig:
         tables = ("stage.table_batches=1",) if stage in ("hyper", "joint") else ()
         return compose(
-            f"experiment=tiny/{stage}", f"data.train=[{photos}]", f"output={tmp_path / output}",
-            "bottleneck.rates=[0.0313,0.0625]", "logger.tensorboard=false", "trainer.threads=1",
-            "trainer.checkpoint_every=100", *tables, *overrides,
-        )  # fmt: skip
+            f"experiment=tiny/{stage}",
+            f"data.train=[{photos}]",
+            f"output={tmp_path / output}",
+            "bottleneck.rates=[0.0313,0.0625]",
+            "logger.tensorboard=false",
+            "trainer.threads=1",
+            "trainer.checkpoint_every=100",
+            *tables,
+            *overrides,
+        )
 
     return make
 
@@ -189,16 +216,32 @@ def test_two_processes_make_the_step_of_one_with_the_doubled_batch(configure, tm
 
 
 def test_only_the_first_process_writes(configure, tmp_path: Path, photos: Path) -> None:
-    config = configure("hyper", "run", "trainer.max_steps=3", "trainer.ema_decay=0.9", "logger.tensorboard=true",
-                       f"validation.images={photos}", "validation.every=2", "validation.limit=3",
-                       "validation.metrics.names=[psnr]", "trainer.resume=false")  # fmt: skip
+    config = configure(
+        "hyper",
+        "run",
+        "trainer.max_steps=3",
+        "trainer.ema_decay=0.9",
+        "logger.tensorboard=true",
+        f"validation.images={photos}",
+        "validation.every=2",
+        "validation.limit=3",
+        "validation.metrics.names=[psnr]",
+        "trainer.resume=false",
+    )
     other = replace(config, output=str(tmp_path / "other"))
     finish(start([config, other]), 0, 0)
     assert not Path(other.output).exists()
     output = Path(config.output)
     assert {path.name for path in output.iterdir()} == {
-        "checkpoints", "config.yaml", "final", "log.csv", "oscar", "provenance.json", "validation", "validation.csv"
-    }  # fmt: skip
+        "checkpoints",
+        "config.yaml",
+        "final",
+        "log.csv",
+        "oscar",
+        "provenance.json",
+        "validation",
+        "validation.csv",
+    }
     assert (output / "log.csv").read_text().count("\n") == 4
     assert (output / "validation.csv").read_text().count("\n") == 3
     assert [path.name for path in (output / "checkpoints").glob("*.pt")].count("best.pt") == 1
@@ -239,8 +282,15 @@ def test_what_is_no_number_on_one_process(
 
 def test_fsdp_trains_alike_and_shares_checkpoints(configure, runs, photos: Path) -> None:
     """Replicas and spread networks go on from each other's checkpoints, with the same losses, averages and files."""
-    options = ("trainer.ema_decay=0.9", f"validation.images={photos}", "validation.every=2", "validation.limit=2",
-               "validation.metrics.names=[psnr]", "optimiser.lr=1e-3", "optimiser.warmup_steps=0")  # fmt: skip
+    options = (
+        "trainer.ema_decay=0.9",
+        f"validation.images={photos}",
+        "validation.every=2",
+        "validation.limit=2",
+        "validation.metrics.names=[psnr]",
+        "optimiser.lr=1e-3",
+        "optimiser.warmup_steps=0",
+    )
     for steps, fsdp in ((2, True), (4, False), (6, True)):
         finish(start([configure("joint", "mixed", f"trainer.max_steps={steps}", *options)] * 2, Job(fsdp=fsdp)), 0, 0)
     mixed, plain = (configure("joint", name, "trainer.max_steps=6", *options) for name in ("mixed", "plain"))
@@ -262,8 +312,15 @@ def test_fsdp_trains_alike_and_shares_checkpoints(configure, runs, photos: Path)
 @pytest.mark.parametrize("stage", ["hyper", "joint"])
 def test_killed_ten_times_and_resumed_equals_uninterrupted(configure, runs, stage: str) -> None:
     """SIGKILL to both processes and SIGTERM to either, in turn, at random moments of training."""
-    options = ("trainer.max_steps=60", "trainer.checkpoint_every=2", "trainer.keep_last=1", "trainer.ema_decay=0.9",
-               "data.batch_size=1", "bottleneck.kmeans_init=true", "bottleneck.dead_code_threshold=0.5")  # fmt: skip
+    options = (
+        "trainer.max_steps=60",
+        "trainer.checkpoint_every=2",
+        "trainer.keep_last=1",
+        "trainer.ema_decay=0.9",
+        "data.batch_size=1",
+        "bottleneck.kmeans_init=true",
+        "bottleneck.dead_code_threshold=0.5",
+    )
     whole, killed = (configure(stage, name, *options) for name in ("whole", "killed"))
     finish(start([whole] * 2), 0, 0)
     random.seed(4)
@@ -300,12 +357,30 @@ def test_accelerate_launches_two_processes_on_the_cpu(tmp_path: Path, photos: Pa
     """The command of the README, with Accelerate's own launcher."""
     config = configure("hyper", "run", "trainer.max_steps=2")
     result = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml",
-         "--num_processes", "2", "--main_process_port", "0", "scripts/train.py", "experiment=tiny/hyper",
-         f"data.train=[{photos}]", f"output={config.output}", "trainer.max_steps=2", "logger.tensorboard=false",
-         "bottleneck.rates=[0.0313,0.0625]", "stage.table_batches=1"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            "configs/accelerate/cpu.yaml",
+            "--num_processes",
+            "2",
+            "--main_process_port",
+            "0",
+            "scripts/train.py",
+            "experiment=tiny/hyper",
+            f"data.train=[{photos}]",
+            f"output={config.output}",
+            "trainer.max_steps=2",
+            "logger.tensorboard=false",
+            "bottleneck.rates=[0.0313,0.0625]",
+            "stage.table_batches=1",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     assert runs.newest(config)["batch"] == 2 * config.data.batch_size

@@ -19,10 +19,24 @@ from oscar.training.trainer import Trainer
 FOLDER = Path(__file__).parents[2] / "configs/experiment"
 EXPERIMENTS = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
 # Stable Diffusion's shape at small width for the paper's; nano's own, untrained; what is configured for tiny.
-BACKBONES = {"paper": ["backbone=standin"], "paper_corrected": ["backbone=standin"], "nano": ["backbone.source=null"],
-             "nano-hyperprior": ["backbone.source=null"], "tiny": []}  # fmt: skip
-QUICK = ("data.crop=64", "data.batch_size=1", "data.total_batch_size=null", "data.workers=0", "data.cache=false",
-         "trainer.max_steps=2", "trainer.log_every=1", "trainer.threads=1", "logger.tensorboard=false")  # fmt: skip
+BACKBONES = {
+    "paper": ["backbone=standin"],
+    "paper_corrected": ["backbone=standin"],
+    "nano": ["backbone.source=null"],
+    "nano-hyperprior": ["backbone.source=null"],
+    "tiny": [],
+}
+QUICK = (
+    "data.crop=64",
+    "data.batch_size=1",
+    "data.total_batch_size=null",
+    "data.workers=0",
+    "data.cache=false",
+    "trainer.max_steps=2",
+    "trainer.log_every=1",
+    "trainer.threads=1",
+    "logger.tensorboard=false",
+)
 
 
 pytestmark = pytest.mark.usefixtures("quick_tables", "fresh_accelerate")
@@ -74,8 +88,15 @@ def test_the_papers_stages_follow_one_another(compose, photos: Path, tmp_path: P
 
 def test_without_the_weights_of_dists_nothing_starts(compose, photos: Path, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "empty"))
-    options = ("experiment=paper/stage2", "backbone=standin", "init_from=null", "bottleneck=tiny",
-               "data.crop=192", f"data.train=[{photos}]", f"output={tmp_path / 'run'}")  # fmt: skip
+    options = (
+        "experiment=paper/stage2",
+        "backbone=standin",
+        "init_from=null",
+        "bottleneck=tiny",
+        "data.crop=192",
+        f"data.train=[{photos}]",
+        f"output={tmp_path / 'run'}",
+    )
     config = compose(*options)
     with pytest.raises(WeightsUnavailable, match=r"^dists and vgg16 weights are not in torch's cache") as error:
         build_stage(config)

@@ -42,15 +42,29 @@ def reset() -> None:
 def configure(compose, photos: Path, tiny_folder: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     def make(stage: str, steps: int, output: str, *overrides: str) -> TrainConfig:
         if stage == "context":
-            options = ["experiment=nano/context", "backbone=tiny", "bottleneck=tiny", f"init_from={tiny_folder}",
-                       "data.crop=64", "data.batch_size=2", "data.workers=0", *SMALL]  # fmt: skip
+            options = [
+                "experiment=nano/context",
+                "backbone=tiny",
+                "bottleneck=tiny",
+                f"init_from={tiny_folder}",
+                "data.crop=64",
+                "data.batch_size=2",
+                "data.workers=0",
+                *SMALL,
+            ]
             overrides = ("trainer.log_every=1", *overrides)
         else:
             options = [f"experiment=tiny/{stage}"]
             if not stage.startswith("hyperprior"):
                 options.append("bottleneck.rates=[0.0019,0.0313,0.125]")
-        options += [f"data.train=[{photos}]", f"output={tmp_path / output}", f"trainer.max_steps={steps}",
-                    "trainer.checkpoint_every=1", "trainer.threads=1", "logger.tensorboard=false"]  # fmt: skip
+        options += [
+            f"data.train=[{photos}]",
+            f"output={tmp_path / output}",
+            f"trainer.max_steps={steps}",
+            "trainer.checkpoint_every=1",
+            "trainer.threads=1",
+            "logger.tensorboard=false",
+        ]
         return compose(*options, *overrides)
 
     return make
@@ -83,8 +97,9 @@ def norms(config: TrainConfig, runs) -> dict[str, list[float]]:
 
 @pytest.mark.parametrize(("clip", "value"), [("1.0", math.nan), ("null", math.inf)])
 def test_a_gradient_without_a_number_stops_the_run(configure, runs, photos: Path, clip: str, value: float) -> None:
-    config = configure("prior", 5, "run", f"optimiser.grad_clip={clip}", "trainer.ema_decay=0.9",
-                       "trainer.accumulation=2")  # fmt: skip
+    config = configure(
+        "prior", 5, "run", f"optimiser.grad_clip={clip}", "trainer.ema_decay=0.9", "trainer.accumulation=2"
+    )
     trainer = make_trainer(config)
     spoil(trainer.learner.parameters[3], lambda: trainer.step == 2, value)
     message = f"^norm of the gradients is {value} at step 3; pictures of the batch: "
@@ -96,16 +111,25 @@ def test_a_gradient_without_a_number_stops_the_run(configure, runs, photos: Path
     assert all(value.isfinite().all() for state in found for value in state["learner"]["model"].values())
     assert all(parameter.isfinite().all() for parameter in trainer.learner.parameters)
     reset()
-    whole = configure("prior", 5, "whole", f"optimiser.grad_clip={clip}", "trainer.ema_decay=0.9",
-                      "trainer.accumulation=2")  # fmt: skip
+    whole = configure(
+        "prior", 5, "whole", f"optimiser.grad_clip={clip}", "trainer.ema_decay=0.9", "trainer.accumulation=2"
+    )
     for each in (config, whole):
         make_trainer(each).run()
     runs.assert_same(config, whole)
 
 
 def test_a_skipped_gradient_changes_nothing(configure, runs) -> None:
-    config = configure("joint", 3, "run", "trainer.non_finite=skip", "trainer.ema_decay=0.9", "trainer.accumulation=2",
-                       "trainer.keep_last=9", "optimiser.warmup_steps=9")  # fmt: skip
+    config = configure(
+        "joint",
+        3,
+        "run",
+        "trainer.non_finite=skip",
+        "trainer.ema_decay=0.9",
+        "trainer.accumulation=2",
+        "trainer.keep_last=9",
+        "optimiser.warmup_steps=9",
+    )
     trainer = make_trainer(config)
     spoil(trainer.stage.codec.denoiser.prompt, lambda: trainer.step == 1)
     assert trainer.run()
@@ -146,29 +170,36 @@ def test_a_critics_gradient_without_a_number(configure, runs, handling: str) -> 
     runs.assert_equal(before["critic"]["model"], skipped["critic"]["model"])
     names = ("critic_grad_norm", "grad_norm", "critic")
     assert [[row[name] != "" for name in names] for row in runs.rows(config)] == [
-        [True, True, True], [False, True, True], [True, True, True]
-    ]  # fmt: skip
+        [True, True, True],
+        [False, True, True],
+        [True, True, True],
+    ]
 
 
 @pytest.mark.parametrize("part", ["weight", "average", "codebook", "moment"])
 def test_no_checkpoint_is_written_of_what_is_not_finite(configure, runs, part: str) -> None:
     config = configure("hyper", 4, "run", "trainer.ema_decay=0.9")
     trainer = make_trainer(config)
-    optimise, names = trainer._optimise, {
-        "weight": "learner.model.codec.bottleneck.", "average": "ema.shadow_params.0",
-        "codebook": "learner.model.codec.bottleneck.hyper_encoders.0.quantizer._codebook.cluster_size",
-        "moment": "learner.optimiser.state.0.exp_avg",
-    }  # fmt: skip
+    optimise, names = (
+        trainer._optimise,
+        {
+            "weight": "learner.model.codec.bottleneck.",
+            "average": "ema.shadow_params.0",
+            "codebook": "learner.model.codec.bottleneck.hyper_encoders.0.quantizer._codebook.cluster_size",
+            "moment": "learner.optimiser.state.0.exp_avg",
+        },
+    )
 
     def damaged(batches) -> None:
         optimise(batches)
         if trainer.step == 2:
             parameter = trainer.learner.parameters[0]
             tensor = {
-                "weight": parameter.data, "average": trainer.ema.shadow_params[0],
+                "weight": parameter.data,
+                "average": trainer.ema.shadow_params[0],
                 "moment": trainer.learner.optimiser.state[parameter]["exp_avg"],
                 "codebook": trainer.stage.codec.bottleneck.at(PAPER_RATES[0]).quantizer._codebook.cluster_size,
-            }[part]  # fmt: skip
+            }[part]
             tensor.view(-1)[0] = math.inf
 
     trainer._optimise = damaged
@@ -176,8 +207,9 @@ def test_no_checkpoint_is_written_of_what_is_not_finite(configure, runs, part: s
     with pytest.raises(NonFiniteError, match=message):
         trainer.run()
     assert {path.name for path in Path(config.output, "checkpoints").iterdir()} == {
-        "step-0000001.pt", "step-0000002.pt"
-    }  # fmt: skip
+        "step-0000001.pt",
+        "step-0000002.pt",
+    }
     assert not Path(config.output, "final").exists()
     reset()
     trainer = make_trainer(config)
@@ -189,8 +221,10 @@ def test_no_checkpoint_is_written_of_what_is_not_finite(configure, runs, part: s
 
 def test_scaled_gradients_are_those_of_float32(configure, runs) -> None:
     """Of codec and critic, whose passes are interleaved: each is divided by its scale once, when all are added up."""
-    plain, scaled = (configure("joint", 3, precision, "trainer.accumulation=4", f"trainer.mixed_precision={precision}")
-                     for precision in ("no", "fp16"))  # fmt: skip
+    plain, scaled = (
+        configure("joint", 3, precision, "trainer.accumulation=4", f"trainer.mixed_precision={precision}")
+        for precision in ("no", "fp16")
+    )
     for config in (plain, scaled):
         make_trainer(config, autocast=False).run()
         reset()
@@ -203,8 +237,10 @@ def test_scaled_gradients_are_those_of_float32(configure, runs) -> None:
 
 def test_the_critics_gradients_in_float16(configure, runs) -> None:
     """What the codec's clipping once took most of: all but that of the last pass."""
-    plain, half = (configure("joint", 1, precision, "trainer.accumulation=4", f"trainer.mixed_precision={precision}")
-                   for precision in ("no", "fp16"))  # fmt: skip
+    plain, half = (
+        configure("joint", 1, precision, "trainer.accumulation=4", f"trainer.mixed_precision={precision}")
+        for precision in ("no", "fp16")
+    )
     for config in (plain, half):
         make_trainer(config, init_scale=1024.0).run()
         reset()
@@ -214,9 +250,17 @@ def test_the_critics_gradients_in_float16(configure, runs) -> None:
 
 def test_an_overflow_is_no_fault(configure, runs) -> None:
     """The scale is halved until gradients are finite; nothing else moves but the learning rate."""
-    config = configure("joint", 4, "run", "trainer.mixed_precision=fp16", "trainer.ema_decay=0.9",
-                       "trainer.accumulation=2", "trainer.keep_last=9", "trainer.non_finite=skip",
-                       "trainer.max_skipped=1")  # fmt: skip
+    config = configure(
+        "joint",
+        4,
+        "run",
+        "trainer.mixed_precision=fp16",
+        "trainer.ema_decay=0.9",
+        "trainer.accumulation=2",
+        "trainer.keep_last=9",
+        "trainer.non_finite=skip",
+        "trainer.max_skipped=1",
+    )
     trainer = make_trainer(config, autocast=False, init_scale=8.0)
     spoil(trainer.stage.codec.denoiser.prompt, lambda: trainer.learner.scaler.get_scale() > 2, math.inf)
     before = {name: value.clone() for name, value in trainer.stage.state_dict().items()}
@@ -328,13 +372,16 @@ def test_codes_are_chosen_and_averaged_in_float32(make_codec, dtype: torch.dtype
 
 
 def test_float16_on_a_processor_is_said_to_be_float32(configure, runs, caplog) -> None:
-    half, plain = (configure("prior", 2, precision, f"trainer.mixed_precision={precision}")
-                   for precision in ("fp16", "no"))  # fmt: skip
+    half, plain = (
+        configure("prior", 2, precision, f"trainer.mixed_precision={precision}") for precision in ("fp16", "no")
+    )
     for config in (half, plain):
         with caplog.at_level(logging.WARNING):
             Trainer(build_stage(config), config).run()
         reset()
     (message,) = [record.getMessage() for record in caplog.records if "mixed_precision" in record.getMessage()]
-    assert message == ("trainer.mixed_precision is 'fp16', which takes a GPU: on this CPU all is computed in float32; "
-                       "allowed on a CPU: no, bf16")  # fmt: skip
+    assert message == (
+        "trainer.mixed_precision is 'fp16', which takes a GPU: on this CPU all is computed in float32; "
+        "allowed on a CPU: no, bf16"
+    )
     runs.assert_same(half, plain)

@@ -30,8 +30,13 @@ def configure(compose, photos: Path, tmp_path: Path) -> Callable[..., TrainConfi
     def make(stage: str, *overrides: str) -> TrainConfig:
         if stage == "joint":
             overrides = ("stage.table_batches=128", *overrides)
-        return compose(f"experiment=tiny/hyperprior_{stage}", f"data.train=[{photos}]", f"output={tmp_path / stage}",
-                       *QUICK, *overrides)  # fmt: skip
+        return compose(
+            f"experiment=tiny/hyperprior_{stage}",
+            f"data.train=[{photos}]",
+            f"output={tmp_path / stage}",
+            *QUICK,
+            *overrides,
+        )
 
     return make
 
@@ -55,8 +60,12 @@ def test_what_is_trained(configure, stage: str, override: str, parts: set[str]) 
     built.train()
     built(images(), Pass(0, 0))["loss"].backward()
     found = {name for name, value in built.named_parameters() if value.grad is not None and value.grad.any()}
-    places = {"bottleneck": "codec.bottleneck.", "denoiser": ".lora_", "encoder": ".vae.encoder.",
-              "decoder": ".vae.decoder."}  # fmt: skip
+    places = {
+        "bottleneck": "codec.bottleneck.",
+        "denoiser": ".lora_",
+        "encoder": ".vae.encoder.",
+        "decoder": ".vae.decoder.",
+    }
     assert {part for part, place in places.items() if any(place in name for name in found)} == parts
     assert all(".lora_" in name for name in found if ".unet." in name)
 
@@ -82,8 +91,10 @@ def test_the_loss_is_rate_plus_lambda_times_distortion(configure, monkeypatch) -
 def test_qualities_are_a_function_of_the_pass(configure) -> None:
     stage = build_stage(configure("hyper")).eval()
     latent = stage.codec.backbone.encode(images(64)).detach()
-    draws = [stage.codec.bottleneck.draw(turn, latent, every) for turn, every in
-             ((Pass(7, 1), True), (Pass(7, 1), False), (Pass(8, 1), True))]  # fmt: skip
+    draws = [
+        stage.codec.bottleneck.draw(turn, latent, every)
+        for turn, every in ((Pass(7, 1), True), (Pass(7, 1), False), (Pass(8, 1), True))
+    ]
     ((first, _),), ((again, _),), ((other, _),) = draws
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert first.min() < 0.1 and first.max() > 0.9
@@ -112,9 +123,14 @@ def test_stages_follow_one_another(configure, picture, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     picture(70, 50).save(folder / "a.png")
-    joint = configure("joint", f"init_from={tmp_path / 'hyper/final'}", "trainer.max_steps=2",
-                      f"validation.images={folder}", "validation.qualities=[0,1]",
-                      "validation.metrics.names=[psnr]")  # fmt: skip
+    joint = configure(
+        "joint",
+        f"init_from={tmp_path / 'hyper/final'}",
+        "trainer.max_steps=2",
+        f"validation.images={folder}",
+        "validation.qualities=[0,1]",
+        "validation.metrics.names=[psnr]",
+    )
     assert Trainer(build_stage(joint), joint).run()
     codec = load(tmp_path / "joint/final", dtype=torch.float32)
     assert codec.mapping == mapping

@@ -26,8 +26,16 @@ from oscar.training.stages.base import Pass
 
 ROOT = Path(__file__).parents[2]
 CROPS, PICTURES = 3, 6
-SMALL = ("backbone=tiny", "data.crop=64", "data.workers=0", "data.batch_size=2", f"crops={CROPS}", "device=cpu",
-         "shard_size=6", "dtype=float32")  # fmt: skip
+SMALL = (
+    "backbone=tiny",
+    "data.crop=64",
+    "data.workers=0",
+    "data.batch_size=2",
+    f"crops={CROPS}",
+    "device=cpu",
+    "shard_size=6",
+    "dtype=float32",
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +92,17 @@ def test_a_run_on_latents_sees_what_a_run_on_pictures_sees(pictures: Path, cache
         assert torch.equal(images["index"], latents["index"])
         with torch.no_grad():
             torch.testing.assert_close(latents["latent"], backbone.encode(images["image"]), rtol=0, atol=1e-5)
-    crops = [{latent.numpy().tobytes() for batch in part for latent in batch["latent"]}
-             for part in (from_latents[:one_cycle], from_latents[one_cycle:])]  # fmt: skip
+    crops = [
+        {latent.numpy().tobytes() for batch in part for latent in batch["latent"]}
+        for part in (from_latents[:one_cycle], from_latents[one_cycle:])
+    ]
     assert len(crops[0]) == CROPS * PICTURES and crops[0] == crops[1], "then the same crops, in another order"
 
 
 def test_the_hyper_stage_has_the_same_loss(train) -> None:
-    from_latents, from_pictures = (build_stage(train("bottleneck.rates=[0.0625]", latents=latents))
-                                   for latents in (True, False))  # fmt: skip
+    from_latents, from_pictures = (
+        build_stage(train("bottleneck.rates=[0.0625]", latents=latents)) for latents in (True, False)
+    )
     data = train().data
     check_latents(data, from_latents.codec.backbone)
     (latents,) = batches(1, roots=(), latents=data.latents)
@@ -104,10 +115,20 @@ def test_the_hyper_stage_has_the_same_loss(train) -> None:
 def test_the_index_says_how_the_latents_were_made(cache: Path, pictures: Path, train) -> None:
     torch.manual_seed(0)
     expected = {
-        "vae": vae_hash(build_backbone(train())), "crop": 64, "augment": True, "scale": [1.0, 1.0], "seed": 0,
-        "crops": CROPS, "pictures": PICTURES, "count": CROPS * PICTURES, "shape": [4, 8, 8], "dtype": "float32",
-        "shard_pictures": 2, "posterior": "mode", "format": 1,
-    }  # fmt: skip
+        "vae": vae_hash(build_backbone(train())),
+        "crop": 64,
+        "augment": True,
+        "scale": [1.0, 1.0],
+        "seed": 0,
+        "crops": CROPS,
+        "pictures": PICTURES,
+        "count": CROPS * PICTURES,
+        "shape": [4, 8, 8],
+        "dtype": "float32",
+        "shard_pictures": 2,
+        "posterior": "mode",
+        "format": 1,
+    }
     assert json.loads((cache / "index.json").read_text()) == expected
     names = [str(pictures / f"{number}.png") for number in range(PICTURES)]
     assert json.loads((cache / "pictures.json").read_text()) == LatentDataset(cache).paths == names
@@ -145,8 +166,13 @@ def test_an_interrupted_run_goes_on(pictures: Path, cache: Path, tmp_path: Path,
 
 def process(rank: int, port: int, config: CacheLatentsConfig) -> None:
     PartialState._reset_state()
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     latent_cache.cache_latents(config, progress=False)
     assert PartialState().num_processes == 2
     torch.distributed.destroy_process_group()
@@ -168,9 +194,14 @@ def test_two_processes_share_the_work(pictures: Path, cache: Path, tmp_path: Pat
 
 def test_workers_and_processes_change_no_batch(cache: Path) -> None:
     expected = batches(6, roots=(), latents=cache)
-    halves = [list(itertools.islice(build_loader((), crop_size=64, batch_size=1, latents=cache, workers=workers,
-                                                 rank=rank, world=2), 6))
-              for rank, workers in ((0, 1), (1, 0))]  # fmt: skip
+    halves = [
+        list(
+            itertools.islice(
+                build_loader((), crop_size=64, batch_size=1, latents=cache, workers=workers, rank=rank, world=2), 6
+            )
+        )
+        for rank, workers in ((0, 1), (1, 0))
+    ]
     for batch, one, other in zip(expected, *halves, strict=True):
         for name in ("latent", "index"):
             assert torch.equal(torch.cat([one[name], other[name]]), batch[name])
@@ -216,10 +247,12 @@ def test_damaged_caches_are_refused(cache: Path, tmp_path: Path) -> None:
         return folder
 
     for name, data, reason in (
-        ("index.json", None, "no index.json in"), ("index.json", b"{}", "not an index of format 1"),
-        ("index.json", b"{", "index.json cannot be read"), ("pictures.json", None, "pictures.json cannot be read"),
+        ("index.json", None, "no index.json in"),
+        ("index.json", b"{}", "not an index of format 1"),
+        ("index.json", b"{", "index.json cannot be read"),
+        ("pictures.json", None, "pictures.json cannot be read"),
         ("latents-00001.safetensors", None, "1 of 3 shards"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=reason) as caught:
             LatentDataset(damaged(name, data))
         assert "\n" not in str(caught.value)
@@ -234,9 +267,14 @@ def test_damaged_caches_are_refused(cache: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("override", "difference"),
-    [("seed=1", "seed is 0, not 1"), ("dtype=float16", "dtype is float32, not float16"),
-     ("backbone.vae.scaling_factor=2", "vae is"), ("crops=2", "crops is 3, not 2"), (None, "its pictures are others")],
-)  # fmt: skip
+    [
+        ("seed=1", "seed is 0, not 1"),
+        ("dtype=float16", "dtype is float32, not float16"),
+        ("backbone.vae.scaling_factor=2", "vae is"),
+        ("crops=2", "crops is 3, not 2"),
+        (None, "its pictures are others"),
+    ],
+)
 def test_an_output_with_other_latents_is_left_alone(
     pictures: Path, photos: Path, cache: Path, override: str | None, difference: str
 ) -> None:

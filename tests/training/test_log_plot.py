@@ -33,8 +33,9 @@ def test_rates_come_from_columns_or_from_the_rate_of_the_step(runs):
     assert curves(read_log(runs / "vae")) == {}
     hyper = curves(read_log(runs / "hyper"))
     assert {rate: series.to_dict() for rate, series in hyper.items()} == {
-        0.0625: {10: -0.4, 20: -0.6}, 0.125: {10: -0.6, 20: -0.8},
-    }  # fmt: skip
+        0.0625: {10: -0.4, 20: -0.6},
+        0.125: {10: -0.6, 20: -0.8},
+    }
     joint = curves(read_log(runs / "joint/log.csv"))
     assert {rate: series.to_dict() for rate, series in joint.items()} == {0.0625: {10: 0.9, 30: 0.7}, 0.125: {20: 0.3}}
 

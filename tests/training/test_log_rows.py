@@ -24,9 +24,16 @@ pytestmark = pytest.mark.usefixtures("quick_tables", "fresh_accelerate")
 @pytest.fixture
 def configure(compose, photos: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     def make(stage: str, steps: int, output: str, *overrides: str) -> TrainConfig:
-        return compose(f"experiment=tiny/{stage}", f"data.train=[{photos}]", f"output={tmp_path / output}",
-                       f"trainer.max_steps={steps}", "bottleneck.rates=[0.0019,0.0313,0.125]",
-                       "logger.tensorboard=false", "trainer.threads=1", *overrides)  # fmt: skip
+        return compose(
+            f"experiment=tiny/{stage}",
+            f"data.train=[{photos}]",
+            f"output={tmp_path / output}",
+            f"trainer.max_steps={steps}",
+            "bottleneck.rates=[0.0019,0.0313,0.125]",
+            "logger.tensorboard=false",
+            "trainer.threads=1",
+            *overrides,
+        )
 
     return make
 
@@ -86,8 +93,10 @@ def test_rows_are_means_over_the_passes(configure, runs, monkeypatch) -> None:
 
 def test_the_norm_is_that_before_the_clip(configure, runs) -> None:
     """A mean over the interval's steps, and the same whether gradients are clipped or not."""
-    each, threes = (configure("prior", 3, f"run-{every}", f"trainer.log_every={every}", "optimiser.grad_clip=null")
-                    for every in (1, 3))  # fmt: skip
+    each, threes = (
+        configure("prior", 3, f"run-{every}", f"trainer.log_every={every}", "optimiser.grad_clip=null")
+        for every in (1, 3)
+    )
     clipped = configure("prior", 1, "clipped", "optimiser.grad_clip=1e-3")
     for config in (each, threes, clipped):
         run(config)

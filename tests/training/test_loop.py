@@ -40,9 +40,14 @@ def configure(compose, photos: Path, tmp_path: Path) -> Callable[..., TrainConfi
         if not any("rates=" in override for override in overrides):
             overrides = ("bottleneck.rates=[0.0019,0.0313,0.125]", *overrides)
         return compose(
-            f"experiment=tiny/{stage}", f"data.train=[{photos}]", f"output={tmp_path / output}",
-            f"trainer.max_steps={steps}", "trainer.checkpoint_every=100", "logger.tensorboard=false", *overrides,
-        )  # fmt: skip
+            f"experiment=tiny/{stage}",
+            f"data.train=[{photos}]",
+            f"output={tmp_path / output}",
+            f"trainer.max_steps={steps}",
+            "trainer.checkpoint_every=100",
+            "logger.tensorboard=false",
+            *overrides,
+        )
 
     return make
 
@@ -72,8 +77,10 @@ def test_rows_after_the_checkpoint_are_dropped(configure, runs) -> None:
     config = configure("prior", 5, "run", "trainer.checkpoint_every=2", "trainer.keep_last=5")
     run(config)
     assert [path.name for path in find_checkpoints(Path(config.output))] == [
-        "step-0000002.pt", "step-0000004.pt", "step-0000005.pt"
-    ]  # fmt: skip
+        "step-0000002.pt",
+        "step-0000004.pt",
+        "step-0000005.pt",
+    ]
     before = runs.rows(config)
     find_checkpoints(Path(config.output))[-1].unlink()
     run(config)
@@ -153,9 +160,12 @@ def test_the_average_is_saved_and_not_trained_on(configure, runs) -> None:
     final = Backbone.from_pretrained(Path(config.output) / "final")
     state = runs.newest(config)
     averages = dict(
-        zip([name for name, p in trainer.stage.named_parameters() if p.requires_grad], state["ema"]["shadow_params"],
-            strict=True)
-    )  # fmt: skip
+        zip(
+            [name for name, p in trainer.stage.named_parameters() if p.requires_grad],
+            state["ema"]["shadow_params"],
+            strict=True,
+        )
+    )
     moved = 0
     for name, average in averages.items():
         saved = final.state_dict()[name.removeprefix("backbone.")]
@@ -231,8 +241,14 @@ def test_a_skipped_step_changes_nothing(configure, runs, broken, caplog) -> None
 
 def test_a_critic_without_a_number_is_skipped_too(configure, runs, monkeypatch) -> None:
     """Its update is left out, while the codec's stands; both learning rates stay functions of the step."""
-    options = ("trainer.non_finite=skip", "trainer.accumulation=2", "trainer.ema_decay=0.9", "optimiser.warmup_steps=9",
-               "trainer.checkpoint_every=1", "trainer.keep_last=9")  # fmt: skip
+    options = (
+        "trainer.non_finite=skip",
+        "trainer.accumulation=2",
+        "trainer.ema_decay=0.9",
+        "optimiser.warmup_steps=9",
+        "trainer.checkpoint_every=1",
+        "trainer.keep_last=9",
+    )
     calls = []
 
     def broken(*logits):
@@ -247,8 +263,11 @@ def test_a_critic_without_a_number_is_skipped_too(configure, runs, monkeypatch) 
     assert all(state[part]["schedule"]["last_epoch"] == state["step"] for state in states for part in LEARNERS)
     runs.assert_equal(states[1]["critic"]["model"], states[0]["critic"]["model"])
     runs.assert_equal(states[1]["critic"]["optimiser"]["state"], states[0]["critic"]["optimiser"]["state"])
-    moved = {name for name, value in states[1]["learner"]["model"].items()
-             if not torch.equal(value, states[0]["learner"]["model"][name])}  # fmt: skip
+    moved = {
+        name
+        for name, value in states[1]["learner"]["model"].items()
+        if not torch.equal(value, states[0]["learner"]["model"][name])
+    }
     assert "codec.denoiser.prompt" in moved and any("_codebook.embed" in name for name in moved)
     assert [state["ema"]["optimization_step"] for state in states] == [1, 2, 3]
     assert [row["critic_grad_norm"] != "" for row in runs.rows(config)] == [True, False, True]
@@ -358,8 +377,14 @@ def test_gradient_checkpointing_changes_no_gradient(configure, monkeypatch, stag
         assert not calls
         states.append(run(config).stage.state_dict())
     names = {type(block).__name__ for block in calls}
-    assert names >= {"vae": {"UpDecoderBlock2D", "DownEncoderBlock2D"}, "prior": {"ResnetBlock2D"},
-                     "joint": {"UpDecoderBlock2D", "DownEncoderBlock2D", "ResnetBlock2D"}}[stage]  # fmt: skip
+    assert (
+        names
+        >= {
+            "vae": {"UpDecoderBlock2D", "DownEncoderBlock2D"},
+            "prior": {"ResnetBlock2D"},
+            "joint": {"UpDecoderBlock2D", "DownEncoderBlock2D", "ResnetBlock2D"},
+        }[stage]
+    )
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
 
@@ -389,10 +414,15 @@ def test_networks_are_compiled_by_switch(configure, runs, monkeypatch, stage: st
     one = run(plain).stage.state_dict()
     assert not called
     other = run(compiled).stage.state_dict()
-    assert called == {
-        "vae": {"Encoder", "Decoder"}, "prior": {"Encoder", "UNet2DConditionModel"}, "hyper": {"Encoder", "Sequential"},
-        "joint": {"Encoder", "Decoder", "Sequential", "UNet2DConditionModel", "UNetFirstHalf"},
-    }[stage]  # fmt: skip
+    assert (
+        called
+        == {
+            "vae": {"Encoder", "Decoder"},
+            "prior": {"Encoder", "UNet2DConditionModel"},
+            "hyper": {"Encoder", "Sequential"},
+            "joint": {"Encoder", "Decoder", "Sequential", "UNet2DConditionModel", "UNetFirstHalf"},
+        }[stage]
+    )
     runs.assert_equal(dict(one), dict(other))
 
 
@@ -405,8 +435,15 @@ def test_several_processes_on_the_cpu_are_not_started_by_one(configure, monkeypa
 
 def test_a_run_on_cached_latents_repeats_that_on_pictures(configure, runs, tmp_path: Path) -> None:
     pictures = configure("hyper", 2, "pictures")
-    cache = CacheLatentsConfig(output=str(tmp_path / "latents"), crops=1, seed=pictures.seed, dtype="float32",
-                               backbone=pictures.backbone, data=pictures.data, device="cpu")  # fmt: skip
+    cache = CacheLatentsConfig(
+        output=str(tmp_path / "latents"),
+        crops=1,
+        seed=pictures.seed,
+        dtype="float32",
+        backbone=pictures.backbone,
+        data=pictures.data,
+        device="cpu",
+    )
     cache_latents(cache, progress=False)
     cached = configure("hyper", 2, "cached", f"data.latents={tmp_path / 'latents'}")
     run(pictures)

@@ -180,10 +180,22 @@ CORRECTED = {  # what paper_corrected changes, by key, in each stage
     },
 }
 ANY = {  # keys that say where a run is, or how it is watched and resumed, and not what it computes; or of other stages
-    "output", "backbone", "data.train", "stage.table_batches", "stage.context", "bottleneck.hyperprior", "logger",
-    "validation", "trainer.keep_last", "trainer.log_every", "trainer.resume", "trainer.non_finite",
-    "trainer.max_skipped", "trainer.channels_last", "trainer.threads",
-}  # fmt: skip
+    "output",
+    "backbone",
+    "data.train",
+    "stage.table_batches",
+    "stage.context",
+    "bottleneck.hyperprior",
+    "logger",
+    "validation",
+    "trainer.keep_last",
+    "trainer.log_every",
+    "trainer.resume",
+    "trainer.non_finite",
+    "trainer.max_skipped",
+    "trainer.channels_last",
+    "trainer.threads",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -215,15 +227,20 @@ def test_every_value_is_the_published_one(compose, photos: Path, number: int, ta
     expected = flat(table)
     assert {name: composed[name] for name in expected} == expected
     unused = ("stage.critic",) if number == 1 else ()
-    left = [name for name in composed.keys() - expected.keys()
-            if not any(name == part or name.startswith(f"{part}.") for part in (*ANY, *unused))]  # fmt: skip
+    left = [
+        name
+        for name in composed.keys() - expected.keys()
+        if not any(name == part or name.startswith(f"{part}.") for part in (*ANY, *unused))
+    ]
     assert not left, "a key that the recipe does not pin"
 
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_the_corrections_are_these(compose, photos: Path, number: int) -> None:
-    published, corrected = (keys_of(compose(f"experiment={name}/stage{number}", f"data.train=[{photos}]"))
-                            for name in ("paper", "paper_corrected"))  # fmt: skip
+    published, corrected = (
+        keys_of(compose(f"experiment={name}/stage{number}", f"data.train=[{photos}]"))
+        for name in ("paper", "paper_corrected")
+    )
     assert {name: value for name, value in corrected.items() if value != published[name]} == CORRECTED[number]
 
 
@@ -348,11 +365,24 @@ def test_the_total_is_the_published_sum(configure) -> None:
 @pytest.fixture
 def configure(compose, photos: Path, tmp_path: Path, quick_tables) -> Callable[..., TrainConfig]:
     def make(number: int, *overrides: str, output: str = "run", rates: str = "0.0313,0.125") -> TrainConfig:
-        options = [f"experiment=paper/stage{number}", "backbone=tiny", "bottleneck=tiny", f"bottleneck.rates=[{rates}]",
-                   "init_from=null", f"data.train=[{photos}]", "data.crop=64", "data.batch_size=2", "data.workers=0",
-                   "data.total_batch_size=null", "denoiser.lora_rank=2", "denoiser.prompt_tokens=4",
-                   f"output={tmp_path / output}", "trainer.max_steps=3", "trainer.log_every=1",
-                   "logger.tensorboard=false"]  # fmt: skip
+        options = [
+            f"experiment=paper/stage{number}",
+            "backbone=tiny",
+            "bottleneck=tiny",
+            f"bottleneck.rates=[{rates}]",
+            "init_from=null",
+            f"data.train=[{photos}]",
+            "data.crop=64",
+            "data.batch_size=2",
+            "data.workers=0",
+            "data.total_batch_size=null",
+            "denoiser.lora_rank=2",
+            "denoiser.prompt_tokens=4",
+            f"output={tmp_path / output}",
+            "trainer.max_steps=3",
+            "trainer.log_every=1",
+            "logger.tensorboard=false",
+        ]
         if number == 2:
             options += ["stage.image_losses={l1: 1, dists: 0, edges_dists: 0}", "stage.critic.lora_rank=2"]
         return compose(*options, *overrides)
@@ -441,8 +471,9 @@ def test_the_learning_rate_warms_up_from_zero(configure) -> None:
     for learner in trainer.learners:
         step = learner.optimiser.step
         learner.optimiser.step = lambda step=step, learner=learner: (
-            rates.append(learner.optimiser.param_groups[0]["lr"]), step()
-        )  # fmt: skip
+            rates.append(learner.optimiser.param_groups[0]["lr"]),
+            step(),
+        )
     advance(trainer, 1)
     assert all(torch.equal(before[name], p) for name, p in trainer.stage.named_parameters()), "the first update is none"
     advance(trainer, 11)
@@ -539,8 +570,11 @@ def test_samples_need_a_posterior_and_no_cache(configure, tmp_path: Path) -> Non
 def test_the_published_head_has_52_million_parameters() -> None:
     with torch.device("meta"):
         head = PublishedHead(1280)
-    shapes = [(module.kernel_size, module.stride, module.padding, module.in_channels, module.out_channels)
-              for module in head.layers if isinstance(module, torch.nn.Conv2d)]  # fmt: skip
+    shapes = [
+        (module.kernel_size, module.stride, module.padding, module.in_channels, module.out_channels)
+        for module in head.layers
+        if isinstance(module, torch.nn.Conv2d)
+    ]
     assert shapes == [((4, 4), (1, 1), (1, 1), 1280, 2560), ((4, 4), (1, 1), (1, 1), 2560, 1)]
     assert (head.layers[1].num_groups, head.layers[1].num_channels) == (32, 2560)
     assert isinstance(head.layers[2], torch.nn.SiLU)
@@ -552,23 +586,44 @@ def test_the_published_head_has_52_million_parameters() -> None:
 def critic(**changes) -> LatentDiscriminator:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
-        norm_num_groups=8, attention_head_dim=8, cross_attention_dim=24,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=8,
+        cross_attention_dim=24,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
     alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, dim=0)
-    options = {"lora_rank": 16, "lora_alpha": 8.0, "lora_init": "kaiming", "lora_layers": "published",
-               "head": "published", "prompt_tokens": 77, "feature_gradient": False}  # fmt: skip
+    options = {
+        "lora_rank": 16,
+        "lora_alpha": 8.0,
+        "lora_init": "kaiming",
+        "lora_layers": "published",
+        "head": "published",
+        "prompt_tokens": 77,
+        "feature_gradient": False,
+    }
     return LatentDiscriminator(unet, alphas, **{**options, **changes})
 
 
 def test_the_published_lora_of_the_critic() -> None:
     published, own = critic(), critic(lora_layers="denoiser", lora_alpha=None, lora_init="gaussian")
-    layers = [{name.split(".lora_A.")[0] for name, _ in one.trunk.named_parameters() if ".lora_A." in name}
-              for one in (published, own)]  # fmt: skip
+    layers = [
+        {name.split(".lora_A.")[0] for name, _ in one.trunk.named_parameters() if ".lora_A." in name}
+        for one in (published, own)
+    ]
     assert layers[1] - layers[0] == {"conv_in"}
-    time = {name for name, _ in critic(lora_rank=None, lora_alpha=None, lora_init="gaussian", lora_layers="denoiser")
-            .trunk.named_modules() if name.endswith("time_emb_proj")}  # fmt: skip
+    time = {
+        name
+        for name, _ in critic(
+            lora_rank=None, lora_alpha=None, lora_init="gaussian", lora_layers="denoiser"
+        ).trunk.named_modules()
+        if name.endswith("time_emb_proj")
+    }
     assert layers[0] - layers[1] == time and len(time) == 4
     layer = published.trunk.mid_block.resnets[0].conv1
     assert (layer.r["critic"], layer.scaling["critic"]) == (16, 0.5)
@@ -674,8 +729,10 @@ def corner_of(crop: Tensor, turn: int, whole: int) -> tuple[int, int]:
 
 
 def test_the_number_of_crops_per_step(configure) -> None:
-    for passes, fits in ((1, "allowed: data.batch_size=64, or data.total_batch_size=null"),
-                         (8, "allowed: data.batch_size=8, or data.total_batch_size=null")):  # fmt: skip
+    for passes, fits in (
+        (1, "allowed: data.batch_size=64, or data.total_batch_size=null"),
+        (8, "allowed: data.batch_size=8, or data.total_batch_size=null"),
+    ):
         with pytest.raises(ConfigError, match=f"^data.total_batch_size is 64, but processes {passes} x .*; {fits}$"):
             check_total_batch(configure(1, "data.total_batch_size=64"), passes)
     check_total_batch(configure(1, "data.total_batch_size=64", "data.batch_size=8"), 8)

@@ -25,13 +25,20 @@ pytestmark = pytest.mark.usefixtures("quick_tables", "fresh_accelerate")
 @pytest.fixture
 def configure(compose, photos: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     def make(stage: str, *overrides: str, output: str = "run") -> TrainConfig:
-        rates = [] if any("rates=" in override or "init_from" in override for override in overrides) else [
-            "bottleneck.rates=[0.0019,0.125]"
-        ]  # fmt: skip
+        rates = (
+            []
+            if any("rates=" in override or "init_from" in override for override in overrides)
+            else ["bottleneck.rates=[0.0019,0.125]"]
+        )
         return compose(
-            f"experiment=tiny/{stage}", f"data.train=[{photos}]", f"output={tmp_path / output}",
-            "trainer.max_steps=2", "logger.tensorboard=false", *rates, *overrides,
-        )  # fmt: skip
+            f"experiment=tiny/{stage}",
+            f"data.train=[{photos}]",
+            f"output={tmp_path / output}",
+            "trainer.max_steps=2",
+            "logger.tensorboard=false",
+            *rates,
+            *overrides,
+        )
 
     return make
 
@@ -89,30 +96,55 @@ def test_other_pictures_are_another_run(configure, photos: Path, tmp_path: Path)
 
 def test_what_may_change(configure, runs) -> None:
     run(configure("hyper"))
-    config = configure("hyper", "trainer.max_steps=3", "trainer.keep_last=5", "trainer.log_every=2", "data.workers=1",
-                       "trainer.threads=1", "trainer.non_finite=skip", "logger.project=other")  # fmt: skip
+    config = configure(
+        "hyper",
+        "trainer.max_steps=3",
+        "trainer.keep_last=5",
+        "trainer.log_every=2",
+        "data.workers=1",
+        "trainer.threads=1",
+        "trainer.non_finite=skip",
+        "logger.project=other",
+    )
     run(config)
     assert runs.newest(config)["step"] == 3
     assert OmegaConf.load(Path(config.output, "config.yaml")).trainer.keep_last == 5
 
 
 def test_only_keys_that_exist_may_change() -> None:
-    keys = flatten({**vars(TrainConfig()), "trainer": vars(TrainConfig().trainer), "data": vars(TrainConfig().data),
-                    "logger": vars(TrainConfig().logger), "validation": vars(TrainConfig().validation),
-                    "stage": vars(TrainConfig().stage), "backbone": vars(TrainConfig().backbone)})  # fmt: skip
+    keys = flatten(
+        {
+            **vars(TrainConfig()),
+            "trainer": vars(TrainConfig().trainer),
+            "data": vars(TrainConfig().data),
+            "logger": vars(TrainConfig().logger),
+            "validation": vars(TrainConfig().validation),
+            "stage": vars(TrainConfig().stage),
+            "backbone": vars(TrainConfig().backbone),
+        }
+    )
     for name in MAY_CHANGE:
         assert any(key == name or key.startswith(name) for key in keys), name
     assert may_change("logger.wandb") and not may_change("trainer.max_steps_more") and not may_change("seed")
 
 
 def test_two_jobs_of_a_sweep_differ_and_equal_ones_are_equal(configure, runs) -> None:
-    plain, again, other = (configure("joint", *options, output=name) for name, options in
-                           (("a", ()), ("b", ()), ("c", ("timesteps=constant",))))  # fmt: skip
+    plain, again, other = (
+        configure("joint", *options, output=name)
+        for name, options in (("a", ()), ("b", ()), ("c", ("timesteps=constant",)))
+    )
     for config in (plain, again, other):
         run(config)
     runs.assert_same(plain, again)
-    one, two = (torch.cat([value.float().flatten() for value in OscarCodec.from_pretrained(f"{config.output}/final")
-                           .state_dict().values()]) for config in (plain, other))  # fmt: skip
+    one, two = (
+        torch.cat(
+            [
+                value.float().flatten()
+                for value in OscarCodec.from_pretrained(f"{config.output}/final").state_dict().values()
+            ]
+        )
+        for config in (plain, other)
+    )
     assert not torch.equal(one, two)
     with pytest.raises(ConfigError, match="timesteps.kind was 'table', is 'constant'"):
         run(configure("joint", "timesteps=constant", output="a"))
@@ -255,8 +287,9 @@ def test_provenance_of_a_run_and_of_its_result(configure) -> None:
     stored = OscarCodec.from_pretrained(f"{config.output}/final").provenance
     assert stored["step"] == 2 and stored["origin"] is None
     assert [(session["step"], session["processes"], session["overrides"]) for session in stored["sessions"]] == [
-        (0, 1, ["trainer.max_steps=1"]), (1, 1, ["trainer.max_steps=2"])
-    ]  # fmt: skip
+        (0, 1, ["trainer.max_steps=1"]),
+        (1, 1, ["trainer.max_steps=2"]),
+    ]
     environment = stored["sessions"][0]["environment"]
     assert set(environment) == {"commit", "dirty", "versions", "hardware"} and environment["versions"]["torch"]
     assert "environment" not in stored["sessions"][1]  # the same
@@ -278,9 +311,15 @@ def test_info_prints_it(configure, capsys) -> None:
     assert main(["info", f"{config.output}/final"]) == 0
     text = capsys.readouterr().out
     environment = record(config)["sessions"][0]["environment"]
-    for part in ("trained 2 steps of stage hyper, seed 0", "experiment=tiny/hyper trainer.max_steps=2", "max_steps: 2",
-                 f"torch {environment['versions']['torch']}", environment["hardware"]["processor"],
-                 "rates            0.0019, 0.1250", "LoRA of rank 2"):  # fmt: skip
+    for part in (
+        "trained 2 steps of stage hyper, seed 0",
+        "experiment=tiny/hyper trainer.max_steps=2",
+        "max_steps: 2",
+        f"torch {environment['versions']['torch']}",
+        environment["hardware"]["processor"],
+        "rates            0.0019, 0.1250",
+        "LoRA of rank 2",
+    ):
         assert part in text, part
     assert main(["info", f"{config.output}/final", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -308,8 +347,9 @@ def test_provenance_goes_back_to_the_first_stage(configure) -> None:
     run(configure(vae, output=vae))
     run(configure(prior, f"backbone.source={configure(vae, output=vae).output}/final", output=prior))
     run(configure(hyper, f"backbone.source={configure(prior, output=prior).output}/final", output=hyper))
-    last = configure(joint, f"init_from={configure(hyper, output=hyper).output}/final", "bottleneck.rates=null",
-                     output=joint)  # fmt: skip
+    last = configure(
+        joint, f"init_from={configure(hyper, output=hyper).output}/final", "bottleneck.rates=null", output=joint
+    )
     run(last)
     provenance, stages = read_model(f"{last.output}/final")["provenance"], []
     while provenance is not None:

@@ -23,8 +23,15 @@ def configure(compose, photos: Path, tiny_folder: Path, tmp_path: Path) -> Calla
     """Stage joint on the tiny checkpoint, without an experiment."""
 
     def make(*overrides: str, source: Path | str = tiny_folder) -> TrainConfig:
-        return compose("stage=joint", f"init_from={source}", f"data.train=[{photos}]", f"output={tmp_path / 'run'}",
-                       "stage.image_losses={l1: 1, dists: 0, edges_dists: 0}", "stage.gan=0", *overrides)  # fmt: skip
+        return compose(
+            "stage=joint",
+            f"init_from={source}",
+            f"data.train=[{photos}]",
+            f"output={tmp_path / 'run'}",
+            "stage.image_losses={l1: 1, dists: 0, edges_dists: 0}",
+            "stage.gan=0",
+            *overrides,
+        )
 
     return make
 
@@ -92,8 +99,9 @@ def test_a_new_prompt(configure, tiny_folder: Path) -> None:
 
 
 def test_a_checkpoint_of_a_hyperprior_says_its_kind(compose, photos: Path) -> None:
-    config = compose("stage=hyper", "init_from=nano-hyperprior", f"data.train=[{photos}]", "stage.cosine=0",
-                     "stage.lambdas=[1,2]")  # fmt: skip
+    config = compose(
+        "stage=hyper", "init_from=nano-hyperprior", f"data.train=[{photos}]", "stage.cosine=0", "stage.lambdas=[1,2]"
+    )
     assert resolve(config).bottleneck.hyperprior.groups == [8, 8, 16, 32]
     config = compose("stage=hyper", "init_from=nano-hyperprior", f"data.train=[{photos}]")
     with pytest.raises(ConfigError, match="^stage.cosine is 1.0, but stage hyper does not use it with a hyperprior"):

@@ -127,8 +127,10 @@ def test_a_hub_folder_of_pictures(hub, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"row 4 \(.*train/9.png\): not a picture"):
         read_picture(found[4])
     assert_photos(find_pictures(f"hf:{folder}#validation"), photos, [4])
-    one, other = (list(itertools.islice(build_loader(f"hf:{folder}", crop_size=32, batch_size=4, workers=workers), 2))
-                  for workers in (0, 2))  # fmt: skip
+    one, other = (
+        list(itertools.islice(build_loader(f"hf:{folder}", crop_size=32, batch_size=4, workers=workers), 2))
+        for workers in (0, 2)
+    )
     assert all(torch.equal(a["image"], b["image"]) for a, b in zip(one, other, strict=True))
     with pytest.raises(ValueError, match=r"#test cannot be read .*test"):
         find_pictures(f"hf:{folder}#test")

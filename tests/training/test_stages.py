@@ -41,9 +41,13 @@ def configure(compose, photos: Path, tmp_path: Path) -> Callable[..., TrainConfi
 
     def make(stage: str, *overrides: str) -> TrainConfig:
         return compose(
-            f"experiment=tiny/{stage}", f"data.train=[{photos}]", f"output={tmp_path / stage}",
-            "trainer.max_steps=2", "logger.tensorboard=false", *overrides,
-        )  # fmt: skip
+            f"experiment=tiny/{stage}",
+            f"data.train=[{photos}]",
+            f"output={tmp_path / stage}",
+            "trainer.max_steps=2",
+            "logger.tensorboard=false",
+            *overrides,
+        )
 
     return make
 
@@ -116,8 +120,9 @@ def test_the_prior_learns_the_target_of_its_schedule(configure, prediction_type:
 def test_hyper_trains_all_rates_or_some(configure) -> None:
     stage = build_stage(configure("hyper", "bottleneck.rates=[0.0019,0.0313,0.125]", "stage.commitment=0.5")).train()
     metrics = stage(images(), Pass(0, 0))
-    losses, cosines = ([metrics[f"{name}_{bpp}"].item() for bpp in ("0.0019", "0.0313", "0.1250")]
-                       for name in ("loss", "cosine"))  # fmt: skip
+    losses, cosines = (
+        [metrics[f"{name}_{bpp}"].item() for bpp in ("0.0019", "0.0313", "0.1250")] for name in ("loss", "cosine")
+    )
     assert metrics["loss"].item() == pytest.approx(sum(losses) / 3, abs=1e-6)
     assert sum(losses) - sum(cosines) == pytest.approx(3 * 0.5 * metrics["commitment"].item(), abs=1e-6) != 0
     stage = build_stage(configure("hyper", "stage.rates_per_step=2", "+stage.rate_weights={0.125:0}"))
@@ -157,8 +162,9 @@ def test_rates_train_together_as_each_alone(configure) -> None:
 
 
 def test_joint_logs_by_rate(configure, quick_tables) -> None:
-    config = configure("joint", "bottleneck.rates=[0.0313,0.125]", "stage.gan=0", "stage.rate_order=balanced",
-                       "trainer.log_every=1")  # fmt: skip
+    config = configure(
+        "joint", "bottleneck.rates=[0.0313,0.125]", "stage.gan=0", "stage.rate_order=balanced", "trainer.log_every=1"
+    )
     Trainer(build_stage(config), config).run()
     with (Path(config.output) / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -274,9 +280,16 @@ def test_the_codebooks_training_is_the_runs_own(configure, tiny_folder: Path) ->
 def test_a_rate_in_stages_is_trained_alone(configure, tiny_folder: Path, quick_tables) -> None:
     """On the hyper-encoder of another rate; networks and other rates stay to the bit what they were."""
     weights = {rate.bpp: 0 for rate in RATES[:8] if rate.id != 4}
-    config = configure("joint", f"init_from={tiny_folder}", "stage.gan=0", "stage.denoiser=frozen",
-                       "+bottleneck.stages={0.0625: 4}", "+bottleneck.start_from={0.0625: 0.043}",
-                       f"+stage.rate_weights={str(weights)}", "trainer.ema_decay=0.5")  # fmt: skip
+    config = configure(
+        "joint",
+        f"init_from={tiny_folder}",
+        "stage.gan=0",
+        "stage.denoiser=frozen",
+        "+bottleneck.stages={0.0625: 4}",
+        "+bottleneck.start_from={0.0625: 0.043}",
+        f"+stage.rate_weights={str(weights)}",
+        "trainer.ema_decay=0.5",
+    )
     stage = build_stage(config)
     source, encoder = (stage.codec.bottleneck.at(RATES[rate_id]) for rate_id in (3, 4))
     assert torch.equal(encoder.proj[0].weight, source.proj[0].weight) and encoder.num_quantizers == 4
@@ -318,16 +331,25 @@ def test_losses_count_by_their_name(configure, name) -> None:
     loss, logged = stage.weigh(Output(images(), losses, {"perplexity": torch.tensor(7.0)}))
     assert loss.item() == 3 + 50 + 200
     assert {name: value.item() for name, value in logged.items()} == {
-        "cosine": 1, "commitment": 10, "kl": 200, "perplexity": 7
-    }  # fmt: skip
+        "cosine": 1,
+        "commitment": 10,
+        "kl": 200,
+        "perplexity": 7,
+    }
 
 
 # Timestep mappings.
 
 
 def test_learned_timesteps(configure, quick_tables) -> None:
-    config = configure("joint", "timesteps=learned", "stage.gan=0", "optimiser.lr=0.01", "optimiser.warmup_steps=0",
-                       "trainer.ema_decay=0.5")  # fmt: skip
+    config = configure(
+        "joint",
+        "timesteps=learned",
+        "stage.gan=0",
+        "optimiser.lr=0.01",
+        "optimiser.warmup_steps=0",
+        "trainer.ema_decay=0.5",
+    )
     stage = build_stage(config)
     assert isinstance(stage.codec.mapping, LearnedMapping)
     metrics = stage.train()(images(), Pass(0, 0))
@@ -350,14 +372,23 @@ def test_learned_timesteps(configure, quick_tables) -> None:
 
 def test_learned_timesteps_go_by_id(configure) -> None:
     """Ids beyond the paper's lie between its rates; checkpoints of runs have the offsets by id."""
-    stage = build_stage(configure("joint", "bottleneck.rates=[0.1250,0.0024,0.0019]", "stage.gan=0",
-                                  "timesteps=learned", "timesteps.timesteps={0:500,7:150,8:480}"))  # fmt: skip
+    stage = build_stage(
+        configure(
+            "joint",
+            "bottleneck.rates=[0.1250,0.0024,0.0019]",
+            "stage.gan=0",
+            "timesteps=learned",
+            "timesteps.timesteps={0:500,7:150,8:480}",
+        )
+    )
     assert [rate.id for rate in stage.timesteps.rates] == [0, 7, 8]
     with torch.no_grad():
         stage.timesteps.offset[1] = 1
     assert {rate_id: round(value) for rate_id, value in stage.timesteps.to_mapping().timesteps.items()} == {
-        0: 500, 7: 324, 8: 480
-    }  # fmt: skip
+        0: 500,
+        7: 324,
+        8: 480,
+    }
 
 
 def test_learned_timesteps_are_resumed(configure, quick_tables, tmp_path: Path) -> None:
@@ -439,8 +470,10 @@ def test_equal_seeds_give_equal_stages(configure) -> None:
 
 def test_all_randomness_follows_from_the_pass() -> None:
     assert torch.equal(*(torch.rand(3, generator=Pass(5, 1).noise(torch.device("cpu"))) for _ in range(2)))
-    draws = {(turn.number, turn.seed, turn.rank): torch.rand(1, generator=turn.noise(torch.device("cpu"))).item()
-             for turn in (Pass(5, 1), Pass(6, 1), Pass(5, 2), Pass(5, 1, rank=1))}  # fmt: skip
+    draws = {
+        (turn.number, turn.seed, turn.rank): torch.rand(1, generator=turn.noise(torch.device("cpu"))).item()
+        for turn in (Pass(5, 1), Pass(6, 1), Pass(5, 2), Pass(5, 1, rank=1))
+    }
     assert len(set(draws.values())) == 4
 
 

@@ -50,9 +50,13 @@ def configure(compose, photos: Path, pictures: Path, tmp_path: Path) -> Callable
         if stage in ("hyper", "joint"):
             overrides = ("bottleneck.rates=[0.0313,0.125]", *overrides)
         return compose(
-            f"experiment=tiny/{stage}", f"data.train=[{photos}]", f"output={tmp_path}", "logger.tensorboard=false",
-            f"validation.images={pictures}", *overrides,
-        )  # fmt: skip
+            f"experiment=tiny/{stage}",
+            f"data.train=[{photos}]",
+            f"output={tmp_path}",
+            "logger.tensorboard=false",
+            f"validation.images={pictures}",
+            *overrides,
+        )
 
     return make
 
@@ -90,8 +94,9 @@ def test_scalars_are_those_of_real_files(configure, accelerator, pictures: Path)
             files = [codec.compress(image, rate) for image in originals(pictures)]
             pixels = [image.width * image.height for image in originals(pictures)]
             bpp = fmean(8 * len(data) / count for data, count in zip(files, pixels, strict=True))
-            quality = fmean(psnr(image, codec.decompress(data))
-                            for image, data in zip(originals(pictures), files, strict=True))  # fmt: skip
+            quality = fmean(
+                psnr(image, codec.decompress(data)) for image, data in zip(originals(pictures), files, strict=True)
+            )
             codes = np.concatenate([codec.read(data).symbols.indices.numpy().ravel() for data in files])
             share = np.unique(codes, return_counts=True)[1] / len(codes)
             assert scalars[f"bpp_{rate.bpp:.4f}"] == pytest.approx(bpp)
@@ -123,8 +128,10 @@ def test_the_grid_is_written_and_given_to_the_trackers(configure, accelerator, t
     seen = {}
 
     def tracker(name: str) -> SimpleNamespace:
-        return SimpleNamespace(name=name, log_images=lambda values, step, **options: seen.update(
-            {name: (values["validation"], step, options)}))  # fmt: skip
+        return SimpleNamespace(
+            name=name,
+            log_images=lambda values, step, **options: seen.update({name: (values["validation"], step, options)}),
+        )
 
     accelerator.trackers = [tracker("tensorboard"), tracker("wandb")]
     config = configure("joint", "stage.gan=0", "validation.grid=2")
@@ -150,8 +157,14 @@ def test_processes_share_the_set(configure, accelerator, monkeypatch, count: int
     for rank in reversed(range(count)):  # the first process is the last to run, and then holds everyone's rows
         if rank == 0:
             monkeypatch.setattr(validation, "summarise", summarise)
-        process = SimpleNamespace(process_index=rank, num_processes=count, device="cpu", trackers=[],
-                                  is_main_process=rank == 0, main_process_first=nullcontext)  # fmt: skip
+        process = SimpleNamespace(
+            process_index=rank,
+            num_processes=count,
+            device="cpu",
+            trackers=[],
+            is_main_process=rank == 0,
+            main_process_first=nullcontext,
+        )
         validator = Validator(config, process)
         turns.append(len(validator.pictures))
         shared = validator.run(stage, 1)
@@ -223,8 +236,9 @@ def test_the_autoencoder_and_the_prior(configure, accelerator, pictures: Path, t
         ("vae", ["validation.best=bpp"], "validation.best is 'bpp'; allowed: psnr, ms_ssim"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(configure, accelerator, stage: str, overrides: list[str],
-                                            message: str) -> None:  # fmt: skip
+def test_what_cannot_be_measured_is_refused(
+    configure, accelerator, stage: str, overrides: list[str], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         Validator(configure(stage, *overrides), accelerator)
 
@@ -245,8 +259,9 @@ def test_metrics_without_weights_are_left_out(configure, accelerator, monkeypatc
     assert list(Validator(config, accelerator).run(build_stage(config), 1)) == ["psnr"]
     without = "validation.metrics.names=[lpips_alex]"
     with pytest.raises(ConfigError, match="'lpips_alex', which is unavailable .alexnet weights .*; allowed: psnr$"):
-        Validator(configure("vae", "validation.metrics.names=[psnr,lpips_alex]", "validation.best=lpips_alex"),
-                  accelerator)  # fmt: skip
+        Validator(
+            configure("vae", "validation.metrics.names=[psnr,lpips_alex]", "validation.best=lpips_alex"), accelerator
+        )
     with pytest.raises(ConfigError, match="names has no metric that can be had: alexnet weights"):
         Validator(configure("vae", without), accelerator)
     assert Validator(configure("joint", without), accelerator).best == "cosine"

@@ -93,9 +93,7 @@ def _cells(column: Column) -> tuple[str, list[str]]:
     words = [text(value) for value in column.values]
     if not all(isinstance(value, Real) or word == NONE for value, word in zip(column.values, words, strict=True)):
         kind = ' class="text long"' if column.long else ' class="text"'
-        cells = [
-            f'<td{kind} data-value="{"" if word == NONE else escape(word)}">{escape(word)}</td>' for word in words
-        ]
+        cells = [f'<td{kind} data-value="{"" if word == NONE else escape(word)}">{escape(word)}</td>' for word in words]
         return ' class="text"', cells
     show = column.show or shower(column.values)
     return "", [

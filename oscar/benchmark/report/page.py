@@ -269,8 +269,14 @@ def _references(data: ReportData, show: dict[str, Show], styles: dict) -> list[d
 
 
 def _curve(label: str, style: _Style, points: list[dict], reference: bool) -> dict:
-    return {"label": label, "classes": style.classes + (" reference" if reference else ""), "shape": style.shape,
-            "ours": style.ours, "reference": reference, "points": points}  # fmt: skip
+    return {
+        "label": label,
+        "classes": style.classes + (" reference" if reference else ""),
+        "shape": style.shape,
+        "ours": style.ours,
+        "reference": reference,
+        "points": points,
+    }
 
 
 class _Images:
@@ -431,8 +437,17 @@ def _bd(data: ReportData, bd: pd.DataFrame, styles: dict) -> str:
 def _rows(frame: pd.DataFrame, qualities: dict[str, str], styles: dict) -> str:
     if {"width", "height"} <= set(frame):
         frame = frame.assign(size=[f"{w}×{h}" for w, h in zip(frame["width"], frame["height"], strict=True)])
-    titles = {"image": "picture", "label": "codec", "point": "setting", "protocol": "protocol", "size": "size",
-              "file_bytes": "bytes", **RATES, **qualities, **SECONDS}  # fmt: skip
+    titles = {
+        "image": "picture",
+        "label": "codec",
+        "point": "setting",
+        "protocol": "protocol",
+        "size": "size",
+        "file_bytes": "bytes",
+        **RATES,
+        **qualities,
+        **SECONDS,
+    }
     return (
         f"<details><summary>{len(frame):,} rows, one per picture, codec and setting</summary>\n"
         '<input type="search" aria-label="Show rows that contain" placeholder="Show rows that contain …">\n'

@@ -97,12 +97,35 @@ def write_csv(results: Sequence[Result], path: Path) -> None:
     """One row per picture and rate; MS-SSIM is empty where it is unavailable."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["picture", "width", "height", "rate", "file_bytes", "actual_bpp", "psnr", "ms_ssim",
-                         "encode_seconds", "decode_seconds"])  # fmt: skip
+        writer.writerow(
+            [
+                "picture",
+                "width",
+                "height",
+                "rate",
+                "file_bytes",
+                "actual_bpp",
+                "psnr",
+                "ms_ssim",
+                "encode_seconds",
+                "decode_seconds",
+            ]
+        )
         for r in results:
-            writer.writerow([r.picture, r.width, r.height, r.rate, r.file_bytes, f"{r.actual_bpp:.6f}",
-                             f"{r.psnr:.4f}", "" if r.ms_ssim is None else f"{r.ms_ssim:.6f}",
-                             f"{r.encode_seconds:.4f}", f"{r.decode_seconds:.4f}"])  # fmt: skip
+            writer.writerow(
+                [
+                    r.picture,
+                    r.width,
+                    r.height,
+                    r.rate,
+                    r.file_bytes,
+                    f"{r.actual_bpp:.6f}",
+                    f"{r.psnr:.4f}",
+                    "" if r.ms_ssim is None else f"{r.ms_ssim:.6f}",
+                    f"{r.encode_seconds:.4f}",
+                    f"{r.decode_seconds:.4f}",
+                ]
+            )
 
 
 def format_ms_ssim(value: float | None) -> str:
@@ -199,9 +222,9 @@ def write_contact_sheet(results: Sequence[Result], path: Path, most_pictures: in
         first = group[0]
         cells = [(first.original, first.picture, f"{first.width} x {first.height}")]
         cells += [
-            (r.reconstruction, f"rate {r.rate:.4f}", f"{r.file_bytes:,} bytes, {r.actual_bpp:.4f} bpp, "
-             f"{r.psnr:.1f} dB") for r in group
-        ]  # fmt: skip
+            (r.reconstruction, f"rate {r.rate:.4f}", f"{r.file_bytes:,} bytes, {r.actual_bpp:.4f} bpp, {r.psnr:.1f} dB")
+            for r in group
+        ]
         for column, (image_path, *caption) in enumerate(cells):
             left = _GAP + column * (_THUMB_WIDTH + _GAP)
             with Image.open(image_path) as image:

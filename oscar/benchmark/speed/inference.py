@@ -101,14 +101,16 @@ def model_folder(config: InferenceSpeedConfig, folder: Path) -> str:
         torch.manual_seed(0)
         shapes, rates = config.backbone, [rate.id for rate in config.bottleneck.rate_points()]
         Backbone.from_configs(shapes.vae, shapes.unet, shapes.scheduler).save_pretrained(folder / "backbone")
-        codec = OscarCodec(*checkpoint.build(
-            {
-                "bottleneck": {"rates": rates, **config.bottleneck.describe()},
-                "denoiser": {"tuning": "lora"},
-                "timesteps": {"kind": "table"},
-            },
-            Backbone.from_pretrained(folder / "backbone"),
-        ))  # fmt: skip
+        codec = OscarCodec(
+            *checkpoint.build(
+                {
+                    "bottleneck": {"rates": rates, **config.bottleneck.describe()},
+                    "denoiser": {"tuning": "lora"},
+                    "timesteps": {"kind": "table"},
+                },
+                Backbone.from_pretrained(folder / "backbone"),
+            )
+        )
         with torch.no_grad():
             for name, value in codec.denoiser.unet.named_parameters():
                 if ".lora_B." in name:  # zero at first, so that the adapters would do nothing
@@ -154,21 +156,23 @@ def measure_latency(config: InferenceSpeedConfig, model: str, device: torch.devi
             plain = seconds[PLAIN, "encode"], seconds[PLAIN, "decode"]
             error = difference.square().mean().item()
             own = codec.read(codec.compress(image, config.rate)).symbols.indices
-            rows.append({
-                "size": size,
-                "way": name,
-                "default": name == default,
-                "encode_s": float(np.median(encode)),
-                "decode_s": float(np.median(decode)),
-                "both_s": float(np.median(encode + decode)),
-                "encode_speedup": paired_ratio(plain[0], encode),
-                "decode_speedup": paired_ratio(plain[1], decode),
-                "both_speedup": paired_ratio(plain[0] + plain[1], encode + decode),
-                "max_difference": difference.abs().max().item(),
-                "exact_difference": (decoded - exact).abs().max().item(),
-                "psnr_db": 10 * float(np.log10(4 / error)) if error else None,
-                "other_indices_percent": 100 * (own != indices).double().mean().item(),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "size": size,
+                    "way": name,
+                    "default": name == default,
+                    "encode_s": float(np.median(encode)),
+                    "decode_s": float(np.median(decode)),
+                    "both_s": float(np.median(encode + decode)),
+                    "encode_speedup": paired_ratio(plain[0], encode),
+                    "decode_speedup": paired_ratio(plain[1], decode),
+                    "both_speedup": paired_ratio(plain[0] + plain[1], encode + decode),
+                    "max_difference": difference.abs().max().item(),
+                    "exact_difference": (decoded - exact).abs().max().item(),
+                    "psnr_db": 10 * float(np.log10(4 / error)) if error else None,
+                    "other_indices_percent": 100 * (own != indices).double().mean().item(),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -177,8 +181,12 @@ def measure_memory(config: InferenceSpeedConfig, model: str, device: torch.devic
     import pandas as pd
 
     rows = []
-    for way, half, dtype in ((PLAIN, "both", "float32"), ("ours", "both", "auto"), ("ours", "encoder", "auto"),
-                             ("ours", "decoder", "auto")):  # fmt: skip
+    for way, half, dtype in (
+        (PLAIN, "both", "float32"),
+        ("ours", "both", "auto"),
+        ("ours", "encoder", "auto"),
+        ("ours", "decoder", "auto"),
+    ):
         request = _request(config, model, device, config.sizes[0], dtype)
         rows.append({"way": way, "half": half} | _measure({**request, "way": way, "half": half}))
     return pd.DataFrame(rows)
@@ -206,8 +214,15 @@ def picture(size: str) -> Image.Image:
 
 
 def _request(config: InferenceSpeedConfig, model: str, device: torch.device, size: str, dtype: str) -> dict:
-    return {"model": model, "device": str(device), "size": size, "dtype": dtype, "rate": config.rate,
-            "threads": torch.get_num_threads(), "memory": "auto"}  # fmt: skip
+    return {
+        "model": model,
+        "device": str(device),
+        "size": size,
+        "dtype": dtype,
+        "rate": config.rate,
+        "threads": torch.get_num_threads(),
+        "memory": "auto",
+    }
 
 
 def _measure(request: dict) -> dict:

@@ -21,8 +21,14 @@ _TITLES = {
               "loaded_mib": "MiB when loaded", "peak_mib": "peak MiB of the call", "beyond_mib": "MiB beyond loaded",
               "encode_s": "encode s", "decode_s": "decode s", "cuda_peak_mib": "peak MiB on the GPU"},
 }  # fmt: skip
-_DIGITS = {"_s": "{:.2f}", "_speedup": "{:.2f}", "_mib": "{:,.0f}", "_difference": "{:.1e}", "_db": "{:.1f}",
-           "_percent": "{:.2f}"}  # fmt: skip
+_DIGITS = {
+    "_s": "{:.2f}",
+    "_speedup": "{:.2f}",
+    "_mib": "{:,.0f}",
+    "_difference": "{:.1e}",
+    "_db": "{:.1f}",
+    "_percent": "{:.2f}",
+}
 
 
 def make_tables(frames: Mapping[str, pd.DataFrame], identity: Mapping) -> list[Table]:
@@ -34,8 +40,9 @@ def make_tables(frames: Mapping[str, pd.DataFrame], identity: Mapping) -> list[T
     """
     captions, made = _captions(identity), []
     for name, frame in frames.items():
-        shown = {column: title for column, title in _TITLES[name].items()
-                 if column in frame and frame[column].notna().any()}  # fmt: skip
+        shown = {
+            column: title for column, title in _TITLES[name].items() if column in frame and frame[column].notna().any()
+        }
         formats = {
             column: digits.format for column in shown for ending, digits in _DIGITS.items() if column.endswith(ending)
         }
@@ -47,17 +54,20 @@ def make_tables(frames: Mapping[str, pd.DataFrame], identity: Mapping) -> list[T
 
 def _captions(identity: Mapping) -> dict[str, str]:
     settings, machine = identity["settings"], identity["hardware"]
-    where = machine["gpu"] if identity["device"].startswith("cuda") else (
-        f"{machine['processor']}, {machine['threads']} threads")  # fmt: skip
+    where = (
+        machine["gpu"]
+        if identity["device"].startswith("cuda")
+        else (f"{machine['processor']}, {machine['threads']} threads")
+    )
     model = settings["model"] or f"backbone {settings['backbone']['name']}, random weights"
     what = f"{model}; rate {settings['rate']:.4f}; {where}"
     return {
         "latency": f"Seconds from picture to file and back ({what}). plain: as published, in float32 with adapters "
-                   f"beside the weights. Medians of {settings['repeats']} rounds, in turns; ratios are medians over "
-                   "rounds. Differences are of decoded pictures, in [-1, 1], from plain as it is, and from plain with "
-                   "exact normalisations.",
+        f"beside the weights. Medians of {settings['repeats']} rounds, in turns; ratios are medians over "
+        "rounds. Differences are of decoded pictures, in [-1, 1], from plain as it is, and from plain with "
+        "exact normalisations.",
         "memory": f"Loading, and one call with a picture of {settings['sizes'][0]}, each row in a process of its own "
-                  f"({what}). Resident memory includes Python and the libraries.",
+        f"({what}). Resident memory includes Python and the libraries.",
         "large": f"Memory for one large picture, budget {settings['large_memory']}, each row in a process of its own "
-                 f"({what}).",
-    }  # fmt: skip
+        f"({what}).",
+    }

@@ -111,8 +111,10 @@ def run_timing(
     if unknown:
         raise ValueError(f"points of codec {unknown[0]!r}: no such codec here; allowed: {', '.join(names)}")
     if not codecs or repeats < 1 or warmup < 0 or min(batch_sizes, default=1) < 1:
-        raise ValueError(f"timing of {len(codecs)} codecs with repeats {repeats}, warmup {warmup}, batch sizes "
-                         f"{list(batch_sizes)} is not allowed; allowed: from 1, 1, 0 and 1 up")  # fmt: skip
+        raise ValueError(
+            f"timing of {len(codecs)} codecs with repeats {repeats}, warmup {warmup}, batch sizes "
+            f"{list(batch_sizes)} is not allowed; allowed: from 1, 1, 0 and 1 up"
+        )
     candidates = [
         (codec, codec.check_point(point)) for codec in codecs for point in (points or {}).get(codec.name, codec.points)
     ]
@@ -553,15 +555,21 @@ def _latency_table(run: _Run, candidates: list[tuple[ImageCodec, float]]) -> pd.
 
 def _stage_table(run: _Run, ours: list[tuple[OscarImageCodec, float]]) -> pd.DataFrame:
     rows = [
-        {"codec": codec.name, "point": point, "direction": direction, "stage": stage, **run.size,
-         **percentiles(seconds), "mean_ms": 1000 * seconds.mean(),
-         "share_percent": 100 * seconds.mean() / stages[WHOLE].mean(), **run.counts}
+        {
+            "codec": codec.name,
+            "point": point,
+            "direction": direction,
+            "stage": stage,
+            **run.size,
+            **percentiles(seconds),
+            "mean_ms": 1000 * seconds.mean(),
+            "share_percent": 100 * seconds.mean() / stages[WHOLE].mean(),
+            **run.counts,
+        }
         for codec, point in ours
-        for direction, stages in stage_times(
-            codec.codec, run.image, point, run.repeats, run.warmup, run.tick
-        ).items()
+        for direction, stages in stage_times(codec.codec, run.image, point, run.repeats, run.warmup, run.tick).items()
         for stage, seconds in stages.items()
-    ]  # fmt: skip
+    ]
     figures = (*(f"p{percent}_ms" for percent in PERCENTILES), "mean_ms", "share_percent")
     return _table(rows, *_CALL, "stage", *run.size, *figures, *run.counts)
 

@@ -157,8 +157,12 @@ class SpeedBench:
     def train_config(self, schedule: str, workers: int) -> TrainConfig:
         """The run of stage hyper that a schedule is, at the paper's settings."""
         alone = {"rates_per_step": 1, "rate_order": "balanced"}  # each rate once in as many steps as there are rates
-        data = DataConfig(train=[str(path) for path in self.pictures()], crop=self.config.crop, workers=workers,
-                          batch_size=self.config.batch_size)  # fmt: skip
+        data = DataConfig(
+            train=[str(path) for path in self.pictures()],
+            crop=self.config.crop,
+            workers=workers,
+            batch_size=self.config.batch_size,
+        )
         if schedule == "cached":
             data.latents = str(self.latents())
         return TrainConfig(
@@ -207,8 +211,10 @@ def measure_schedules(bench: SpeedBench) -> pd.DataFrame:
     trainers = bench.trainers(tuple(SCHEDULES))
     rates = len(config.bottleneck.rates)
     steps = {name: rates if name == "published" else 1 for name in trainers}
-    calls = {name: partial(advance, trainer, repeat(next(trainer._batches(0))), steps[name])
-             for name, trainer in trainers.items()}  # fmt: skip
+    calls = {
+        name: partial(advance, trainer, repeat(next(trainer._batches(0))), steps[name])
+        for name, trainer in trainers.items()
+    }
     with _bar("schedules", len(calls) * (config.warmup + config.repeats)) as bar:
         seconds = interleaved(calls, config.repeats, config.warmup, bench.sync, bar.update)
     rows = []

@@ -59,13 +59,13 @@ def _captions(identity: Mapping) -> dict[str, str]:
     batch = f"batch {settings['batch_size']}, {shape}"
     return {
         "schedules": f"Hyper-encoder steps per second of stage hyper ({batch}). In a round every schedule trains every "
-                     f"rate by one step; medians of {_several(settings['repeats'], 'round')}, in turns; ratios are "
-                     "medians over rounds.",
+        f"rate by one step; medians of {_several(settings['repeats'], 'round')}, in turns; ratios are "
+        "medians over rounds.",
         "loader": f"Share of the time for which steps of stage hyper wait for their batch ({batch}), once the batches "
-                  "that were loaded ahead are used up, and what the loader gives when nothing else is done.",
+        "that were loaded ahead are used up, and what the loader gives when nothing else is done.",
         "joint": f"A step of stage joint (batch 1, {shape}) with gradient checkpointing, in a process of its own. Its "
-                 "resident memory includes Python and the libraries. Losses whose weights are not here are left out "
-                 "(training.joint.network_files gives them).",
+        "resident memory includes Python and the libraries. Losses whose weights are not here are left out "
+        "(training.joint.network_files gives them).",
         "parameters": "Trained parameters of stage joint, beside those of the published checkpoint of full size, which "
-                      "holds no critic.",
-    }  # fmt: skip
+        "holds no critic.",
+    }

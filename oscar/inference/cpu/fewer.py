@@ -57,9 +57,13 @@ class SharedUpsample2D(Upsample2D):
     def replaces(block: nn.Module) -> bool:
         return (
             type(block) is Upsample2D
-            and block.use_conv and block.interpolate and block.norm is None and block.name == "conv"
-            and block.conv.kernel_size == (3, 3) and block.conv.padding == (1, 1)
-        )  # fmt: skip
+            and block.use_conv
+            and block.interpolate
+            and block.norm is None
+            and block.name == "conv"
+            and block.conv.kernel_size == (3, 3)
+            and block.conv.padding == (1, 1)
+        )
 
 
 def upsampling_terms(weight: Tensor) -> list[Tensor]:
@@ -114,8 +118,9 @@ class PatchConv2d(nn.Conv2d):
     def forward(self, images: Tensor) -> Tensor:
         batch, _, height, width = images.shape
         step = self.stride[0]
-        rows, columns = ((side + 2 * pad - 3) // step + 1 for side, pad in
-                         zip((height, width), self.padding, strict=True))  # fmt: skip
+        rows, columns = (
+            (side + 2 * pad - 3) // step + 1 for side, pad in zip((height, width), self.padding, strict=True)
+        )
         if rows * columns > PATCH_POSITIONS or images.dtype != torch.float32 or images.device.type != "cpu":
             return super().forward(images)
         pad_h, pad_w = self.padding

@@ -63,8 +63,10 @@ def winograd_matrices(tile: int, taps: int = 3) -> tuple[Tensor, Tensor, Tensor]
         inputs.append(_polynomial(others) + [Fraction(0)])
     weight.append([Fraction(int(power == taps - 1)) for power in range(taps)])
     inputs.append(_polynomial(points))
-    return tuple(torch.tensor([[float(x) for x in row] for row in rows], dtype=torch.float64)
-                 for rows in (output, weight, inputs))  # fmt: skip
+    return tuple(
+        torch.tensor([[float(x) for x in row] for row in rows], dtype=torch.float64)
+        for rows in (output, weight, inputs)
+    )
 
 
 def _polynomial(roots: list[Fraction]) -> list[Fraction]:

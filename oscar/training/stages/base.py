@@ -46,8 +46,9 @@ def check_posterior(backbone: Backbone) -> None:
         ConfigError: in that case.
     """
     if not isinstance(backbone.vae, AutoencoderKL):
-        raise ConfigError(f"stage.sample_latents is true, but {type(backbone.vae).__name__} has no posterior; "
-                          "allowed: false")  # fmt: skip
+        raise ConfigError(
+            f"stage.sample_latents is true, but {type(backbone.vae).__name__} has no posterior; allowed: false"
+        )
 
 
 class Stage(nn.Module):

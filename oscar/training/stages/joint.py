@@ -117,10 +117,17 @@ def build_critic(codec: OscarCodec, config: CriticConfig) -> LatentDiscriminator
     """The critic on a copy of the codec's UNet without adapters; a prompt of its own is as long as the denoiser's."""
     tokens = codec.denoiser.prompt.shape[1] if config.prompt == "own" and codec.denoiser.prompt is not None else 0
     return LatentDiscriminator(
-        codec.backbone.plain_unet(), codec.backbone.schedule.alphas_cumprod, config.lora_rank, head=config.head,
-        timesteps=tuple(config.timesteps), lora_alpha=config.lora_alpha, lora_init=config.lora_init,
-        lora_layers=config.lora_layers, prompt_tokens=tokens, feature_gradient=config.feature_gradient,
-    )  # fmt: skip
+        codec.backbone.plain_unet(),
+        codec.backbone.schedule.alphas_cumprod,
+        config.lora_rank,
+        head=config.head,
+        timesteps=tuple(config.timesteps),
+        lora_alpha=config.lora_alpha,
+        lora_init=config.lora_init,
+        lora_layers=config.lora_layers,
+        prompt_tokens=tokens,
+        feature_gradient=config.feature_gradient,
+    )
 
 
 def check_features(codec: OscarCodec, critic: LatentDiscriminator, crop: int) -> None:
@@ -132,5 +139,7 @@ def check_features(codec: OscarCodec, critic: LatentDiscriminator, crop: int) ->
     step = codec.backbone.factor * codec.backbone.unet_multiple  # pixels per position of the features
     least = step * getattr(critic.head, "MIN_SIDE", 1)
     if crop < least:
-        raise ConfigError(f"data.crop is {crop}, but stage.critic.head 'published' needs features of "
-                          f"{PublishedHead.MIN_SIDE}x{PublishedHead.MIN_SIDE}; allowed: {least} or more")  # fmt: skip
+        raise ConfigError(
+            f"data.crop is {crop}, but stage.critic.head 'published' needs features of "
+            f"{PublishedHead.MIN_SIDE}x{PublishedHead.MIN_SIDE}; allowed: {least} or more"
+        )

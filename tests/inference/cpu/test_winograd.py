@@ -182,9 +182,12 @@ def test_golden_decoder_and_encoder(golden, golden_cases):
 def test_wide_decoder():
     torch.manual_seed(0)
     vae = AutoencoderKL(
-        block_out_channels=(96, 192), layers_per_block=1, latent_channels=4,
-        up_block_types=("UpDecoderBlock2D",) * 2, down_block_types=("DownEncoderBlock2D",) * 2,
-    ).eval()  # fmt: skip
+        block_out_channels=(96, 192),
+        layers_per_block=1,
+        latent_channels=4,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+    ).eval()
     latent = torch.randn(1, 4, 36, 30)
     plain = vae.decode(latent).sample
     exact = copy.deepcopy(vae).double().decode(latent.double()).sample
