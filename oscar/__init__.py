@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from oscar.codec import OscarCodec
     from oscar.inference.load import load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["OscarCodec", "__version__", "load"]
 
 
