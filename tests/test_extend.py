@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,19 @@ def test_every_section_has_a_file_of_at_most_forty_lines() -> None:
     assert "oscar" not in {Path(name).stem for name in FILES}
     sections = re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
     assert all(section.count("```python") == 1 for section in sections)
+
+
+COMMANDS = re.findall(r"python scripts/(\w+)\.py ([^`\n]*)", PAGE.replace("\\\n", " "))
+
+
+@pytest.mark.parametrize(("script", "text"), COMMANDS, ids=[text[:40] for _, text in COMMANDS])
+def test_commands_of_the_page_are_read(compose, photos, plugins, script, text) -> None:
+    place = {"data.train=[photos]": f"data.train=[{photos}]", "data.images=photos": f"data.images={photos}"}
+    words = [place.get(word, word) for word in shlex.split(text)]
+    if words[0] == "--config-dir":
+        words[:2] = [f"hydra.searchpath=[{plugins / words[1]}]"]
+    config = compose(*words) if script == "train" else composed(script, EvaluateConfig, *words)
+    assert config.output
 
 
 def test_all_is_registered() -> None:
@@ -238,7 +252,7 @@ def test_configurations_that_are_refused(compose, photos, overrides, message) ->
     (("timesteps=paper",), "timesteps: kind table is for models with rates"),
     (("timesteps.kind=powr",), "timesteps.kind 'powr' does not exist; allowed: table, .*, power"),
     (("timesteps.kind=power", "timesteps.scale=high"), "timesteps.scale is 'high'; allowed: numbers"),
-    (("timesteps.kind=power", "timesteps.base=2"), "base is unknown to kind power; allowed: kind, scale, exponent"),
+    (("timesteps.kind=power", "timesteps.base=2"), "base is unknown to kind power; allowed: kind, sca, exponent"),
 ])  # fmt: skip
 def test_runs_that_are_refused(compose, photos, overrides, message) -> None:
     run = ("backbone=tiny", "stage=hyper", f"data.train=[{photos}]", "bottleneck.kind=scalar", *NEW)
