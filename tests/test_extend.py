@@ -247,12 +247,12 @@ def test_configurations_that_are_refused(compose, photos, overrides, message) ->
 
 
 @pytest.mark.parametrize(("overrides", "message"), [
-    (("bottleneck.options.level=[3]", "timesteps=constant"), "options.level is unknown to kind scalar; allowed: levels"),
+    (("bottleneck.options.level=[3]", "timesteps=constant"), "level is unknown to kind scalar; allowed: levels"),
     ((), "timesteps is unset; allowed with bottleneck scalar"),
     (("timesteps=paper",), "timesteps: kind table is for models with rates"),
     (("timesteps.kind=powr",), "timesteps.kind 'powr' does not exist; allowed: table, .*, power"),
     (("timesteps.kind=power", "timesteps.scale=high"), "timesteps.scale is 'high'; allowed: numbers"),
-    (("timesteps.kind=power", "timesteps.base=2"), "base is unknown to kind power; allowed: kind, sca, exponent"),
+    (("timesteps.kind=power", "timesteps.base=2"), "base is unknown to kind power; allowed: kind, scale, exponent"),
 ])  # fmt: skip
 def test_runs_that_are_refused(compose, photos, overrides, message) -> None:
     run = ("backbone=tiny", "stage=hyper", f"data.train=[{photos}]", "bottleneck.kind=scalar", *NEW)
