@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +146,19 @@ def test_every_section_has_a_file_of_at_most_forty_lines() -> None:
     assert all(section.count("```python") == 1 for section in sections)
 
 
+COMMANDS = re.findall(r"python scripts/(\w+)\.py ([^`\n]*)", PAGE.replace("\\\n", " "))
+
+
+@pytest.mark.parametrize(("script", "text"), COMMANDS, ids=[text[:40] for _, text in COMMANDS])
+def test_commands_of_the_page_are_read(compose, photos, plugins, script, text) -> None:
+    place = {"data.train=[photos]": f"data.train=[{photos}]", "data.images=photos": f"data.images={photos}"}
+    words = [place.get(word, word) for word in shlex.split(text)]
+    if words[0] == "--config-dir":
+        words[:2] = [f"hydra.searchpath=[{plugins / words[1]}]"]
+    config = compose(*words) if script == "train" else composed(script, EvaluateConfig, *words)
+    assert config.output
+
+
 def test_all_is_registered() -> None:
     assert "scalar" in registry.BOTTLENECKS and registry.BOTTLENECKS["scalar"].__module__ == "scalar"
     assert registry.MAPPINGS["power"].kind == "power" and registry.BASELINES["posterised"].name == "posterised"
@@ -265,10 +279,7 @@ def test_configurations_that_are_refused(compose, photos, overrides, message) ->
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            ("bottleneck.options.level=[3]", "timesteps=constant"),
-            "options.level is unknown to kind scalar; allowed: levels",
-        ),
+        (("bottleneck.options.level=[3]", "timesteps=constant"), "level is unknown to kind scalar; allowed: levels"),
         ((), "timesteps is unset; allowed with bottleneck scalar"),
         (("timesteps=paper",), "timesteps: kind table is for models with rates"),
         (("timesteps.kind=powr",), "timesteps.kind 'powr' does not exist; allowed: table, .*, power"),
