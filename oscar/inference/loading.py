@@ -3,6 +3,7 @@
 Stable Diffusion 2.1's shape with the paper's adapters, beside `torch_dtype` and `fuse_lora`: peaks of 0.53 (whole) and
 0.42 (decoder) in bfloat16, of 0.65 to 0.82 for an encoder, but of 1.1 in float32; times of 0.8 to 1.2. Adapters are
 folded in float32 here, also where the weights are narrower.
+
 A network is built without memory (its parameters on torch's meta device), loses the parts that are not wanted, and is
 filled from safetensors files, so that reading takes little more than the network itself.
 """
