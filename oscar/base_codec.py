@@ -74,7 +74,15 @@ class BaseCodec(nn.Module):
         return cls(*loaded.parts, loaded.fingerprint, loaded.provenance)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a checkpoint folder (see `oscar.checkpoint`), completely or not at all."""
+        """Write a checkpoint folder (see `oscar.checkpoint`), completely or not at all.
+
+        Raises:
+            CheckpointError: if the folder exists and is no checkpoint, or half of the codec is not there.
+        """
+        if self.components != "both":
+            raise checkpoint.CheckpointError(
+                f"components is {self.components!r}, so the other one is not there to be saved; allowed: both"
+            )
         checkpoint.save(self.parts, folder, dtype, self.provenance)
 
     @property

@@ -138,10 +138,6 @@ def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None, pro
     Raises:
         CheckpointError: if the folder exists and is not a checkpoint.
     """
-    if getattr(parts, "components", "both") != "both":
-        raise CheckpointError(
-            f"components is {parts.components!r}, so the other one is not there to be saved; allowed: both"
-        )
     folder = Path(folder)
     if folder.exists() and not (folder / CONFIG).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not an OSCAR checkpoint; allowed: a new folder or a checkpoint")
