@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from oscar.evaluation.curves import metric_title
@@ -39,15 +40,10 @@ def means_frame(rows: pd.DataFrame, set_scores: pd.DataFrame, metrics: Sequence[
     means = pd.concat([groups.size().rename("pictures"), groups[values].mean()], axis=1).reset_index()
     if len(set_scores):
         means = means.merge(set_scores, on=["codec", "point"], how="left")
-    means = means.assign(order=_order(means), rate=means["actual_bpp"].fillna(means["nominal_bpp"]))
-    means = means.sort_values(["order", "rate"], ignore_index=True)
+    means["rate"] = means["actual_bpp"].fillna(means["nominal_bpp"])
+    means = means.sort_values(["codec", "rate"], key=_as_they_come, ignore_index=True)
     found = filled(means, {name: name for name in metrics})
     return means[["codec", "label", "protocol", "point", "pictures", *RATES, *found, *SECONDS]]
-
-
-def _order(frame: pd.DataFrame) -> Sequence[int]:
-    """For sorting: the place of each row's codec among the codecs, as they come."""
-    return pd.factorize(frame["codec"])[0]
 
 
 def means_table(
@@ -255,8 +251,7 @@ def timing_frame(
         for direction in ("encode", "decode")
     ]
     parts = stages.loc[stages["stage"] != "whole call", [*names, *figures, "share_percent"]]
-    labels = dict(zip(latency["codec"], latency["label"], strict=True))
-    parts = parts.assign(label=parts["codec"].map(labels))
+    parts = parts.assign(label=parts["codec"].map(dict(zip(latency["codec"], latency["label"], strict=True))))
     frame = pd.concat([*calls, *([parts] if len(parts) else [])], ignore_index=True)
     if len(memory):
         peaks = memory.reindex(columns=[*call, "call_peak_mib", "cuda_call_peak_mib", "note"])
@@ -268,10 +263,7 @@ def timing_frame(
         frame = frame.merge(best.assign(stage="whole call"), on=names, how="left")
     if len(macs):
         frame = frame.merge(macs[[*names, "gmacs"]], on=names, how="left")
-    frame = frame.assign(order=_order(frame)).sort_values(
-        ["order", "point", "direction"], ascending=[True, True, False], ignore_index=True
-    )
-    return frame.drop(columns="order")
+    return frame.sort_values(call, ascending=[True, True, False], key=_as_they_come, ignore_index=True)
 
 
 def timing_table(frame: pd.DataFrame, picture: str, repeats: int) -> Table:
@@ -307,7 +299,12 @@ def parameter_table(parameters: pd.DataFrame) -> Table:
     )
 
 
-# Cells.
+# Rows and cells.
+
+
+def _as_they_come(column: pd.Series) -> pd.Series | np.ndarray:
+    """Key for sorting: codecs in the order in which they are met, all else by its values."""
+    return pd.factorize(column)[0] if column.name == "codec" else column
 
 
 def _metric_format(value: float) -> str:
