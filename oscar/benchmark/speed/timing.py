@@ -1,12 +1,12 @@
-"""What a codec costs: time, time by stage, throughput, peak memory, parameters; what torch's own tools lack.
+"""What a codec costs: time, time by stage, throughput, peak memory, parameters; what torch's own tools do not measure.
 
-`torch.utils.benchmark` measures one call after the other, with two calls more to warm up for each measurement. Here
-`interleaved` runs every candidate once per round, so that a change of the machine's load or clock meets all of them,
-and ratios are medians over rounds. `torch.profiler` costs time at each operation, gives no time to what lies between
-stages, and knows no meter but the clock. Here `stage_costs` puts a meter around the methods that `OscarCodec` calls,
-for the time of a measurement: one for seconds and multiply-accumulates (counted by `torch.utils.flop_counter`), and no
-second copy of the flow can drift from it. Peak memory is that of a process of its own, `python -m
-oscar.benchmark.speed.timing`.
+`torch.utils.benchmark` measures one call after the other, and warms each up anew. Here `interleaved` runs every
+candidate once per round, so that a change of the machine's load or clock meets all of them, and ratios are medians over
+rounds. `torch.profiler` records every operation, which makes a small model's call slower and its measurement several
+times as long, does not wait for a GPU between stages, and counts no attention. Here `stage_costs` wraps the methods
+that `OscarCodec` calls, for the time of a measurement, so that no second copy of the flow can drift from it, and reads
+any meter around them: a clock, or the counter of `torch.utils.flop_counter`. Peak memory is that of a process of its
+own, `python -m oscar.benchmark.speed.timing`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, TypeVar
 from unittest.mock import patch
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -39,6 +38,7 @@ from oscar.utils.strict_json import dumps
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
 
     from oscar.codec import OscarCodec
     from oscar.evaluation.codecs import OscarImageCodec
@@ -194,6 +194,8 @@ def synchroniser(devices: Iterable[torch.device]) -> Callable[[], None]:
     cuda = [device for device in devices if device.type == "cuda"]
 
     def wait() -> None:
+        import torch
+
         for device in cuda:
             torch.cuda.synchronize(device)
 
@@ -294,6 +296,7 @@ def stage_macs(codec: OscarCodec, image: Image.Image, point: float) -> dict[str,
 
     Convolutions count as they are written, also where they are computed with fewer multiplications.
     """
+    import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
     from oscar.inference.kernels import every_multiplication
@@ -323,6 +326,8 @@ def peak_memory(
         TimingError: if the codec has no source to be loaded from, or the process fails or does not end within `timeout`
             seconds.
     """
+    import torch
+
     if codec.source is None:
         raise TimingError(f"{codec.name} was not loaded from a checkpoint, so that no other process can load it")
     with tempfile.TemporaryDirectory() as folder:
@@ -377,6 +382,8 @@ def run_child(module: str, request: dict, what: str, timeout: float) -> dict:
 
 def _child(request: dict) -> dict[str, float | None]:
     """What the process does: load, then measure one call."""
+    import torch
+
     from oscar.inference.load import load
 
     torch.set_num_threads(request["threads"])
@@ -393,6 +400,8 @@ def memory_of(call: Callable[[], object], device: torch.device) -> dict[str, flo
 
     The call's peak is None where the system cannot tell it from that of what was before.
     """
+    import torch
+
     earlier_peak = resident_memory()[1]
     is_forgotten = forget_peak()
     row: dict[str, float | None] = {"loaded_mib": resident_memory()[0]}  # only now: what was freed must not count
