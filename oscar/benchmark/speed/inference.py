@@ -144,11 +144,11 @@ def measure_latency(config: InferenceSpeedConfig, model: str, device: torch.devi
             decoded = codec.decompress_tensor([data])[0].float()
             error = (decoded - expected).square().mean().item()
             own = codec.read(codec.compress(image, config.rate)).symbols.indices
-            whats = ("encode", "decode", "both")
+            parts = ("encode", "decode", "both")
             rows.append(
                 {"size": size, "way": name, "default": name == default}
-                | {f"{what}_s": float(np.median(seconds[name, what])) for what in whats}
-                | {f"{what}_speedup": paired_ratio(seconds[PLAIN, what], seconds[name, what]) for what in whats}
+                | {f"{what}_s": float(np.median(seconds[name, what])) for what in parts}
+                | {f"{what}_speedup": paired_ratio(seconds[PLAIN, what], seconds[name, what]) for what in parts}
                 | {
                     "max_difference": (decoded - expected).abs().max().item(),
                     "exact_difference": (decoded - exact).abs().max().item(),
