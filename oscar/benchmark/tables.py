@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from oscar.evaluation.curves import metric_title
 from oscar.metrics.image import METRICS
-from oscar.utils.tables import NONE, Table, plain_minus
+from oscar.utils.tables import NONE, Table, filled, plain_minus
 
 RATES = {"nominal_bpp": "nominal bpp", "estimated_bpp": "estimated bpp", "actual_bpp": "actual bpp"}
 SECONDS = {"encode_seconds": "encode s", "decode_seconds": "decode s"}
@@ -39,10 +40,9 @@ def means_frame(rows: pd.DataFrame, set_scores: pd.DataFrame, metrics: Sequence[
     means = pd.concat([groups.size().rename("pictures"), groups[values].mean()], axis=1).reset_index()
     if len(set_scores):
         means = means.merge(set_scores, on=["codec", "point"], how="left")
-    order = {codec: index for index, codec in enumerate(dict.fromkeys(rows["codec"]))}
-    rate = means["actual_bpp"].fillna(means["nominal_bpp"])
-    means = means.assign(order=means["codec"].map(order), rate=rate).sort_values(["order", "rate"], ignore_index=True)
-    found = [name for name in metrics if name in means and means[name].notna().any()]
+    means["rate"] = means["actual_bpp"].fillna(means["nominal_bpp"])
+    means = means.sort_values(["codec", "rate"], key=_as_they_come, ignore_index=True)
+    found = filled(means, {name: name for name in metrics})
     return means[["codec", "label", "protocol", "point", "pictures", *RATES, *found, *SECONDS]]
 
 
@@ -78,7 +78,7 @@ def means_table(
             else PROTOCOL_NOTES[protocol].strip()
         ),
         frame,
-        {name: title for name, title in titles.items() if name in frame and frame[name].notna().any()},
+        filled(frame, titles),
         {
             "point": "{:g}".format,
             **dict.fromkeys(RATES, "{:.4f}".format),
@@ -239,19 +239,20 @@ def timing_frame(
     latency: pd.DataFrame, stages: pd.DataFrame, throughput: pd.DataFrame, memory: pd.DataFrame, macs: pd.DataFrame
 ) -> pd.DataFrame:
     """What the tables of `oscar.benchmark.speed.timing` say of a call and its stages, in one: a row each."""
-    rows = []
-    for row in latency.to_dict("records"):
-        for direction in ("encode", "decode"):
-            call = {key: row[key] for key in ("codec", "label", "point")}
-            call |= {"direction": direction, "stage": "whole call", "note": row.get("note")}
-            rows.append(call | {f"p{p}_ms": row[f"{direction}_p{p}_ms"] for p in (50, 90, 99)})
-    labels = dict(zip(latency["codec"], latency["label"], strict=True))
-    parts = stages[~stages["stage"].isin(["whole call"])]
-    names = ["codec", "point", "direction", "stage"]
-    parts = parts[[*names, "p50_ms", "p90_ms", "p99_ms", "share_percent"]].assign(label=parts["codec"].map(labels))
-    frame = pd.DataFrame(rows)
-    frame = pd.concat([frame, parts], ignore_index=True) if len(parts) else frame
     call = ["codec", "point", "direction"]
+    names, figures = [*call, "stage"], ["p50_ms", "p90_ms", "p99_ms"]
+    calls = [
+        latency[["codec", "label", "point"]].assign(
+            direction=direction,
+            stage="whole call",
+            note=latency.get("note"),
+            **{name: latency[f"{direction}_{name}"] for name in figures},
+        )
+        for direction in ("encode", "decode")
+    ]
+    parts = stages.loc[stages["stage"] != "whole call", [*names, *figures, "share_percent"]]
+    parts = parts.assign(label=parts["codec"].map(dict(zip(latency["codec"], latency["label"], strict=True))))
+    frame = pd.concat([*calls, *([parts] if len(parts) else [])], ignore_index=True)
     if len(memory):
         peaks = memory.reindex(columns=[*call, "call_peak_mib", "cuda_call_peak_mib", "note"])
         peaks = peaks.rename(columns={"note": "memory_note"}).assign(stage="whole call")
@@ -262,11 +263,7 @@ def timing_frame(
         frame = frame.merge(best.assign(stage="whole call"), on=names, how="left")
     if len(macs):
         frame = frame.merge(macs[[*names, "gmacs"]], on=names, how="left")
-    order = {codec: index for index, codec in enumerate(dict.fromkeys(frame["codec"]))}
-    key = pd.DataFrame(
-        {"codec": frame["codec"].map(order), "point": frame["point"], "direction": frame["direction"] != "encode"}
-    )
-    return frame.loc[key.sort_values(list(key), kind="stable").index].reset_index(drop=True)
+    return frame.sort_values(call, ascending=[True, True, False], key=_as_they_come, ignore_index=True)
 
 
 def timing_table(frame: pd.DataFrame, picture: str, repeats: int) -> Table:
@@ -280,7 +277,7 @@ def timing_table(frame: pd.DataFrame, picture: str, repeats: int) -> Table:
         f"Time of one call on {picture}, percentiles of {repeats} measurements taken in turns; picture in memory to "
         "bytes in memory, and back. Throughput is the best batch size's; peak memory that of a process of its own.",
         frame,
-        {name: title for name, title in titles.items() if name in frame and frame[name].notna().any()},
+        filled(frame, titles),
         {
             "point": "{:g}".format,
             "share_percent": "{:.1f}".format,
@@ -302,7 +299,12 @@ def parameter_table(parameters: pd.DataFrame) -> Table:
     )
 
 
-# Cells.
+# Rows and cells.
+
+
+def _as_they_come(column: pd.Series) -> pd.Series | np.ndarray:
+    """Key for sorting: codecs in the order in which they are met, all else by its values."""
+    return pd.factorize(column)[0] if column.name == "codec" else column
 
 
 def _metric_format(value: float) -> str:

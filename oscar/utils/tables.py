@@ -1,8 +1,11 @@
-"""A table as people read it, written as CSV (all digits), Markdown and LaTeX (booktabs)."""
+"""A table as people read it, written as CSV (all digits), Markdown and LaTeX (booktabs).
+
+pandas writes the CSV. Its Markdown needs tabulate and leaves a bar in a cell as it is; its LaTeX needs Jinja and knows
+neither notes nor tables that shrink to the line, and escapes no bar, minus or multiplication sign.
+"""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,6 +90,11 @@ class Table:
         ]
 
 
+def filled(frame: pd.DataFrame, titles: Mapping[str, str]) -> dict[str, str]:
+    """Those of `titles`, by column, whose columns are there and hold a value."""
+    return {name: title for name, title in titles.items() if name in frame and frame[name].notna().any()}
+
+
 def escape_latex(text: str) -> str:
     """Text as LaTeX prints it, with pdfTeX too."""
     special = {
@@ -97,10 +105,8 @@ def escape_latex(text: str) -> str:
 
 
 def _shown(value: Any, show: Callable[[float], str] | None) -> str:
-    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
-        return NONE
-    if isinstance(value, str):
-        return value or NONE
+    if pd.isna(value) or isinstance(value, str):
+        return NONE if pd.isna(value) else value or NONE
     return show(value) if show else f"{value:,}" if isinstance(value, int) else plain_minus(f"{value:.4g}")
 
 

@@ -114,7 +114,7 @@ def test_percentiles_of_known_durations(clock: Clock) -> None:
     def call() -> None:
         clock.now += next(durations)
 
-    seconds = timing.latency(call, repeats=101, warmup=1)
+    seconds = timing.interleaved({"call": call}, repeats=101, warmup=1)["call"]
     assert timing.percentiles(seconds, "encode_") == pytest.approx(
         {"encode_p50_ms": 51, "encode_p90_ms": 91, "encode_p99_ms": 100}
     )

@@ -14,7 +14,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,8 +24,8 @@ from PIL import Image
 
 from oscar import OscarCodec, checkpoint
 from oscar.benchmark.speed.timing import (
-    forget_peak,
     interleaved,
+    memory_of,
     paired_ratio,
     resident_memory,
     run_child,
@@ -65,26 +64,17 @@ def run_inference_speed(config: InferenceSpeedConfig, output: Path, device: str 
         TimingError: if a process that is measured fails.
         ValueError: for a model or device that cannot be used.
     """
-    import pandas as pd
-
-    from oscar.benchmark.speed.inference_tables import make_tables
+    from oscar.benchmark.speed.tables import run_part  # here: the process that measures memory shall not hold pandas
     from oscar.evaluation.evaluate import make_accelerator
-    from oscar.utils.environment import open_record
-    from oscar.utils.files import write_whole
 
-    place = make_accelerator(device).device
-    folder = output / "inference"
-    settings = {name: value for name, value in asdict(config).items() if name != "measure"}
-    identity = open_record(folder, settings, place)
+    place, folder = make_accelerator(device).device, output / "inference"
     measures = {"latency": measure_latency, "memory": measure_memory, "large": measure_large}
-    for name in config.measure:
-        path = folder / f"{name}.csv"
-        if not path.exists():
-            print(f"inference: {name}", flush=True)
-            frame = measures[name](config, model_folder(config, folder), place)
-            write_whole(path, frame.to_csv(index=False).encode())
-    paths = [folder / f"{name}.csv" for name in measures]
-    return make_tables({path.stem: pd.read_csv(path) for path in paths if path.exists()}, identity)
+
+    def measure(name: str) -> list[pd.DataFrame]:
+        print(f"inference: {name}", flush=True)
+        return [measures[name](config, model_folder(config, folder), place)]
+
+    return run_part("inference", config, folder, place, {name: (name,) for name in measures}, measure)
 
 
 def model_folder(config: InferenceSpeedConfig, folder: Path) -> str:
@@ -149,25 +139,18 @@ def measure_latency(config: InferenceSpeedConfig, model: str, device: torch.devi
         with exact_norms(ways[PLAIN]):
             exact = ways[PLAIN].decompress_tensor([data])[0].float()
         indices = ways[PLAIN].read(data).symbols.indices
+        seconds |= {(name, "both"): seconds[name, "encode"] + seconds[name, "decode"] for name in ways}
         for name, codec in ways.items():
             decoded = codec.decompress_tensor([data])[0].float()
-            difference = decoded - expected
-            encode, decode = seconds[name, "encode"], seconds[name, "decode"]
-            plain = seconds[PLAIN, "encode"], seconds[PLAIN, "decode"]
-            error = difference.square().mean().item()
+            error = (decoded - expected).square().mean().item()
             own = codec.read(codec.compress(image, config.rate)).symbols.indices
+            parts = ("encode", "decode", "both")
             rows.append(
-                {
-                    "size": size,
-                    "way": name,
-                    "default": name == default,
-                    "encode_s": float(np.median(encode)),
-                    "decode_s": float(np.median(decode)),
-                    "both_s": float(np.median(encode + decode)),
-                    "encode_speedup": paired_ratio(plain[0], encode),
-                    "decode_speedup": paired_ratio(plain[1], decode),
-                    "both_speedup": paired_ratio(plain[0] + plain[1], encode + decode),
-                    "max_difference": difference.abs().max().item(),
+                {"size": size, "way": name, "default": name == default}
+                | {f"{what}_s": float(np.median(seconds[name, what])) for what in parts}
+                | {f"{what}_speedup": paired_ratio(seconds[PLAIN, what], seconds[name, what]) for what in parts}
+                | {
+                    "max_difference": (decoded - expected).abs().max().item(),
                     "exact_difference": (decoded - exact).abs().max().item(),
                     "psnr_db": 10 * float(np.log10(4 / error)) if error else None,
                     "other_indices_percent": 100 * (own != indices).double().mean().item(),
@@ -181,13 +164,8 @@ def measure_memory(config: InferenceSpeedConfig, model: str, device: torch.devic
     import pandas as pd
 
     rows = []
-    for way, half, dtype in (
-        (PLAIN, "both", "float32"),
-        ("ours", "both", "auto"),
-        ("ours", "encoder", "auto"),
-        ("ours", "decoder", "auto"),
-    ):
-        request = _request(config, model, device, config.sizes[0], dtype)
+    for way, half in ((PLAIN, "both"), ("ours", "both"), ("ours", "encoder"), ("ours", "decoder")):
+        request = _request(config, model, device, config.sizes[0], "float32" if way == PLAIN else "auto")
         rows.append({"way": way, "half": half} | _measure({**request, "way": way, "half": half}))
     return pd.DataFrame(rows)
 
@@ -196,13 +174,10 @@ def measure_large(config: InferenceSpeedConfig, model: str, device: torch.device
     """Peak memory of each half on one large picture, and beyond what was resident before."""
     import pandas as pd
 
-    rows = []
-    for half in _SIDES:
-        request = _request(config, model, device, config.large_size, config.large_dtype)
-        request |= {"way": "ours", "half": half, "memory": config.large_memory}
-        row = {"half": half, "size": config.large_size} | _measure(request)
-        rows.append(row | {"beyond_mib": row["peak_mib"] - row["loaded_mib"]})
-    return pd.DataFrame(rows)
+    request = _request(config, model, device, config.large_size, config.large_dtype)
+    request |= {"way": "ours", "memory": config.large_memory}
+    rows = [{"half": half, "size": config.large_size} | _measure({**request, "half": half}) for half in _SIDES]
+    return pd.DataFrame(rows).assign(beyond_mib=lambda frame: frame["peak_mib"] - frame["loaded_mib"])
 
 
 def picture(size: str) -> Image.Image:
@@ -257,20 +232,21 @@ def _child(request: dict) -> dict:
         "encode": lambda: codec.compress(picture(request["size"]), rate),
         "decode": lambda: codec.decode(symbols, rate),
     }
-    forget_peak()
-    row["loaded_mib"] = resident_memory()[0]  # only now: what is freed in between must not count
-    if codec.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(codec.device)
-    with torch.inference_mode():
+    wait, seconds = synchroniser([codec.device]), {}
+
+    @torch.inference_mode()
+    def call() -> None:
         for name in _SIDES.get(half, tuple(calls)):
             begin = time.perf_counter()
             calls[name]()
-            if codec.device.type == "cuda":
-                torch.cuda.synchronize(codec.device)
-            row[f"{name}_s"] = time.perf_counter() - begin
-    row["peak_mib"] = resident_memory()[1]
-    if codec.device.type == "cuda":
-        row["cuda_peak_mib"] = torch.cuda.max_memory_allocated(codec.device) / _MIB
+            wait()
+            seconds[f"{name}_s"] = time.perf_counter() - begin
+
+    memory = memory_of(call, codec.device)
+    row |= {"loaded_mib": memory["loaded_mib"], **seconds}
+    row["peak_mib"] = memory["call_peak_mib"] or memory["process_peak_mib"]
+    if "cuda_call_peak_mib" in memory:
+        row["cuda_peak_mib"] = memory["cuda_call_peak_mib"]
     return row
 
 

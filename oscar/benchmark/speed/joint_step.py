@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from oscar.benchmark.speed.timing import forget_peak, resident_memory, run_child, synchroniser
+from oscar.benchmark.speed.timing import memory_of, run_child, synchroniser
 from oscar.config import DataConfig, LoggerConfig, StageConfig, TrainConfig, TrainerConfig, TrainingSpeedConfig
 from oscar.utils.strict_json import dumps
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 PUBLISHED_PARAMETERS = {"hyper_encoders": 81_820_960, "adapters": 16_222_848, "prompt": 78_848}
 TIMEOUT = 3600.0  # seconds for building the networks and all steps
 _LATENT_LOSSES = ("cosine", "commitment", "latent", "gan")
-_MIB = 2**20
 
 
 def measure_joint(config: TrainingSpeedConfig, picture: Path, output: Path, device: torch.device) -> list[pd.DataFrame]:
@@ -131,23 +130,23 @@ def _child(request: dict) -> dict:
     stage = build_stage(config)
     counts = trained_parameters(stage)  # now: training turns the critic's gradients off and on
     trainer, device = Trainer(stage, config, accelerator), accelerator.device
-    sync = synchroniser([device])
-    built, building_peak = resident_memory()
-    is_forgotten = forget_peak()
-    batches, seconds = trainer._batches(0), []
-    for _ in range(request["steps"]):
-        begin = time.perf_counter()
-        advance(trainer, batches)
-        sync()
-        seconds.append(time.perf_counter() - begin)
-    peak = resident_memory()[1]
+    wait, batches, seconds = synchroniser([device]), trainer._batches(0), []
+
+    def call() -> None:
+        for _ in range(request["steps"]):
+            begin = time.perf_counter()
+            advance(trainer, batches)
+            wait()
+            seconds.append(time.perf_counter() - begin)
+
+    memory = memory_of(call, device)
     return {
         "parameters": counts,
         "step_seconds": seconds,
-        "built_mib": built,
-        "steps_peak_mib": peak if is_forgotten else None,
-        "process_peak_mib": max(building_peak, peak),
-        "cuda_peak_mib": torch.cuda.max_memory_allocated(device) / _MIB if device.type == "cuda" else None,
+        "built_mib": memory["loaded_mib"],
+        "steps_peak_mib": memory["call_peak_mib"],
+        "process_peak_mib": memory["process_peak_mib"],
+        "cuda_peak_mib": memory.get("cuda_call_peak_mib"),
     }
 
 

@@ -1,9 +1,12 @@
-"""What a codec costs: latency, time per stage of the flow, throughput, peak memory, parameters, multiply-accumulates.
+"""What a codec costs: time, time by stage, throughput, peak memory, parameters; what torch's own tools do not measure.
 
-Speeds are compared in turns: `interleaved` runs every candidate once per round, so that a change of the machine's load
-or clock meets all of them, and ratios are medians over rounds. Stages are measured on the codec's own calls: for the
-time of a measurement `stage_costs` wraps the methods that `OscarCodec` calls, so that no second copy of the flow can
-drift from it. Peak memory is that of a process of its own, `python -m oscar.benchmark.speed.timing`.
+`torch.utils.benchmark` measures one call after the other, and warms each up anew. Here `interleaved` runs every
+candidate once per round, so that a change of the machine's load or clock meets all of them, and ratios are medians over
+rounds. `torch.profiler` records every operation, which makes a small model's call slower and its measurement several
+times as long, does not wait for a GPU between stages, and counts no attention. Here `stage_costs` wraps the methods
+that `OscarCodec` calls, for the time of a measurement, so that no second copy of the flow can drift from it, and reads
+any meter around them: a clock, or the counter of `torch.utils.flop_counter`. Peak memory is that of a process of its
+own, `python -m oscar.benchmark.speed.timing`.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from unittest.mock import patch
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
 PERCENTILES = (50, 90, 99)
 DIRECTIONS = ("encode", "decode")
 _CALL = ("codec", "point", "direction")  # columns that name one direction of one codec at one point
+_SIZE, _COUNTS = ("width", "height"), ("repeats", "warmup")  # columns that are the same in all rows of a run
 WHOLE, OTHER = "whole call", "other"  # rows of the stage tables beside the stages
 MEMORY_TIMEOUT = 600.0  # seconds that one measurement of memory may take, loading included
 _MIB = 2**20
@@ -123,14 +128,14 @@ def run_timing(
     steps = rounds * (len(candidates) + len(ours) * (1 + len(batch_sizes)))
     steps += len(ours) * (1 + len(DIRECTIONS) * memory)
     with tqdm(total=steps, desc="timing", unit="call", disable=not progress) as bar:
-        run = _Run(image, repeats, warmup, bar.update)
+        run = _Run(image, candidates, ours, repeats, warmup, bar.update)
         return TimingResult(
-            latency=_latency_table(run, candidates),
-            stages=_stage_table(run, ours),
-            throughput=_throughput_table(run, ours, batch_sizes),
+            latency=_latency_table(run),
+            stages=_stage_table(run),
+            throughput=_throughput_table(run, batch_sizes),
             memory=_memory_table(run, ours if memory else []),
-            parameters=_parameter_table({codec.name: codec.codec for codec, _ in ours}),
-            macs=_mac_table(run, ours),
+            parameters=_parameter_table(run),
+            macs=_mac_table(run),
             hardware=hardware(),
         )
 
@@ -173,13 +178,6 @@ def interleaved(
     return {name: np.array(values) for name, values in seconds.items()}
 
 
-def latency(
-    call: Callable[[], object], repeats: int, warmup: int = 1, sync: Callable[[], None] = lambda: None
-) -> np.ndarray:
-    """Seconds (repeats,) of one call, warm-up excluded; see `interleaved`."""
-    return interleaved({"call": call}, repeats, warmup, sync)["call"]
-
-
 def percentiles(seconds: np.ndarray, prefix: str = "") -> dict[str, float]:
     """Columns `<prefix>p50_ms`, p90 and p99; linear between measurements."""
     values = 1000 * np.percentile(seconds, PERCENTILES)
@@ -194,11 +192,10 @@ def paired_ratio(seconds: np.ndarray, reference: np.ndarray) -> float:
 def synchroniser(devices: Iterable[torch.device]) -> Callable[[], None]:
     """A function that waits for what the CUDA devices among `devices` have been given to do."""
     cuda = [device for device in devices if device.type == "cuda"]
-    if not cuda:
-        return lambda: None
-    import torch
 
     def wait() -> None:
+        import torch
+
         for device in cuda:
             torch.cuda.synchronize(device)
 
@@ -284,15 +281,13 @@ def stage_times(
         wait()
         return time.perf_counter()
 
-    def measure(direction: str, call: Callable[[], object]) -> dict[str, float]:
-        costs = stage_costs(codec, direction, call, clock)
-        tick()
-        return costs
-
     result = {}
     for direction, call in _codec_calls(codec, image, point).items():
-        rounds = [measure(direction, call) for _ in range(warmup + repeats)][warmup:]
-        result[direction] = {stage: np.array([costs[stage] for costs in rounds]) for stage in rounds[0]}
+        rounds = []
+        for _ in range(warmup + repeats):
+            rounds.append(stage_costs(codec, direction, call, clock))
+            tick()
+        result[direction] = {stage: np.array([costs[stage] for costs in rounds[warmup:]]) for stage in rounds[0]}
     return result
 
 
@@ -322,11 +317,6 @@ def stage_macs(codec: OscarCodec, image: Image.Image, point: float) -> dict[str,
 # Memory, in a process of its own.
 
 
-def _compress(codec: OscarCodec, image: Image.Image, point: float) -> bytes:
-    """The file of an image at a rate, or at a quality of a model with a hyperprior."""
-    return codec.compress_batch([image], point)[0]
-
-
 def peak_memory(
     codec: OscarImageCodec, image: Image.Image, point: float, direction: str, timeout: float = MEMORY_TIMEOUT
 ) -> dict[str, float | None]:
@@ -345,7 +335,7 @@ def peak_memory(
         if direction == "encode":
             image.save(path, format="PNG")
         else:
-            path.write_bytes(_compress(codec.codec, image, point))
+            path.write_bytes(codec.codec.compress(image, point))
         request = {
             "model": str(codec.source),
             "device": str(codec.codec.device),
@@ -391,7 +381,7 @@ def run_child(module: str, request: dict, what: str, timeout: float) -> dict:
 
 
 def _child(request: dict) -> dict[str, float | None]:
-    """What the process does: load, forget the peak of loading, call once, report."""
+    """What the process does: load, then measure one call."""
     import torch
 
     from oscar.inference.load import load
@@ -399,25 +389,30 @@ def _child(request: dict) -> dict[str, float | None]:
     torch.set_num_threads(request["threads"])
     codec = load(request["model"], request["device"], getattr(torch, request["dtype"]))
     path = Path(request["input"])
-    if request["direction"] == "encode":
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-        call = partial(_compress, codec, image, request["point"])
-    else:
-        call = partial(codec.decompress, path.read_bytes())
-    cuda = codec.device.type == "cuda"
-    loaded, loading_peak = resident_memory()
-    row: dict[str, float | None] = {"loaded_mib": loaded}
+    if request["direction"] == "decode":
+        return memory_of(partial(codec.decompress, path.read_bytes()), codec.device)
+    with Image.open(path) as file:
+        return memory_of(partial(codec.compress, file.convert("RGB"), request["point"]), codec.device)
+
+
+def memory_of(call: Callable[[], object], device: torch.device) -> dict[str, float | None]:
+    """Memory of this process before and during a call, in MiB: columns of `TimingResult.memory`.
+
+    The call's peak is None where the system cannot tell it from that of what was before.
+    """
+    import torch
+
+    earlier_peak = resident_memory()[1]
     is_forgotten = forget_peak()
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(codec.device)
-        row["cuda_loaded_mib"] = torch.cuda.memory_allocated(codec.device) / _MIB
+    row: dict[str, float | None] = {"loaded_mib": resident_memory()[0]}  # only now: what was freed must not count
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        row["cuda_loaded_mib"] = torch.cuda.memory_allocated(device) / _MIB
     call()
     peak = resident_memory()[1]
-    row["call_peak_mib"] = peak if is_forgotten else None
-    row["process_peak_mib"] = max(loading_peak, peak)
-    if cuda:
-        row["cuda_call_peak_mib"] = torch.cuda.max_memory_allocated(codec.device) / _MIB
+    row |= {"call_peak_mib": peak if is_forgotten else None, "process_peak_mib": max(earlier_peak, peak)}
+    if device.type == "cuda":
+        row["cuda_call_peak_mib"] = torch.cuda.max_memory_allocated(device) / _MIB
     return row
 
 
@@ -492,17 +487,32 @@ class _Run:
     """What all tables of a run share."""
 
     image: Image.Image
+    candidates: list[tuple[ImageCodec, float]]
+    ours: list[tuple[OscarImageCodec, float]]
     repeats: int
     warmup: int
     tick: Callable[[], object]
 
-    @property
-    def size(self) -> dict[str, int]:
-        return {"width": self.image.width, "height": self.image.height}
+    def in_turns(
+        self, candidates: Mapping[tuple, Callable[[], Mapping[str, Callable]]], failure: type[Exception]
+    ) -> tuple[dict[tuple, np.ndarray], dict[tuple, str]]:
+        """Seconds by name of candidate and direction; by name, why a candidate's calls could not be made."""
+        calls, notes = {}, {}
+        for name, make in candidates.items():
+            try:
+                calls |= {(*name, direction): call for direction, call in make().items()}
+            except failure as error:
+                notes[name] = first_line(error)
+        sync = synchroniser(codec.codec.device for codec, _ in self.ours)
+        return interleaved(calls, self.repeats, self.warmup, sync, self.tick), notes
 
-    @property
-    def counts(self) -> dict[str, int]:
-        return {"repeats": self.repeats, "warmup": self.warmup}
+    def table(self, rows: list[dict], *columns: str) -> pd.DataFrame:
+        """These columns whether or not there are rows and figures; those of size and counts need not be in the rows."""
+        import pandas as pd  # here: the process that measures memory shall not hold it
+
+        same = (self.image.width, self.image.height, self.repeats, self.warmup)
+        shared = dict(zip((*_SIZE, *_COUNTS), same, strict=True))
+        return pd.DataFrame([row | shared for row in rows], columns=list(columns))
 
 
 def _is_oscar(codec: ImageCodec) -> bool:
@@ -513,7 +523,7 @@ def _is_oscar(codec: ImageCodec) -> bool:
 
 def _codec_calls(codec: OscarCodec, image: Image.Image, point: float) -> dict[str, Callable[[], object]]:
     """By direction: picture in memory -> bytes in memory, and back."""
-    encode = partial(_compress, codec, image, point)
+    encode = partial(codec.compress, image, point)
     return {"encode": encode, "decode": partial(codec.decompress, encode())}
 
 
@@ -524,124 +534,101 @@ def _calls(codec: ImageCodec, image: Image.Image, point: float) -> dict[str, Cal
     return {"encode": encode, "decode": partial(codec.decode, encode().data)}
 
 
-def _latency_table(run: _Run, candidates: list[tuple[ImageCodec, float]]) -> pd.DataFrame:
-    calls, notes = {}, {}
-    for codec, point in candidates:
-        try:
-            for direction, call in _calls(codec, run.image, point).items():
-                calls[codec.name, point, direction] = call
-        except CodecError as error:
-            notes[codec.name, point] = first_line(error)
-    ours = {codec.name: codec.codec for codec, _ in candidates if _is_oscar(codec)}
-    sync = synchroniser(codec.device for codec in ours.values())
-    seconds = interleaved(calls, run.repeats, run.warmup, sync, run.tick)
+def _batch_calls(codec: OscarCodec, image: Image.Image, point: float, size: int) -> dict[str, Callable[[], object]]:
+    encode = partial(codec.compress_tensor, to_tensor(image).repeat(size, 1, 1, 1), point)
+    decode = partial(codec.decompress_tensor, encode())
+    decode()  # once before all others: memory may not suffice
+    return {"encode": encode, "decode": decode}
+
+
+def _latency_table(run: _Run) -> pd.DataFrame:
+    makers = {(codec.name, point): partial(_calls, codec, run.image, point) for codec, point in run.candidates}
+    seconds, notes = run.in_turns(makers, CodecError)
     reference: dict[str, np.ndarray] = {}
     rows = []
-    for codec, point in candidates:
-        row = {"codec": codec.name, "label": codec.label, "point": point, **run.size, **run.counts}
-        if codec.name in ours:
-            row |= {"device": str(ours[codec.name].device), "dtype": _dtype_name(ours[codec.name])}
-        if (codec.name, point) in notes:
-            row["note"] = notes[codec.name, point]
-        else:
-            for direction in DIRECTIONS:
-                own = seconds[codec.name, point, direction]
-                row |= percentiles(own, f"{direction}_")
-                row[f"{direction}_ratio"] = paired_ratio(own, reference.setdefault(direction, own))
+    for codec, point in run.candidates:
+        row = {"codec": codec.name, "label": codec.label, "point": point, "note": notes.get((codec.name, point))}
+        if _is_oscar(codec):
+            row |= {"device": str(codec.codec.device), "dtype": _dtype_name(codec.codec)}
+        for direction in DIRECTIONS if row["note"] is None else ():
+            own = seconds[codec.name, point, direction]
+            row |= percentiles(own, f"{direction}_")
+            row[f"{direction}_ratio"] = paired_ratio(own, reference.setdefault(direction, own))
         rows.append(row)
     figures = [f"{d}_{what}" for d in DIRECTIONS for what in (*(f"p{p}_ms" for p in PERCENTILES), "ratio")]
-    return _table(rows, "codec", "label", "point", *run.size, "device", "dtype", *figures, *run.counts, "note")
+    return run.table(rows, "codec", "label", "point", *_SIZE, "device", "dtype", *figures, *_COUNTS, "note")
 
 
-def _stage_table(run: _Run, ours: list[tuple[OscarImageCodec, float]]) -> pd.DataFrame:
+def _stage_table(run: _Run) -> pd.DataFrame:
     rows = [
         {
-            "codec": codec.name,
-            "point": point,
-            "direction": direction,
-            "stage": stage,
-            **run.size,
+            **dict(zip((*_CALL, "stage"), (codec.name, point, direction, stage), strict=True)),
             **percentiles(seconds),
             "mean_ms": 1000 * seconds.mean(),
             "share_percent": 100 * seconds.mean() / stages[WHOLE].mean(),
-            **run.counts,
         }
-        for codec, point in ours
+        for codec, point in run.ours
         for direction, stages in stage_times(codec.codec, run.image, point, run.repeats, run.warmup, run.tick).items()
         for stage, seconds in stages.items()
     ]
     figures = (*(f"p{percent}_ms" for percent in PERCENTILES), "mean_ms", "share_percent")
-    return _table(rows, *_CALL, "stage", *run.size, *figures, *run.counts)
+    return run.table(rows, *_CALL, "stage", *_SIZE, *figures, *_COUNTS)
 
 
-def _throughput_table(run: _Run, ours: list[tuple[OscarImageCodec, float]], batch_sizes: Sequence[int]) -> pd.DataFrame:
-    calls, notes = {}, {}
-    keys = [(codec, point, size) for codec, point in ours for size in batch_sizes]
-    for codec, point, size in keys:
-        encode = partial(codec.codec.compress_tensor, to_tensor(run.image).repeat(size, 1, 1, 1), point)
-        try:
-            decode = partial(codec.codec.decompress_tensor, encode())
-            decode()
-        except RuntimeError as error:  # memory that does not suffice for this batch; smaller ones are still measured
-            notes[codec.name, point, size] = first_line(error)
-            continue
-        calls[codec.name, point, size, "encode"] = encode
-        calls[codec.name, point, size, "decode"] = decode
-    sync = synchroniser(codec.codec.device for codec, _ in ours)
-    seconds = interleaved(calls, run.repeats, run.warmup, sync, run.tick)
+def _throughput_table(run: _Run, batch_sizes: Sequence[int]) -> pd.DataFrame:
+    makers = {
+        (codec.name, point, size): partial(_batch_calls, codec.codec, run.image, point, size)
+        for codec, point in run.ours
+        for size in batch_sizes
+    }
+    seconds, notes = run.in_turns(makers, RuntimeError)  # too little memory: smaller batches are still measured
     megapixels = run.image.width * run.image.height / 1e6
     rows = []
-    for codec, point, size in keys:
-        for direction in DIRECTIONS:
-            row = {"codec": codec.name, "point": point, "direction": direction}
-            row |= {"batch_size": size, **run.size, **run.counts}
-            if (codec.name, point, size) in notes:
-                row["note"] = notes[codec.name, point, size]
-            else:
-                median = float(np.median(seconds[codec.name, point, size, direction]))
-                row["batch_p50_ms"] = 1000 * median
-                row["pictures_per_s"] = size / median
-                row["megapixels_per_s"] = size * megapixels / median
-            rows.append(row)
+    for (codec, point, size), direction in product(makers, DIRECTIONS):
+        row = {"codec": codec, "point": point, "direction": direction, "batch_size": size}
+        row["note"] = notes.get((codec, point, size))
+        if row["note"] is None:
+            median = float(np.median(seconds[codec, point, size, direction]))
+            row |= {"batch_p50_ms": 1000 * median, "pictures_per_s": size / median}
+            row["megapixels_per_s"] = size * megapixels / median
+        rows.append(row)
     figures = ("batch_p50_ms", "pictures_per_s", "megapixels_per_s")
-    return _table(rows, *_CALL, "batch_size", *run.size, *figures, *run.counts, "note")
+    return run.table(rows, *_CALL, "batch_size", *_SIZE, *figures, *_COUNTS, "note")
 
 
 def _memory_table(run: _Run, ours: list[tuple[OscarImageCodec, float]]) -> pd.DataFrame:
     rows = []
-    for codec, point in ours:
-        for direction in DIRECTIONS:
-            try:
-                figures = peak_memory(codec, run.image, point, direction)
-            except TimingError as error:
-                figures = {"note": str(error)}
-            rows.append({"codec": codec.name, "point": point, "direction": direction, **run.size, **figures})
-            run.tick()
-    figures = ("loaded_mib", "call_peak_mib", "process_peak_mib", "cuda_loaded_mib", "cuda_call_peak_mib")
-    return _table(rows, *_CALL, *run.size, *figures, "note")
-
-
-def _parameter_table(codecs: dict[str, OscarCodec]) -> pd.DataFrame:
-    rows = [{"codec": name, **row} for name, codec in codecs.items() for row in parameter_counts(codec)]
-    return _table(rows, "codec", "part", "rate", "parameters", "note")
-
-
-def _mac_table(run: _Run, ours: list[tuple[OscarImageCodec, float]]) -> pd.DataFrame:
-    pixels = run.image.width * run.image.height
-    rows = []
-    for codec, point in ours:
-        for direction, stages in stage_macs(codec.codec, run.image, point).items():
-            for stage, macs in stages.items():
-                row = {"codec": codec.name, "point": point, "direction": direction, "stage": stage, **run.size}
-                rows.append({**row, "gmacs": macs / 1e9, "kmacs_per_pixel": macs / 1e3 / pixels})
+    for (codec, point), direction in product(ours, DIRECTIONS):
+        try:
+            figures = peak_memory(codec, run.image, point, direction)
+        except TimingError as error:
+            figures = {"note": str(error)}
+        rows.append({"codec": codec.name, "point": point, "direction": direction, **figures})
         run.tick()
-    return _table(rows, *_CALL, "stage", *run.size, "gmacs", "kmacs_per_pixel")
+    figures = ("loaded_mib", "call_peak_mib", "process_peak_mib", "cuda_loaded_mib", "cuda_call_peak_mib")
+    return run.table(rows, *_CALL, *_SIZE, *figures, "note")
 
 
-def _table(rows: list[dict], *columns: str) -> pd.DataFrame:
-    import pandas as pd  # here: the process that measures memory shall not hold it
+def _parameter_table(run: _Run) -> pd.DataFrame:
+    codecs = {codec.name: codec.codec for codec, _ in run.ours}
+    rows = [{"codec": name, **row} for name, codec in codecs.items() for row in parameter_counts(codec)]
+    return run.table(rows, "codec", "part", "rate", "parameters", "note")
 
-    return pd.DataFrame(rows, columns=list(columns))  # these columns whether or not there are rows and figures
+
+def _mac_table(run: _Run) -> pd.DataFrame:
+    pixels, rows = run.image.width * run.image.height, []
+    for codec, point in run.ours:
+        rows += [
+            {
+                **dict(zip((*_CALL, "stage"), (codec.name, point, direction, stage), strict=True)),
+                "gmacs": macs / 1e9,
+                "kmacs_per_pixel": macs / 1e3 / pixels,
+            }
+            for direction, stages in stage_macs(codec.codec, run.image, point).items()
+            for stage, macs in stages.items()
+        ]
+        run.tick()
+    return run.table(rows, *_CALL, "stage", *_SIZE, "gmacs", "kmacs_per_pixel")
 
 
 def _dtype_name(codec: OscarCodec) -> str:

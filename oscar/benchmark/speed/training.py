@@ -15,7 +15,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -27,8 +27,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from oscar.benchmark.speed.joint_step import advance, measure_joint
+from oscar.benchmark.speed.tables import run_part
 from oscar.benchmark.speed.timing import interleaved, paired_ratio, synchroniser
-from oscar.benchmark.speed.training_tables import make_tables
 from oscar.config import (
     BackboneConfig,
     CacheLatentsConfig,
@@ -43,8 +43,6 @@ from oscar.config import (
 from oscar.data.folders import find_pictures
 from oscar.data.images import read_image
 from oscar.evaluation.evaluate import make_accelerator
-from oscar.utils.environment import open_record
-from oscar.utils.files import write_whole
 from oscar.utils.tables import Table
 
 if TYPE_CHECKING:
@@ -89,18 +87,9 @@ def run_training_speed(config: TrainingSpeedConfig, output: Path, device: str | 
         ValueError: for pictures or a backbone that cannot be read, or a device that cannot be used.
     """
     accelerator = make_accelerator(device)
-    folder = output / "training"
-    settings = {name: value for name, value in asdict(config).items() if name != "measure"}
-    identity = open_record(folder, settings, accelerator.device)
     with tempfile.TemporaryDirectory() as temporary:
         bench = SpeedBench(config, accelerator, Path(temporary))
-        for measure in config.measure:
-            paths = [folder / f"{name}.csv" for name in MEASURES[measure]]
-            if not all(path.exists() for path in paths):
-                for path, frame in zip(paths, bench.measure(measure), strict=True):
-                    write_whole(path, frame.to_csv(index=False).encode())
-    paths = [folder / f"{name}.csv" for names in MEASURES.values() for name in names]
-    return make_tables({path.stem: pd.read_csv(path) for path in paths if path.exists()}, identity)
+        return run_part("training", config, output / "training", accelerator.device, MEASURES, bench.measure)
 
 
 @dataclass
