@@ -1,6 +1,6 @@
 """The training loop: optimiser steps, average, logs, validation, checkpoints and resume, the same for every stage.
 
-A run is a function of its configuration: every random draw follows from seed, pass and process (`stage.Pass`), the
+A run is a function of its configuration: every random draw follows from seed, pass and process (`StepRng`), the
 rates of a pass from seed and pass alone, and the data from the numbers of the crops (`data.ResumableSampler`). So a
 checkpoint holds no state of a random generator, processes need not tell each other which rate comes next, and a resumed
 run repeats an uninterrupted one to the bit on the same machine and number of processes. On another number of processes
@@ -35,8 +35,9 @@ from oscar.training.losses import critic_loss
 from oscar.training.processes import check_processes, critic_accelerator, make_accelerator, start_trackers
 from oscar.training.record import FINAL, RunRecord
 from oscar.training.resolve import resolve
-from oscar.training.stages.base import Pass, Stage
+from oscar.training.stages.base import Stage
 from oscar.training.train_state import Learner, NonFiniteError, gathered, spread
+from oscar.utils.rng import StepRng
 
 log = logging.getLogger(__name__)
 
@@ -168,25 +169,25 @@ class Trainer:
         found = []
         for micro in range(accumulation):
             batch = next(batches)
-            turn = Pass(self.step * accumulation + micro, self.config.seed, self.accelerator.process_index)
+            rng = StepRng(self.step * accumulation + micro, self.config.seed, self.accelerator.process_index)
             with self.accelerator.accumulate(*(learner.module for learner in self.learners)):
                 if self.learner not in self._faults:
                     self._indices.append(batch["index"].tolist())
-                    found.append(self._learn(self._images(batch), turn))
+                    found.append(self._learn(self._images(batch), rng))
         self._conclude(found, buffers)
         self.interval.add_time(self.batch, time.perf_counter() - started)
 
-    def _learn(self, images: Tensor, turn: Pass) -> dict[str, float]:
+    def _learn(self, images: Tensor, rng: StepRng) -> dict[str, float]:
         """One pass, and the updates if it is a step's last; returns what it measures."""
         if self.critic is not None:
             self.stage.critic.requires_grad_(False)  # its weights get no gradient from the codec's loss
-        metrics = self.learner.module(images, turn)
+        metrics = self.learner.module(images, rng)
         values = self._descend(self.learner, metrics["loss"], metrics, "loss", "grad_norm")
         if self.critic is not None:
             for parameter in self.critic.parameters:
                 parameter.requires_grad_(True)
             if not self._faults:
-                loss = self._criticise(turn)
+                loss = self._criticise(rng)
                 weighted = self.config.stage.critic.weight * loss
                 values |= self._descend(self.critic, weighted, {"critic": loss}, "critic", "critic_grad_norm")
         return values
@@ -195,13 +196,13 @@ class Trainer:
         images = batch["latent" if self.stage.takes_latents else "image"]
         return images.to(self.accelerator.device, memory_format=self.layout, non_blocking=True)
 
-    def _criticise(self, turn: Pass) -> Tensor:
+    def _criticise(self, rng: StepRng) -> Tensor:
         """The critic's loss."""
         real, fake, prompt = self.stage.critic_inputs()
         if isinstance(prompt, DTensor):
             prompt = prompt.full_tensor()
         latents = torch.cat([real, fake])
-        logits = self.critic.module(latents, prompt, turn.noise(latents.device, stream=4))
+        logits = self.critic.module(latents, prompt, rng.noise(latents.device, stream=4))
         return critic_loss(*logits.chunk(2), self.config.stage.critic.reduction)
 
     def _descend(

@@ -36,8 +36,9 @@ from oscar.data.folders import find_pictures
 from oscar.data.images import read_image, to_pil, to_tensor
 from oscar.metrics.image import METRICS, MetricSet
 from oscar.models.padding import pad_to_multiple
-from oscar.training.stages.base import Pass, Stage, validation_points
+from oscar.training.stages.base import Stage, validation_points
 from oscar.utils.files import write_whole
+from oscar.utils.rng import StepRng
 
 PRIOR_DRAWS = 4  # timesteps per picture
 _CELL, _CAPTION, _GAP = 256, 18, 4  # pixels of the grid
@@ -157,7 +158,7 @@ class Validator:
         if self.stage_name == "prior":
             for number, picture in self.pictures:
                 images = self._padded(picture, stage.backbone.factor).expand(PRIOR_DRAWS, -1, -1, -1)
-                loss = stage(images, Pass(number, self.config.seed))["loss"]
+                loss = stage(images, StepRng(number, self.config.seed))["loss"]
                 yield Row(number, values={"loss": loss.item()})
             return
         for number, picture in self.pictures:

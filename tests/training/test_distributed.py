@@ -106,10 +106,10 @@ def train(config: TrainConfig, rank: int, world: int, port: int, job: Job) -> No
     if job.broken is not None or job.pause:
         forward = type(trainer.stage).forward
 
-        def wrapped(stage, images, turn):
+        def wrapped(stage, images, rng):
             time.sleep(job.pause)
-            metrics = forward(stage, images, turn)
-            factor = float("nan") if (turn.rank, turn.number) == job.broken else 1
+            metrics = forward(stage, images, rng)
+            factor = float("nan") if (rng.rank, rng.number) == job.broken else 1
             return {name: value * factor for name, value in metrics.items()}
 
         type(trainer.stage).forward = wrapped

@@ -304,9 +304,9 @@ def test_a_loss_without_a_number_leaves_the_scale_alone(configure) -> None:
     trainer = make_trainer(config, autocast=False)
     forward = trainer.learner.module.forward
 
-    def broken(images, turn):
-        metrics = forward(images, turn)
-        return {name: value * (math.nan if turn.number in (0, 2) else 1) for name, value in metrics.items()}
+    def broken(images, rng):
+        metrics = forward(images, rng)
+        return {name: value * (math.nan if rng.number in (0, 2) else 1) for name, value in metrics.items()}
 
     trainer.learner.module.forward = broken
     assert trainer.run()

@@ -22,7 +22,7 @@ from oscar.data.crops import build_loader
 from oscar.data.latents import LatentDataset, check_latents, read_index, vae_hash
 from oscar.training import latent_cache
 from oscar.training.build import build_backbone, build_stage
-from oscar.training.stages.base import Pass
+from oscar.utils.rng import StepRng
 
 ROOT = Path(__file__).parents[2]
 CROPS, PICTURES = 3, 6
@@ -107,9 +107,9 @@ def test_the_hyper_stage_has_the_same_loss(train) -> None:
     check_latents(data, from_latents.codec.backbone)
     (latents,) = batches(1, roots=(), latents=data.latents)
     (images,) = batches(1, roots=data.train)
-    turn = Pass(0, seed=0)
-    loss = from_latents(latents["latent"], turn)["loss"]
-    torch.testing.assert_close(loss, from_pictures(images["image"], turn)["loss"], rtol=1e-4, atol=1e-5)
+    rng = StepRng(0, seed=0)
+    loss = from_latents(latents["latent"], rng)["loss"]
+    torch.testing.assert_close(loss, from_pictures(images["image"], rng)["loss"], rtol=1e-4, atol=1e-5)
 
 
 def test_the_index_says_how_the_latents_were_made(cache: Path, pictures: Path, train) -> None:

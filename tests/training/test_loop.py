@@ -193,9 +193,9 @@ def test_a_loss_that_is_no_number_names_the_pictures(configure, runs, monkeypatc
     config = configure("prior", 4, "run", "trainer.checkpoint_every=1")
     forward = PriorStage.forward
 
-    def broken(stage, images, turn):
-        metrics = forward(stage, images, turn)
-        return {name: value * (float("nan") if turn.number == 2 else 1) for name, value in metrics.items()}
+    def broken(stage, images, rng):
+        metrics = forward(stage, images, rng)
+        return {name: value * (float("nan") if rng.number == 2 else 1) for name, value in metrics.items()}
 
     monkeypatch.setattr(PriorStage, "forward", broken)
     with pytest.raises(NonFiniteError, match=rf"loss is nan at step 3; pictures .*{photos}/\d\.png, ") as error:
@@ -211,9 +211,9 @@ def broken(monkeypatch) -> Callable[..., None]:
     def make(*passes: int) -> None:
         forward = BottleneckStage.forward
 
-        def wrong(stage, images, turn):
-            metrics = forward(stage, images, turn)
-            factor = float("nan") if turn.number in passes else 1
+        def wrong(stage, images, rng):
+            metrics = forward(stage, images, rng)
+            factor = float("nan") if rng.number in passes else 1
             return {name: value * factor for name, value in metrics.items()}
 
         monkeypatch.setattr(BottleneckStage, "forward", wrong)

@@ -22,8 +22,9 @@ from oscar.data.images import to_pil
 from oscar.metrics.image import psnr
 from oscar.training import validation
 from oscar.training.build import build_stage
-from oscar.training.stages.base import Pass, Stage
+from oscar.training.stages.base import Stage
 from oscar.training.validation import Validator, centre, summarise
+from oscar.utils.rng import StepRng
 
 SIZES = [(200, 170), (70, 50), (64, 64)]  # the last two are too small for MS-SSIM
 RATES = ("0.0313", "0.1250")
@@ -73,7 +74,7 @@ def trained(config: TrainConfig) -> Stage:
     """A stage after a few training passes, so that its moving averages say something."""
     stage = build_stage(config).train()
     for number in range(4):
-        stage(images(), Pass(number, 0))
+        stage(images(), StepRng(number, 0))
     return stage
 
 
@@ -115,7 +116,7 @@ def test_training_goes_on_as_if_there_had_been_none(configure, accelerator) -> N
     losses = []
     for _ in range(2):
         stage.load_state_dict(state)
-        losses.append(stage(images(), Pass(7, 0))["loss"].item())
+        losses.append(stage(images(), StepRng(7, 0))["loss"].item())
         stage.load_state_dict(state)
         Validator(config, accelerator).run(stage, 1)
         assert stage.training and stage.codec.bottleneck.training and not stage.codec.backbone.vae.training
