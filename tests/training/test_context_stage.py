@@ -104,8 +104,8 @@ def test_a_resumed_run_is_the_same(compose, photos: Path, tmp_path: Path, tiny_f
 def stop_after(trainer: Trainer, step: int):
     save = trainer.checkpoints.save
 
-    def wrapped(state, name, learners):
-        save(state, name, learners)
+    def wrapped(state, name, train_states):
+        save(state, name, train_states)
         trainer._stopping = trainer.step == step
 
     return wrapped

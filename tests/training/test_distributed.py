@@ -52,7 +52,7 @@ class Job:
         poisoned: (process, step) whose loss is one, but has a gradient that is not.
         pause: seconds that each step takes longer.
         report: folder for the message of an error.
-        fsdp: spread the networks over the processes; Accelerate itself does so on GPUs only.
+        fsdp: shard the networks over the processes; Accelerate itself does so on GPUs only.
     """
 
     gradients: Path | None = None
@@ -77,7 +77,7 @@ def train(config: TrainConfig, rank: int, world: int, port: int, job: Job) -> No
     from oscar.models.discriminator import LatentDiscriminator
     from oscar.training.build import build_stage
     from oscar.training.processes import make_accelerator
-    from oscar.training.train_state import Learner, NonFiniteError
+    from oscar.training.train_state import NonFiniteError, TrainState
     from oscar.training.trainer import Trainer
 
     torch.set_num_threads(1)
@@ -87,20 +87,20 @@ def train(config: TrainConfig, rank: int, world: int, port: int, job: Job) -> No
     assert accelerator.num_processes == world and accelerator.device.type == "cpu"
     trainer = Trainer(build_stage(config), config, accelerator)
     if job.gradients is not None:
-        update, steps = Learner.update, []
+        update, steps = TrainState.update, []
 
-        def keep(learner: Learner) -> None:
-            found = {name: p.grad.clone() for name, p in learner.plain.named_parameters() if p.grad is not None}
-            torch.save(found, job.gradients / f"{type(learner.plain).__name__}-{rank}.pt")
-            steps.append(update(learner))
+        def keep(train_state: TrainState) -> None:
+            found = {name: p.grad.clone() for name, p in train_state.plain.named_parameters() if p.grad is not None}
+            torch.save(found, job.gradients / f"{type(train_state.plain).__name__}-{rank}.pt")
+            steps.append(update(train_state))
 
         def renoise(critic: LatentDiscriminator, latent, generator=None):  # alike for each sample, in either split
             noise = torch.randn(latent.shape[1:], generator=torch.Generator().manual_seed(0))
             return (latent + noise) / 2**0.5, torch.full((len(latent),), 500)
 
-        Learner.update, LatentDiscriminator.renoise = keep, renoise
+        TrainState.update, LatentDiscriminator.renoise = keep, renoise
     if job.poisoned is not None:
-        trainer.learner.parameters[0].register_hook(
+        trainer.train_state.parameters[0].register_hook(
             lambda gradient: gradient * float("nan" if (rank, trainer.step) == job.poisoned else 1)
         )
     if job.broken is not None or job.pause:
@@ -199,8 +199,8 @@ def test_two_processes_make_the_step_of_one_with_the_doubled_batch(configure, tm
         config = configure(stage, f"run-{world}", f"data.batch_size={batch}", *options)
         finish(start([config] * world, Job(gradients=folder)), *[0] * world)
         found[world] = {path.stem: torch.load(path) for path in folder.iterdir()}
-    learners = {"vae": 1, "hyper": 1, "joint": 2}[stage]
-    assert len(found[1]) == learners + 1 and len(found[2]) == 2 * len(found[1])
+    trained = {"vae": 1, "hyper": 1, "joint": 2}[stage]
+    assert len(found[1]) == trained + 1 and len(found[2]) == 2 * len(found[1])
     for name, one in found[1].items():
         kind = name.removesuffix("-0")
         largest = max((value.abs().max().item() for value in one.values() if value.is_floating_point()), default=1)
@@ -281,7 +281,7 @@ def test_what_is_no_number_on_one_process(
 
 
 def test_fsdp_trains_alike_and_shares_checkpoints(configure, runs, photos: Path) -> None:
-    """Replicas and spread networks go on from each other's checkpoints, with the same losses, averages and files."""
+    """Replicas and sharded networks go on from each other's checkpoints, with the same losses, averages and files."""
     options = (
         "trainer.ema_decay=0.9",
         f"validation.images={photos}",

@@ -24,7 +24,7 @@ from oscar.training.train_state import NonFiniteError
 from oscar.training.trainer import Trainer
 from oscar.training.validation import Validator
 
-LEARNERS = ("learner", "critic")
+PARTS = ("learner", "critic")
 STAGES = ["vae", "prior", "hyper", "joint"]
 # what makes a resume hard: averages, several passes per step, and random draws inside the quantiser
 HARD = ("trainer.accumulation=2", "trainer.ema_decay=0.9")
@@ -260,7 +260,7 @@ def test_a_critic_without_a_number_is_skipped_too(configure, runs, monkeypatch) 
     trainer = run(config)
     assert (trainer.skipped, trainer.skipped_in_a_row) == (1, 0)
     states = [torch.load(path, weights_only=True) for path in find_checkpoints(Path(config.output))]
-    assert all(state[part]["schedule"]["last_epoch"] == state["step"] for state in states for part in LEARNERS)
+    assert all(state[part]["schedule"]["last_epoch"] == state["step"] for state in states for part in PARTS)
     runs.assert_equal(states[1]["critic"]["model"], states[0]["critic"]["model"])
     runs.assert_equal(states[1]["critic"]["optimiser"]["state"], states[0]["critic"]["optimiser"]["state"])
     moved = {

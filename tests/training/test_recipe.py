@@ -427,12 +427,12 @@ def test_without_independent_rates_they_do_not(configure) -> None:
 def test_each_hyper_encoder_is_clipped_by_its_own_norm(configure) -> None:
     config = configure(1, "optimiser.grad_clip=0.01")
     trainer = Trainer(build_stage(config), config)
-    groups = trainer.learner.clip_groups
+    groups = trainer.train_state.clip_groups
     bottleneck = trainer.stage.codec.bottleneck
     encoders = [list(bottleneck.at(rate).parameters()) for rate in bottleneck.rates]
     assert [list(map(id, group)) for group in groups] == [list(map(id, encoder)) for encoder in encoders]
     norms = []
-    trainer.learner.optimiser.step = lambda: norms.extend(total_norm(group) for group in groups)
+    trainer.train_state.optimiser.step = lambda: norms.extend(total_norm(group) for group in groups)
     advance(trainer, 1)
     assert norms == pytest.approx([0.01, 0.01], rel=1e-3)
 
@@ -445,8 +445,8 @@ def test_codec_and_critic_are_clipped_separately(configure) -> None:
     config = configure(2, "optimiser.grad_clip=0.01", "stage.critic.optimiser.grad_clip=1e-4")
     trainer = Trainer(build_stage(config), config)
     norms = []
-    for learner in trainer.learners:
-        learner.optimiser.step = lambda learner=learner: norms.append(total_norm(learner.parameters))
+    for train_state in trainer.train_states:
+        train_state.optimiser.step = lambda train_state=train_state: norms.append(total_norm(train_state.parameters))
     advance(trainer, 1)
     assert norms == pytest.approx([0.01, 1e-4], rel=1e-3)
 
@@ -456,10 +456,10 @@ def test_the_learning_rate_warms_up_from_zero(configure) -> None:
     trainer = Trainer(build_stage(config), config)
     before = {name: p.clone() for name, p in trainer.stage.named_parameters()}
     rates = []
-    for learner in trainer.learners:
-        step = learner.optimiser.step
-        learner.optimiser.step = lambda step=step, learner=learner: (
-            rates.append(learner.optimiser.param_groups[0]["lr"]),
+    for train_state in trainer.train_states:
+        step = train_state.optimiser.step
+        train_state.optimiser.step = lambda step=step, train_state=train_state: (
+            rates.append(train_state.optimiser.param_groups[0]["lr"]),
             step(),
         )
     advance(trainer, 1)
