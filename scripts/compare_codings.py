@@ -14,7 +14,7 @@ from pathlib import Path
 
 from oscar.bottlenecks.rdo import MAX_EFFORT
 from oscar.utils.errors import exit_code
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 
 
 def main(args: list[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def compare_all(options: argparse.Namespace) -> str:
             rows += compare(codec, path.name, picture, rate, efforts, metrics)
     frame = pd.DataFrame(rows)
     options.out.mkdir(parents=True, exist_ok=True)
-    write_whole(options.out / "rows.csv", frame.to_csv(index=False).encode())
+    atomic_write(options.out / "rows.csv", frame.to_csv(index=False).encode())
     tables = [codings_table(frame), *([efforts_table(frame)] if len(efforts) > 1 else [])]
     for table in tables:
         table.write(options.out)

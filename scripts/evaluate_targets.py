@@ -33,7 +33,7 @@ def evaluate(options: argparse.Namespace) -> str:
     import oscar
     from oscar.data.folders import find_pictures
     from oscar.evaluation.rate_control import draw_pairs, meet, targets_table
-    from oscar.utils.files import write_whole
+    from oscar.utils.files import atomic_write
 
     if options.pairs < 1:
         raise ValueError(f"--pairs is {options.pairs}; allowed: at least 1")
@@ -43,7 +43,7 @@ def evaluate(options: argparse.Namespace) -> str:
     rows = [meet(codec, paths[number], share) for number, share in tqdm(pairs, disable=not sys.stderr.isatty())]
     frame = pd.DataFrame(rows)
     options.out.mkdir(parents=True, exist_ok=True)
-    write_whole(options.out / "rows.csv", frame.to_csv(index=False).encode())
+    atomic_write(options.out / "rows.csv", frame.to_csv(index=False).encode())
     table = targets_table(frame)
     table.write(options.out)
     return table.to_markdown()

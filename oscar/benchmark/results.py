@@ -19,7 +19,7 @@ from oscar.data.images import ImageError, read_image
 from oscar.evaluation.curves import bd_name, metric_of, paper_curves
 from oscar.metrics.image import METRICS
 from oscar.utils.environment import describe_environment
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 
 
 def report_data(bench: Benchmark) -> ReportData:
@@ -191,7 +191,7 @@ def _entry(bench: Benchmark, codec: ImageCodec, row: dict, image: Image.Image, m
         png = io.BytesIO()
         codec.decode(codec.encode(image, row["point"]).data).save(png, "PNG")
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, png.getvalue())
+        atomic_write(path, png.getvalue())
     return ReportEntry(
         codec=codec.name,
         label=codec.label,

@@ -49,7 +49,7 @@ from oscar.metrics.image import METRICS, MetricSet, metrics_of
 from oscar.metrics.protocol import PROTOCOLS
 from oscar.utils.environment import describe_environment, hardware
 from oscar.utils.errors import first_line
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 from oscar.utils.strict_json import as_read, write_json
 from oscar.utils.tables import Table
 
@@ -330,7 +330,7 @@ def run_matched(bench: Benchmark, is_asked: bool) -> None:
         frames.append(frame)
     bench.matched = pd.concat(frames, ignore_index=True)
     if len(bench.matched) and is_asked:
-        write_whole(results, bench.matched.to_csv(index=False).encode())
+        atomic_write(results, bench.matched.to_csv(index=False).encode())
 
 
 def run_timing_part(bench: Benchmark, is_asked: bool) -> None:
@@ -374,7 +374,7 @@ def run_timing_part(bench: Benchmark, is_asked: bool) -> None:
                 return
             folder.mkdir(parents=True, exist_ok=True)
             for table in tabular:
-                write_whole(folder / f"{table}.csv", getattr(result, table).to_csv(index=False).encode())
+                atomic_write(folder / f"{table}.csv", getattr(result, table).to_csv(index=False).encode())
             write_json(folder / "run.json", identity)
             record = identity
     if record is not None:
@@ -406,7 +406,7 @@ def write_results(bench: Benchmark) -> None:
     if len(bench.rows):
         for protocol in bench.protocols:
             rows = bench.rows[bench.rows["protocol"] == protocol].dropna(axis="columns", how="all")
-            write_whole(folder / f"{tables.named('rows', protocol)}.csv", rows.to_csv(index=False).encode())
+            atomic_write(folder / f"{tables.named('rows', protocol)}.csv", rows.to_csv(index=False).encode())
         paper_hint = {} if "paper" in bench.protocols else dict.fromkeys(METRICS, "protocols=[bitstream,paper] does")
         for protocol in PROTOCOLS:  # the paper's own curves are drawn in any case
             plot_rates(

@@ -37,7 +37,7 @@ from oscar.inference.load import load
 from oscar.metrics.image import METRICS, MetricSet
 from oscar.rates import RatePoint
 from oscar.timesteps import TimestepMapping, mapping_from_config, read_calibration
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 from oscar.utils.tables import Table
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def ablate_config(config: AblateTimestepsConfig) -> pd.DataFrame:
         asdict(config),
         content_hash(config.model),
     )
-    write_whole(output / "sweep.csv", rows.to_csv(index=False).encode())
+    atomic_write(output / "sweep.csv", rows.to_csv(index=False).encode())
     names = [name for name in metrics.names if name in rows]
     choices = choose(rows, rates, mappings, names, own)
     for table in make_tables(choices, mappings, names):

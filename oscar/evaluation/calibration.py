@@ -37,7 +37,7 @@ from oscar.rates import RatePoint
 from oscar.timesteps import CalibratedMapping, TimestepMapping
 from oscar.utils.environment import describe_environment
 from oscar.utils.errors import first_line
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 from oscar.utils.strict_json import write_json
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def calibrate_config(config: CalibrateTimestepsConfig) -> Calibration:
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     for name, frame in (("pictures", calibration.pictures), ("calibration", calibration.rates)):
-        write_whole(output / f"{name}.csv", frame.to_csv(index=False).encode())
+        atomic_write(output / f"{name}.csv", frame.to_csv(index=False).encode())
     record = {
         "mappings": {name: mapping.to_config() for name, mapping in calibration.mappings.items()},
         "rates": calibration.rates.astype(object).where(calibration.rates.notna(), None).to_dict("records"),

@@ -31,7 +31,7 @@ from oscar.data.images import ImageError, list_images, read_image, srgb_mark
 from oscar.metrics.image import METRICS, metrics_of
 from oscar.utils.environment import describe_environment
 from oscar.utils.errors import first_line
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 from oscar.utils.strict_json import as_read, dumps, write_json
 
 if TYPE_CHECKING:
@@ -505,7 +505,7 @@ def _open_shard(path: Path) -> io.TextIOWrapper:
 
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, data)
+    atomic_write(path, data)
 
 
 def _write_parquet(path: Path, frame: pd.DataFrame) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from oscar.training.train_state import NonFiniteError, TrainState
 from oscar.utils.errors import first_line
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 from oscar.utils.provenance import PROVENANCE
 
 FOLDER, BEST = "checkpoints", "best"
@@ -181,4 +181,4 @@ class CsvLog:
         writer = csv.DictWriter(text, self.columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(self.path, text.getvalue().encode())
+        atomic_write(self.path, text.getvalue().encode())

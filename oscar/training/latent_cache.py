@@ -22,7 +22,7 @@ from oscar.data.crops import PhotoDataset, epoch_order
 from oscar.data.latents import INDEX, PICTURES, LatentIndex, read_index, shard_path, vae_hash
 from oscar.models.backbone import Backbone
 from oscar.training.build import build_backbone
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 from oscar.utils.strict_json import dumps
 
 
@@ -91,7 +91,7 @@ def cache_latents(config: CacheLatentsConfig, progress: bool = True) -> LatentIn
                 "latent": torch.cat(latents).to(getattr(torch, index.dtype)),
                 "picture": torch.tensor(cut_from, dtype=torch.int32),
             }
-            write_whole(shard_path(folder, shard), save(tensors))
+            atomic_write(shard_path(folder, shard), save(tensors))
     state.wait_for_everyone()
     return index
 
@@ -138,5 +138,5 @@ def _open(folder: Path, index: LatentIndex, names: Sequence[str]) -> None:
         if difference is not None:
             raise ConfigError(f"output is {folder}, which holds other latents: {difference}; allowed: another folder")
         return
-    write_whole(folder / PICTURES, dumps(list(names), indent=0).encode())
-    write_whole(folder / INDEX, (dumps(asdict(index), indent=2) + "\n").encode())
+    atomic_write(folder / PICTURES, dumps(list(names), indent=0).encode())
+    atomic_write(folder / INDEX, (dumps(asdict(index), indent=2) + "\n").encode())

@@ -37,7 +37,7 @@ from oscar.data.images import read_image, to_pil, to_tensor
 from oscar.metrics.image import METRICS, MetricSet
 from oscar.models.padding import pad_to_multiple
 from oscar.training.stages.base import Stage, validation_points
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 from oscar.utils.rng import StepRng
 
 PRIOR_DRAWS = 4  # timesteps per picture
@@ -208,7 +208,7 @@ class Validator:
         folder.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         grid.save(buffer, "PNG")
-        write_whole(folder / f"step-{step:07d}.png", buffer.getvalue())
+        atomic_write(folder / f"step-{step:07d}.png", buffer.getvalue())
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.log_images({"validation": np.asarray(grid)[None]}, step=step, dataformats="NHWC")

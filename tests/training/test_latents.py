@@ -143,7 +143,7 @@ def test_shorter_types_lose_little(pictures: Path, cache: Path, tmp_path: Path, 
 
 
 def test_an_interrupted_run_goes_on(pictures: Path, cache: Path, tmp_path: Path, monkeypatch) -> None:
-    write, written = latent_cache.write_whole, []
+    write, written = latent_cache.atomic_write, []
 
     def interrupted(path: Path, data: bytes) -> None:
         written.append(path.name)
@@ -153,7 +153,7 @@ def test_an_interrupted_run_goes_on(pictures: Path, cache: Path, tmp_path: Path,
 
     config = configure(pictures, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(latent_cache, "write_whole", interrupted)
+        patch.setattr(latent_cache, "atomic_write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             latent_cache.cache_latents(config, progress=False)
     with pytest.raises(ValueError, match="2 of 3 shards are not in .* yet"):

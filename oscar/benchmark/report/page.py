@@ -22,7 +22,7 @@ from PIL import Image
 from oscar.benchmark.report.html_table import NONE, Column, Show, definitions, number, shower, shown, table, text
 from oscar.benchmark.tables import RATES, SECONDS
 from oscar.data.images import read_image
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 from oscar.utils.strict_json import dumps
 
 _FOLDER = Path(__file__).parent
@@ -160,7 +160,7 @@ def write_report(path: Path, data: ReportData) -> None:
         data=_json(payload),
     )
     head, tail = page.split("<!--images-->")  # nothing escaped contains this
-    write_whole(path, b"".join([head.encode(), *images.blocks, tail.encode()]))
+    atomic_write(path, b"".join([head.encode(), *images.blocks, tail.encode()]))
 
 
 # Text
