@@ -82,7 +82,7 @@ class Finding:
     get: str = ""
 
 
-def examine(backbones: Iterable[str] = ()) -> list[Finding]:
+def run_checks(backbones: Iterable[str] = ()) -> list[Finding]:
     """Look for everything.
 
     Args:

@@ -124,9 +124,9 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Say which devices, backbones, weights of metrics, packages and programs are here, and how to get the others."""
-    from oscar.cli.doctor import as_table, examine
+    from oscar.cli.doctor import as_table, run_checks
 
-    findings = examine(backbone or ())
+    findings = run_checks(backbone or ())
     if as_json:
         typer.echo(dumps([vars(finding) for finding in findings], indent=2))
         return
