@@ -27,11 +27,11 @@ class TimestepMapping(ABC):
 
     Attributes:
         kind: the mapping's name in configs.
-        per_picture: whether pictures have timesteps of their own, which the encoder measures and the file carries.
+        per_image: whether pictures have timesteps of their own, which the encoder measures and the file carries.
     """
 
     kind: str
-    per_picture: ClassVar[bool] = False
+    per_image: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, rate: Any) -> int | float:
@@ -241,7 +241,7 @@ class PerImageMapping(TimestepMapping):
     """Each picture's own pseudo-timestep, from the cosine similarity of its z_hat and z0; one byte of its file."""
 
     kind = "per_image"
-    per_picture = True
+    per_image = True
 
     def __call__(self, rate: RatePoint) -> int:
         raise ValueError("timesteps: kind per_image has a timestep for each picture, not for each rate")

@@ -45,12 +45,12 @@ def compare_all(options: argparse.Namespace) -> str:
 
     import oscar
     from oscar.bottlenecks.vq import need_rates
-    from oscar.data.folders import find_pictures
+    from oscar.data.folders import find_images
     from oscar.data.images import read_image
     from oscar.evaluation.codings import METRICS, codings_table, compare, efforts_table
     from oscar.metrics.image import MetricSet
 
-    paths = find_pictures(options.images)[: options.limit]
+    paths = find_images(options.images)[: options.limit]
     codec = oscar.load(options.model, options.device)
     need_rates(codec.bottleneck, "the comparison")
     rates = codec.bottleneck.rates if options.rates is None else [codec.bottleneck.parse(bpp) for bpp in options.rates]

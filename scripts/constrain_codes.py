@@ -44,10 +44,10 @@ def constrain(options: argparse.Namespace) -> None:
         raise ValueError(f"--out is {options.out}, which exists; allowed: a folder that does not")
 
     from oscar import OscarCodec
-    from oscar.data.folders import find_pictures
+    from oscar.data.folders import find_images
     from oscar.training.constraint import constrain_codes
 
-    paths = find_pictures(options.images)
+    paths = find_images(options.images)
     random.Random(options.seed).shuffle(paths)
     codec = OscarCodec.from_pretrained(options.model).to(options.device).eval()
     constrain_codes(codec, paths[: options.pictures], strengths, options.seed)

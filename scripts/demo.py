@@ -29,7 +29,7 @@ from oscar.benchmark.report.sheet import (
     write_csv,
     write_html,
 )
-from oscar.data.folders import find_pictures
+from oscar.data.folders import find_images
 from oscar.data.images import ImageError, read_image
 from oscar.metrics.image import MS_SSIM_UNAVAILABLE, ms_ssim, psnr
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from oscar import OscarCodec
 
 
-def name_pictures(paths: list[Path]) -> list[str]:
+def name_images(paths: list[Path]) -> list[str]:
     """File names without suffix; those that occur more than once get a number."""
     names: list[str] = []
     for path in paths:
@@ -95,7 +95,7 @@ def run(codec: OscarCodec, pictures: list[Path], out: Path, console: Console) ->
     warm = False
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("compress and decompress", total=len(pictures) * len(some_points(codec)))
-        for path, name in zip(pictures, name_pictures(pictures), strict=True):
+        for path, name in zip(pictures, name_images(pictures), strict=True):
             try:
                 image = read_image(path)
             except ImageError as error:
@@ -169,7 +169,7 @@ def main(args: list[str] | None = None) -> int:
     if not console.is_terminal:
         console = Console(width=120)  # a table in a log must not be cut to 80 columns
     try:
-        pictures = find_pictures(options.images)
+        pictures = find_images(options.images)
         console.print(f"{len(pictures)} pictures; loading {options.model} on {options.device}", highlight=False)
         import oscar
 

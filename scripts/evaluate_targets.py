@@ -31,13 +31,13 @@ def evaluate(options: argparse.Namespace) -> str:
     from tqdm import tqdm
 
     import oscar
-    from oscar.data.folders import find_pictures
+    from oscar.data.folders import find_images
     from oscar.evaluation.rate_control import draw_pairs, meet, targets_table
     from oscar.utils.files import atomic_write
 
     if options.pairs < 1:
         raise ValueError(f"--pairs is {options.pairs}; allowed: at least 1")
-    paths = find_pictures(options.images)
+    paths = find_images(options.images)
     codec = oscar.load(options.model, options.device)
     pairs = draw_pairs(len(paths), options.pairs, options.seed)
     rows = [meet(codec, paths[number], share) for number, share in tqdm(pairs, disable=not sys.stderr.isatty())]

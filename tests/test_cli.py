@@ -20,7 +20,7 @@ import oscar
 from oscar.bitstream import Coding, Container, WrongModelError
 from oscar.cli import loading
 from oscar.cli import main as cli
-from oscar.cli.image_files import PICTURE_FORMATS
+from oscar.cli.image_files import IMAGE_FORMATS
 from oscar.data.images import image_suffixes
 from oscar.rate_control import TargetError
 from oscar.rates import PAPER_RATES, RatePoint, find_rate
@@ -137,7 +137,7 @@ def no_leftovers(folder: Path) -> bool:
     return not [path for path in folder.rglob("*") if path.suffix == ".tmp"]
 
 
-@pytest.mark.parametrize("suffix", sorted(PICTURE_FORMATS))
+@pytest.mark.parametrize("suffix", sorted(IMAGE_FORMATS))
 def test_one_file_there_and_back(tmp_path, photo, loads, suffix):
     packed, result = tmp_path / "a.oscar", tmp_path / f"b{suffix}"
     assert run("compress", photo, packed, "--rate", "0.125") == 0

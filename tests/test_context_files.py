@@ -1,4 +1,4 @@
-"""Files coded by context, rate-distortion optimised indices and files of at most so many bytes, with the tiny random model."""
+"""Files coded by context, by rate-distortion optimisation, and of at most so many bytes, with the tiny random model."""
 
 from __future__ import annotations
 

@@ -260,14 +260,14 @@ def check_overrides(command: Command) -> None:
     register()
     overrides = [place(word) for word in command.words[1:] if word != "--multirun"]
     overrides = [first_of_sweep(word) if "--multirun" in command.words else word for word in overrides]
-    if command.script == "train" and needs_pictures(command):
+    if command.script == "train" and needs_images(command):
         overrides.append("data.train=[photos]")
     overrides = [word for word in overrides if not word.startswith(("data.latents=", "hydra"))]  # made by commands
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         parse(compose(command.script, overrides=overrides), HYDRA[command.script])
 
 
-def needs_pictures(command: Command) -> bool:
+def needs_images(command: Command) -> bool:
     """Whether the experiment names pictures that are not in the repository."""
     return any(word.startswith("experiment=nano") for word in command.words)
 
@@ -373,7 +373,7 @@ def train_options(command: Command, words: list[str]) -> list[str]:
     """What makes a training run small, given what its experiment or stage trains."""
     named = " ".join(words)
     extra = [word for word in SMALL["train"] if f" {word.partition('=')[0]}=" not in named]
-    if needs_pictures(command):
+    if needs_images(command):
         extra.append("data.train=[photos]")
     if "experiment=paper" in named:
         extra += [word for word in PAPER if f" {word.partition('=')[0]}=" not in named]

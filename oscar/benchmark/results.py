@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from oscar.baselines.base import ImageCodec
-from oscar.benchmark.report.page import MetricInfo, ReportData, ReportEntry, ReportPicture
+from oscar.benchmark.report.page import MetricInfo, ReportData, ReportEntry, ReportImage
 from oscar.benchmark.runs import Benchmark, timing_table_of
 from oscar.benchmark.tables import matched_tables
 from oscar.data.images import ImageError, read_image
@@ -40,7 +40,7 @@ def report_data(bench: Benchmark) -> ReportData:
         rows=_apart(bench.rows, names),
         bd=bench.bd if measured else empty,
         reference_curves=curves.assign(metric=curves["metric"] + PAPER) if len(curves) else empty,
-        pictures=list(browser_pictures(bench)) if measured else [],
+        pictures=list(browser_images(bench)) if measured else [],
         timing=_timing(bench),
         matched=_matched(bench) if len(bench.matched) and measured else None,
     )
@@ -151,7 +151,7 @@ def _matched(bench: Benchmark) -> pd.DataFrame:
 # Pictures.
 
 
-def browser_pictures(bench: Benchmark) -> Iterator[ReportPicture]:
+def browser_images(bench: Benchmark) -> Iterator[ReportImage]:
     """Some pictures, spread over the data set, with OSCAR's files and the baselines' at matched bytes, decoded."""
     count = min(bench.config.report_pictures, len(bench.pictures))
     names = list(bench.pictures)
@@ -164,7 +164,7 @@ def browser_pictures(bench: Benchmark) -> Iterator[ReportPicture]:
             continue  # it is among the failures already
         entries = list(_our_entries(bench, name, image)) + list(_baseline_entries(bench, name, image))
         if entries:
-            yield ReportPicture(Path(name).stem, *image.size, bench.pictures[name], entries)
+            yield ReportImage(Path(name).stem, *image.size, bench.pictures[name], entries)
 
 
 def _our_entries(bench: Benchmark, name: str, image: Image.Image) -> Iterator[ReportEntry]:

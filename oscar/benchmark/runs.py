@@ -33,7 +33,7 @@ from oscar.baselines.base import BaselineUnavailable, ImageCodec
 from oscar.benchmark import tables
 from oscar.benchmark.matched import match_bytes
 from oscar.benchmark.plots import plot_rates
-from oscar.data.folders import find_pictures
+from oscar.data.folders import find_images
 from oscar.data.images import ImageError, read_image
 from oscar.evaluation.codecs import OscarImageCodec, make_codec
 from oscar.evaluation.curves import DATASETS, bd_table, dataset_of, published_curves
@@ -223,7 +223,7 @@ def prepare(config: BenchmarkConfig) -> Benchmark:
 def _pictures(config: BenchmarkConfig) -> tuple[dict[str, Path], Path]:
     """Picture files by their path below their folder, and the folder."""
     folder = Path(config.data.images).expanduser() if config.data.images else None
-    paths = find_pictures(folder)
+    paths = find_images(folder)
     root = folder or paths[0].parent
     return {path.relative_to(root).as_posix(): path for path in paths[: config.data.limit]}, root
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any  # noqa: UP035 (OmegaConf reads Optional from the annotations)
 
 from oscar.config.checks import ConfigError, at_least, choose
-from oscar.config.images import BenchmarkPicturesConfig, MetricsConfig
+from oscar.config.images import BenchmarkImagesConfig, MetricsConfig
 from oscar.config.model import BackboneConfig, BottleneckConfig
 from oscar.config.stage import StageConfig
 from oscar.rates import RATES, find_rate
@@ -149,7 +149,7 @@ class BenchmarkConfig:
     """nominal bpp of the OSCAR models' rates; None takes all"""
     baselines: dict[str, Any] = field(default_factory=dict)
     """by any name: `name` of a baseline, `points`, and its options (configs/baselines)"""
-    data: BenchmarkPicturesConfig = field(default_factory=BenchmarkPicturesConfig)
+    data: BenchmarkImagesConfig = field(default_factory=BenchmarkImagesConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     bd_method: str = "pchip"
     """interpolation of BD-rate: pchip, akima or cubic"""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any  # noqa: UP035 (OmegaConf reads Optional from the annotations)
 
 from oscar.config.checks import ConfigError, at_least, choose
-from oscar.config.images import MetricsConfig, PackagedPicturesConfig, PicturesConfig
+from oscar.config.images import ImagesConfig, MetricsConfig, PackagedImagesConfig
 
 
 @dataclass
@@ -27,7 +27,7 @@ class EvaluateConfig:
     """baselines: arguments of their constructor"""
     points: list[float] | None = None
     """operating points: nominal bpp of oscar's rates, quality of a baseline; None takes the codec's own list"""
-    data: PicturesConfig = field(default_factory=PicturesConfig)
+    data: ImagesConfig = field(default_factory=ImagesConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     save_images: bool = False
     """keep decoded pictures in output/images and files in output/files"""
@@ -58,7 +58,7 @@ class CalibrateTimestepsConfig:
     """folder of the results"""
     model: str = "nano"
     """nano, a checkpoint folder or a hub id"""
-    data: PackagedPicturesConfig = field(default_factory=PackagedPicturesConfig)
+    data: PackagedImagesConfig = field(default_factory=PackagedImagesConfig)
     save_to: str | None = None
     """folder for a copy of the checkpoint with the measured mapping"""
     save_mapping: str = "cosine"
@@ -87,7 +87,7 @@ class AblateTimestepsConfig:
     """timesteps to decode every rate at, beside those of the mappings"""
     rates: list[float] | None = None
     """nominal bpp of the rates; None takes all of the model's"""
-    data: PackagedPicturesConfig = field(default_factory=PackagedPicturesConfig)
+    data: PackagedImagesConfig = field(default_factory=PackagedImagesConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     device: str = "cpu"
     threads: int | None = None

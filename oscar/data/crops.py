@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from oscar.data.images import ImageError
 from oscar.data.latents import LatentDataset
-from oscar.data.sources import Picture, find_pictures, read_picture
+from oscar.data.sources import ImageSource, find_images, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -98,10 +98,10 @@ class PhotoDataset(Dataset):
         self.scale = None if scale is None else (float(scale[0]), float(scale[1]))
         self.unreadable: set[int] = set()
         self.pictures: list[np.ndarray | None] | None = None
-        self.paths: list[Picture] = []
+        self.paths: list[ImageSource] = []
         for root in roots:
             start = len(self.paths)
-            self.paths += find_pictures(root)
+            self.paths += find_images(root)
             # one picture of each root is decoded here, so that a folder without any is refused before training starts
             if not any(self.decode(index) is not None for index in range(start, len(self.paths))):
                 raise ValueError(f"{root} holds no readable picture")
@@ -156,7 +156,7 @@ class PhotoDataset(Dataset):
         if index in self.unreadable:
             return None
         try:
-            return np.asarray(read_picture(self.paths[index]))
+            return np.asarray(open_source(self.paths[index]))
         except ImageError as error:
             self.unreadable.add(index)
             logger.warning("picture left out: %s", error)

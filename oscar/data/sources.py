@@ -36,7 +36,7 @@ LIST_SUFFIXES = (".txt", ".lst")
 
 
 @dataclass(frozen=True)
-class ShardPicture:
+class ShardImage:
     """A picture within an uncompressed tar; `str` names shard and member."""
 
     shard: Path
@@ -54,7 +54,7 @@ class ShardPicture:
 
 
 @dataclass(frozen=True)
-class RowPicture:
+class RowImage:
     """A picture in a row of a Hugging Face data set; `str` names data set, row and, where there is one, the file."""
 
     root: str
@@ -73,10 +73,10 @@ class RowPicture:
         return f"{self.root} row {self.row}" + (f" ({self.path})" if self.path else "")
 
 
-Picture = Path | ShardPicture | RowPicture
+ImageSource = Path | ShardImage | RowImage
 
 
-def read_picture(picture: Picture) -> Image.Image:
+def open_source(picture: ImageSource) -> Image.Image:
     """The picture as 8-bit RGB, upright.
 
     Raises:
@@ -92,7 +92,7 @@ def read_picture(picture: Picture) -> Image.Image:
         return read_image(stream, name=str(picture))
 
 
-def find_pictures(root: str | Path) -> list[Picture]:
+def find_images(root: str | Path) -> list[ImageSource]:
     """The pictures of one root; of which kind it is follows from its name.
 
     Raises:
@@ -132,7 +132,7 @@ def _read_list(path: Path) -> list[Path]:
     return pictures
 
 
-def _read_shard(path: Path) -> list[ShardPicture]:
+def _read_shard(path: Path) -> list[ShardImage]:
     """The members with a picture's extension; what follows a damaged place is logged and left out."""
     pictures, suffixes = [], image_suffixes()
     try:
@@ -140,14 +140,14 @@ def _read_shard(path: Path) -> list[ShardPicture]:
             for member in tar:
                 name = Path(member.name)
                 if member.isreg() and name.suffix.lower() in suffixes and not name.name.startswith("."):
-                    pictures.append(ShardPicture(path, member.name, member.offset_data, member.size))
+                    pictures.append(ShardImage(path, member.name, member.offset_data, member.size))
     except (tarfile.TarError, OSError) as error:
         after = f"the rest of it, after {len(pictures)} pictures," if pictures else "shard"
         logger.warning("%s left out: %s: not a whole uncompressed tar: %s", after, path, first_line(error))
     return pictures
 
 
-def _read_hub(root: str) -> list[RowPicture]:
+def _read_hub(root: str) -> list[RowImage]:
     """The rows of hf:DATASET[#SPLIT], a hub id or a folder of pictures or Parquet files; without a split, of train."""
     try:
         import datasets
@@ -162,7 +162,7 @@ def _read_hub(root: str) -> list[RowPicture]:
         paths = [path for chunk in table.data.column(column).chunks for path in chunk.field("path").to_pylist()]
     except Exception as error:  # the library and its builders raise many kinds
         raise ValueError(f"{root} cannot be read as a Hugging Face data set: {first_line(error)}") from None
-    return [RowPicture(root, table, row, path) for row, path in enumerate(paths)]
+    return [RowImage(root, table, row, path) for row, path in enumerate(paths)]
 
 
 def _image_column(table: datasets.Dataset) -> str:

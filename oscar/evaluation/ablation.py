@@ -27,7 +27,7 @@ from oscar.bitstream import Container
 from oscar.bottlenecks.vq import need_rates
 from oscar.checkpoint import content_hash
 from oscar.codec import OscarCodec
-from oscar.data.folders import find_pictures
+from oscar.data.folders import find_images
 from oscar.data.images import to_pil, to_tensor
 from oscar.evaluation.calibration import by_bpp, calibrate
 from oscar.evaluation.curves import metric_title
@@ -149,7 +149,7 @@ def ablate_config(config: AblateTimestepsConfig) -> pd.DataFrame:
     metrics = MetricSet(
         config.metrics.names, config.device, files=config.metrics.files, download=config.metrics.download
     )
-    paths = find_pictures(config.data.images)[: config.data.limit]
+    paths = find_images(config.data.images)[: config.data.limit]
     codec = load(config.model, config.device, torch.float32)
     need_rates(codec.bottleneck, "the ablation")
     parse = codec.bottleneck.parse
@@ -202,7 +202,7 @@ def make_mappings(
         if config.get("kind") in ("cosine", "snr") and config.get("values") is None
     ]
     others = {name: mapping_from_config(config) for name, config in resolved.items() if name not in missing}
-    if missing or any(mapping.per_picture for mapping in others.values()):
+    if missing or any(mapping.per_image for mapping in others.values()):
         calibration = calibrate(codec, paths)
         pictures, measured = calibration.pictures, calibration.mappings
     return {name: others[name] if name in others else measured[resolved[name]["kind"]] for name in configs}, pictures
@@ -239,7 +239,7 @@ def sweep(
 
 
 def _point(mapping: TimestepMapping, rate: RatePoint) -> float:
-    return OWN if mapping.per_picture else float(mapping(rate))
+    return OWN if mapping.per_image else float(mapping(rate))
 
 
 def choose(

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from oscar.bottlenecks.vq import need_rates, rescale
 from oscar.codec import OscarCodec
-from oscar.data.folders import find_pictures
+from oscar.data.folders import find_images
 from oscar.data.images import ImageError, read_image, to_tensor
 from oscar.diffusion import channel_cosine
 from oscar.evaluation.evaluate import EvaluationError
@@ -73,7 +73,7 @@ def calibrate_config(config: CalibrateTimestepsConfig) -> Calibration:
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    paths = find_pictures(config.data.images)[: config.data.limit]
+    paths = find_images(config.data.images)[: config.data.limit]
     codec = OscarCodec.from_pretrained(config.model).eval().requires_grad_(False).to(config.device)
     calibration = calibrate(codec, paths)
     output = Path(config.output)
@@ -157,7 +157,7 @@ def measure(codec: OscarCodec, batch: Tensor, rate: RatePoint) -> dict[str, floa
     noisy = rescale(z_hat, encoded.symbols.rms)[0].flatten(1).double()
     signal = _dot(noisy, latent) / _dot(latent, latent).clamp_min(_TINY) * latent
     residual = noisy - signal
-    timestep = own if codec.mapping.per_picture else codec.mapping(rate)
+    timestep = own if codec.mapping.per_image else codec.mapping(rate)
     rest = noisy - codec.backbone.schedule.alpha_bar(timestep).sqrt().double() * latent
     shape = _standardise(residual)
     columns = {
@@ -228,7 +228,7 @@ def summarise(codec: OscarCodec, pictures: pd.DataFrame) -> tuple[pd.DataFrame, 
 
 
 def _of_rate(mapping: TimestepMapping, rate: RatePoint) -> float | None:
-    return None if mapping.per_picture else mapping(rate)
+    return None if mapping.per_image else mapping(rate)
 
 
 def by_bpp(rates: Iterable[RatePoint]) -> list[RatePoint]:

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    Picture = Image.Image | np.ndarray | torch.Tensor
+    ImageLike = Image.Image | np.ndarray | torch.Tensor
 else:
-    Picture = Any
+    ImageLike = Any
 
 # Four halvings must leave more than the 11-pixel window's reach: (11 - 1) * 2**4 + 1.
 MS_SSIM_MIN_SIDE = 161
@@ -82,7 +82,7 @@ def metrics_of(protocol: str, names: Iterable[str]) -> list[str]:
     return [_PAPERS.get(short, short) + name[len(short) :] for name, short in plain.items()]
 
 
-def psnr(a: Picture, b: Picture) -> float:
+def psnr(a: ImageLike, b: ImageLike) -> float:
     """Peak signal-to-noise ratio in dB over the pixels of all three channels, peak 255.
 
     As in pyiqa, 1e-8 of the squared peak is added to the mean squared error: 4e-4 dB less at 40 dB, and 80 dB for
@@ -106,7 +106,7 @@ def psnr(a: Picture, b: Picture) -> float:
     return -10 * math.log10(error / (255**2 * a.size) + 1e-8)
 
 
-def ms_ssim(a: Picture, b: Picture) -> float | None:
+def ms_ssim(a: ImageLike, b: ImageLike) -> float | None:
     """Multi-scale structural similarity (Wang et al. 2003) over the RGB channels, 1 for equal pictures.
 
     Five scales, Gaussian window of 11x11 pixels, 2x2 averages between scales. Conventions are pyiqa's: at each scale
@@ -131,7 +131,7 @@ def ms_ssim(a: Picture, b: Picture) -> float | None:
     return _ms_ssim(a, b, lambda pixels: pixels)
 
 
-def ms_ssim_y(a: Picture, b: Picture) -> float | None:
+def ms_ssim_y(a: ImageLike, b: ImageLike) -> float | None:
     """Multi-scale structural similarity of the luma alone, as pyiqa's default has it and the published code reports it.
 
     Luma is Y of YIQ, rounded to 8 bits; the rest is as in `ms_ssim`, in float64: within 1e-6 of pyiqa's own call, in a
@@ -148,7 +148,7 @@ def _luma(pixels: torch.Tensor) -> torch.Tensor:
     return ((pixels.movedim(1, -1) @ weights).movedim(-1, 1) * 255).round().double() / 255
 
 
-def _ms_ssim(a: Picture, b: Picture, channels: Callable[[torch.Tensor], torch.Tensor]) -> float | None:
+def _ms_ssim(a: ImageLike, b: ImageLike, channels: Callable[[torch.Tensor], torch.Tensor]) -> float | None:
     a, b = _pixels(a, b)
     if min(a.shape[:2]) < MS_SSIM_MIN_SIDE:
         return None
@@ -267,7 +267,7 @@ class MetricSet:
         """Whether an available metric compares sets of pictures."""
         return bool(self._available("set"))
 
-    def score(self, reference: Picture, decoded: Picture) -> dict[str, float | None]:
+    def score(self, reference: ImageLike, decoded: ImageLike) -> dict[str, float | None]:
         """All available metrics of one picture.
 
         Args:
@@ -291,7 +291,7 @@ class MetricSet:
             scores[name] = fmean(values) if values else None
         return scores
 
-    def features(self, image: Picture) -> dict[str, np.ndarray]:
+    def features(self, image: ImageLike) -> dict[str, np.ndarray]:
         """What the available set metrics need of one picture.
 
         Returns:
@@ -378,7 +378,7 @@ def patches(pixels: np.ndarray) -> list[np.ndarray]:
     ]
 
 
-def _pixels(*pictures: Picture) -> list[np.ndarray]:
+def _pixels(*pictures: ImageLike) -> list[np.ndarray]:
     """The pictures as uint8 (H, W, 3), all of one size."""
     arrays = [_to_array(picture) for picture in pictures]
     if len({array.shape for array in arrays}) > 1:
@@ -387,7 +387,7 @@ def _pixels(*pictures: Picture) -> list[np.ndarray]:
     return arrays
 
 
-def _to_array(picture: Picture) -> np.ndarray:
+def _to_array(picture: ImageLike) -> np.ndarray:
     rgb = to_rgb(picture) if hasattr(picture, "getexif") else to_pil(to_tensor(picture))  # PIL needs no torch
     return np.array(rgb)
 

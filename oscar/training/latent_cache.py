@@ -26,7 +26,7 @@ from oscar.utils.files import atomic_write
 from oscar.utils.strict_json import dumps
 
 
-class _CropsOfPictures(Dataset):
+class _CropsOfImages(Dataset):
     """All crops of a picture at once, under the sample numbers that they have in a run with the same seed."""
 
     def __init__(self, photos: PhotoDataset, crops: int):
@@ -67,7 +67,7 @@ def cache_latents(config: CacheLatentsConfig, progress: bool = True) -> LatentIn
     pictures = [picture for shard in todo for picture in index.members(shard)]
     batches = iter(
         DataLoader(
-            _CropsOfPictures(photos, config.crops),
+            _CropsOfImages(photos, config.crops),
             batch_size=None,
             sampler=pictures,
             num_workers=data.workers,

@@ -32,7 +32,7 @@ from oscar.bottlenecks import Point
 from oscar.bottlenecks.vq import perplexity
 from oscar.codec import OscarCodec
 from oscar.config import ConfigError, TrainConfig
-from oscar.data.folders import find_pictures
+from oscar.data.folders import find_images
 from oscar.data.images import read_image, to_pil, to_tensor
 from oscar.metrics.image import METRICS, MetricSet
 from oscar.models.padding import pad_to_multiple
@@ -100,7 +100,7 @@ class Validator:
         self.higher_is_better = _OTHERS[self.best] if self.best in _OTHERS else METRICS[self.best].higher_is_better
         for name, reason in self.metrics.unavailable.items():
             get_logger(__name__).warning("validation without %s: %s", name, reason)
-        paths = find_pictures(options.images)[: options.limit]
+        paths = find_images(options.images)[: options.limit]
         self.count = len(paths)
         # every process takes as many turns, going through its last picture again if need be: sharded networks want that
         turns = range(

@@ -15,7 +15,7 @@ from oscar.baselines.registry import make_baseline
 from oscar.benchmark import runs as module
 from oscar.benchmark.matched import match_bytes
 from oscar.benchmark.runs import run_benchmark
-from oscar.config import BenchmarkConfig, BenchmarkPicturesConfig, ConfigError, MetricsConfig, TimingConfig
+from oscar.config import BenchmarkConfig, BenchmarkImagesConfig, ConfigError, MetricsConfig, TimingConfig
 from oscar.evaluation.evaluate import EvaluationError, load_results
 from oscar.metrics.image import MetricSet, psnr
 from oscar.utils.tables import Table
@@ -36,7 +36,7 @@ def config(tiny_folder, photos, tmp_path) -> BenchmarkConfig:
             "webp-x4": {"name": "webp", "downscale": 4, "points": [5, 80]},
             "bpg": MISSING,
         },
-        data=BenchmarkPicturesConfig(images=str(photos), limit=2),
+        data=BenchmarkImagesConfig(images=str(photos), limit=2),
         metrics=MetricsConfig(names=["psnr"]),
     )
     config.check()
@@ -249,7 +249,7 @@ def test_unknown_names_cost_a_line_and_the_rest_is_kept(config, capsys):
         ({"timing": TimingConfig(points={"jpeg": [500]})}, "quality 500"),
         ({"models": {}, "baselines": {"bpg": MISSING}}, "no codec is left: bpg"),
         ({"baselines": {"a": {"name": "jpeg"}, "b": {"name": "jpeg"}}}, "2 codecs are called jpeg"),
-        ({"data": BenchmarkPicturesConfig(images="nowhere")}, "nowhere: no such folder"),
+        ({"data": BenchmarkImagesConfig(images="nowhere")}, "nowhere: no such folder"),
         ({"device": "cuda:99"}, "cuda:99"),
     ],
 )
@@ -273,7 +273,7 @@ def test_what_cannot_run_is_refused_before_anything_is_written(config, change, m
         ({"bd_method": "spline"}, "bd_method is 'spline'"),
         ({"report_pictures": -1}, "report_pictures is -1"),
         ({"timing": TimingConfig(repeats=0)}, "timing.repeats is 0"),
-        ({"data": BenchmarkPicturesConfig(dataset="tecnick")}, "data.dataset is 'tecnick'"),
+        ({"data": BenchmarkImagesConfig(dataset="tecnick")}, "data.dataset is 'tecnick'"),
     ],
 )
 def test_contradictions_name_field_value_and_what_is_allowed(config, change, message):

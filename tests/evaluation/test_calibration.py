@@ -16,7 +16,7 @@ from scipy.stats import kstest, kurtosis, skew
 from oscar import OscarCodec
 from oscar.bitstream import Container
 from oscar.bottlenecks.hyper_encoder import HyperEncoder
-from oscar.config import AblateTimestepsConfig, CalibrateTimestepsConfig, MetricsConfig, PackagedPicturesConfig
+from oscar.config import AblateTimestepsConfig, CalibrateTimestepsConfig, MetricsConfig, PackagedImagesConfig
 from oscar.data.images import to_pil, to_tensor
 from oscar.evaluation import ablation, calibration
 from oscar.evaluation.ablation import BEST, OWN, TimestepCodec
@@ -123,7 +123,7 @@ def test_tiny_pictures_give_numbers(tiny: OscarCodec, picture) -> None:
 
 def calibrate(photos: Path, tiny_folder: Path, output: Path, **options) -> calibration.Calibration:
     config = CalibrateTimestepsConfig(
-        output=str(output), model=str(tiny_folder), data=PackagedPicturesConfig(str(photos), limit=2), **options
+        output=str(output), model=str(tiny_folder), data=PackagedImagesConfig(str(photos), limit=2), **options
     )
     return calibration.calibrate_config(config)
 
@@ -231,7 +231,7 @@ def ablate(photos: Path, tiny_folder: Path, tmp_path: Path):
             "metrics": MetricsConfig(["psnr"]),
             **options,
         }
-        data = PackagedPicturesConfig(str(photos), limit=2)
+        data = PackagedImagesConfig(str(photos), limit=2)
         config = AblateTimestepsConfig(output=str(tmp_path / "out"), model=str(tiny_folder), data=data, **settings)
         return ablation.ablate_config(config)
 

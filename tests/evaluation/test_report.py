@@ -22,7 +22,7 @@ from oscar.benchmark.report.page import (  # noqa: E402  after the check of what
     MetricInfo,
     ReportData,
     ReportEntry,
-    ReportPicture,
+    ReportImage,
     write_report,
 )
 
@@ -97,7 +97,7 @@ def make_data(folder: Path) -> ReportData:
                 point, matched = float(POINTS[codec][rank]), None if ours else rate
                 values = values | {"psnr": math.inf} if rank == 2 else values
                 entries.append(ReportEntry(codec, label, point, ours, matched, np.int64(size), bpp, values, path))
-        pictures.append(ReportPicture(name, image.width, image.height, folder / f"{seed}.png", entries))
+        pictures.append(ReportImage(name, image.width, image.height, folder / f"{seed}.png", entries))
     frame = pd.DataFrame(rows)
     columns = ["nominal_bpp", "actual_bpp", "psnr", "mae", "niqe", "encode_seconds", "decode_seconds"]
     means = frame.groupby(["codec", "label", "point"], sort=False)[columns].agg("mean").reset_index()
@@ -242,7 +242,7 @@ def test_without_files_the_rate_is_called_nominal(data, tmp_path):
 
 
 def test_nothing_is_written_if_a_picture_is_missing(data, tmp_path):
-    lost = ReportPicture("lost", 8, 8, tmp_path / "lost.png", [])
+    lost = ReportImage("lost", 8, 8, tmp_path / "lost.png", [])
     frame = pd.DataFrame()
     with pytest.raises(ValueError, match="lost.png: no such file"):
         write_report(tmp_path / "r.html", ReportData("Lost", [], {}, [], {}, frame, frame, frame, frame, [lost]))
@@ -442,7 +442,7 @@ def test_browser_shows_what_is_chosen(open_page, data):
     codecs = {side: page.locator(f"#{side}-codec") for side in ("left", "right")}
     assert (codecs["left"].input_value(), codecs["right"].input_value()) == ("jpeg", "oscar-test")
 
-    def check(picture: ReportPicture, rate: float) -> None:
+    def check(picture: ReportImage, rate: float) -> None:
         facts = page.locator("#facts").inner_text()
         for side, codec in codecs.items():
             name = codec.input_value()

@@ -86,9 +86,9 @@ def test_a_run_on_latents_sees_what_a_run_on_pictures_sees(pictures: Path, cache
     torch.manual_seed(0)
     backbone = build_backbone(train()).eval()
     one_cycle = CROPS * PICTURES // 2
-    from_pictures = batches(one_cycle, roots=pictures)
+    from_images = batches(one_cycle, roots=pictures)
     from_latents = batches(2 * one_cycle, roots=(), latents=cache)
-    for images, latents in zip(from_pictures, from_latents[:one_cycle], strict=True):
+    for images, latents in zip(from_images, from_latents[:one_cycle], strict=True):
         assert torch.equal(images["index"], latents["index"])
         with torch.no_grad():
             torch.testing.assert_close(latents["latent"], backbone.encode(images["image"]), rtol=0, atol=1e-5)
@@ -100,7 +100,7 @@ def test_a_run_on_latents_sees_what_a_run_on_pictures_sees(pictures: Path, cache
 
 
 def test_the_hyper_stage_has_the_same_loss(train) -> None:
-    from_latents, from_pictures = (
+    from_latents, from_images = (
         build_stage(train("bottleneck.rates=[0.0625]", latents=latents)) for latents in (True, False)
     )
     data = train().data
@@ -109,7 +109,7 @@ def test_the_hyper_stage_has_the_same_loss(train) -> None:
     (images,) = batches(1, roots=data.train)
     rng = StepRng(0, seed=0)
     loss = from_latents(latents["latent"], rng)["loss"]
-    torch.testing.assert_close(loss, from_pictures(images["image"], rng)["loss"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loss, from_images(images["image"], rng)["loss"], rtol=1e-4, atol=1e-5)
 
 
 def test_the_index_says_how_the_latents_were_made(cache: Path, pictures: Path, train) -> None:

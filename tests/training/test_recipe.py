@@ -253,7 +253,7 @@ def test_l1_and_mse_in_the_published_range() -> None:
     assert (terms["l1"].item(), terms["mse"].item()) == (0.5, 0.25)
     _, terms = ImageLoss({"l1": 1.0, "mse": 1.0})(black, grey)
     assert (terms["l1"].item(), terms["mse"].item()) == (1.0, 1.0)
-    assert ImageLoss({"l1": 1.0}, image_range="unit").by_picture(black, grey)[0].tolist() == [0.5]
+    assert ImageLoss({"l1": 1.0}, image_range="unit").by_image(black, grey)[0].tolist() == [0.5]
 
 
 def reference_edges(image: Tensor) -> Tensor:

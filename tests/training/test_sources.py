@@ -15,7 +15,7 @@ import torch
 
 from oscar.data.crops import PhotoDataset, build_loader
 from oscar.data.images import ImageError, read_image
-from oscar.data.sources import expand, find_pictures, read_picture
+from oscar.data.sources import expand, find_images, open_source
 
 
 def write_shard(path: Path, members: dict[str, bytes]) -> None:
@@ -47,7 +47,7 @@ def hub(monkeypatch, tmp_path: Path):
 
 
 def pixels(paths) -> list[np.ndarray]:
-    return [np.asarray(read_picture(path)) for path in paths]
+    return [np.asarray(open_source(path)) for path in paths]
 
 
 def assert_photos(found, photos: Path, order) -> None:
@@ -60,7 +60,7 @@ def assert_photos(found, photos: Path, order) -> None:
 def test_shards_are_read_in_the_order_of_pattern_and_tar(shards: Path, photos: Path, pattern: str) -> None:
     if pattern == "{000..000}{,1}.tar":
         (shards / "001.tar").rename(shards / "0001.tar")
-    found = find_pictures(str(shards / pattern))
+    found = find_images(str(shards / pattern))
     assert_photos(found, photos, (2, 0, 1, 4, 3))
     assert str(found[3]).endswith("1.tar: 4.png")
 
@@ -111,7 +111,7 @@ def test_what_is_no_shard_is_refused(photos: Path, tmp_path: Path, caplog) -> No
     write_shard(tmp_path / "captions.tar", {"0.txt": b"no picture"})
     for name in ("zipped.tar", "bad.tar", "captions.tar"):
         with pytest.raises(ValueError, match=f"{name} holds no picture"):
-            find_pictures(tmp_path / name)
+            find_images(tmp_path / name)
     assert "bad.tar: not a whole uncompressed tar" in caplog.text
 
 
@@ -122,18 +122,18 @@ def test_a_hub_folder_of_pictures(hub, photos: Path, tmp_path: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
     (folder / "train" / "9.png").write_bytes(b"no picture")
-    found = find_pictures(f"hf:{folder}")
+    found = find_images(f"hf:{folder}")
     assert_photos(found[:4], photos, range(4))
     with pytest.raises(ImageError, match=r"row 4 \(.*train/9.png\): not a picture"):
-        read_picture(found[4])
-    assert_photos(find_pictures(f"hf:{folder}#validation"), photos, [4])
+        open_source(found[4])
+    assert_photos(find_images(f"hf:{folder}#validation"), photos, [4])
     one, other = (
         list(itertools.islice(build_loader(f"hf:{folder}", crop_size=32, batch_size=4, workers=workers), 2))
         for workers in (0, 2)
     )
     assert all(torch.equal(a["image"], b["image"]) for a, b in zip(one, other, strict=True))
     with pytest.raises(ValueError, match=r"#test cannot be read .*test"):
-        find_pictures(f"hf:{folder}#test")
+        find_images(f"hf:{folder}#test")
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -148,7 +148,7 @@ def test_parquet_files(hub, photos: Path, tmp_path: Path, plain: bool) -> None:
         (tmp_path / "set").mkdir(exist_ok=True)
         table = pyarrow.table({"caption": ["text"] * len(cells), "image": cells})
         parquet.write_table(table, tmp_path / f"set/train-{shard}.parquet")
-    found = find_pictures(f"hf:{tmp_path / 'set'}")
+    found = find_images(f"hf:{tmp_path / 'set'}")
     assert_photos(found, photos, (1, 0, 2))
     assert str(found[1]).endswith("row 1" if plain else "row 1 (0.png)")
 
@@ -158,8 +158,8 @@ def test_hub_sets_that_cannot_be_had(hub, monkeypatch, tmp_path: Path) -> None:
     (tmp_path / "words/a.txt").write_text("no pictures")
     for root, reason in (("nobody/none", "nobody/none"), (tmp_path / "words", "no column of pictures among text")):
         with pytest.raises(ValueError, match=f"hf:{root} cannot be read .*{reason}") as caught:
-            find_pictures(f"hf:{root}")
+            find_images(f"hf:{root}")
         assert "\n" not in str(caught.value)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="needs the package datasets"):
-        find_pictures("hf:nobody/none")
+        find_images("hf:nobody/none")

@@ -77,7 +77,7 @@ class ReportEntry:
 
 
 @dataclass(frozen=True)
-class ReportPicture:
+class ReportImage:
     """A picture of the browser: its size in pixels, the file of the original and what codecs made of it."""
 
     name: str
@@ -118,7 +118,7 @@ class ReportData:
     rows: pd.DataFrame
     bd: pd.DataFrame
     reference_curves: pd.DataFrame
-    pictures: list[ReportPicture] = field(default_factory=list)
+    pictures: list[ReportImage] = field(default_factory=list)
     timing: pd.DataFrame | None = None
     matched: pd.DataFrame | None = None
 

@@ -147,14 +147,14 @@ def write_html(results: Sequence[Result], path: Path, title: str, note: str) -> 
         title: its heading.
         note: a sentence under it: model, machine, protocol.
     """
-    sections = "\n".join(_section(group, path.parent) for group in _by_picture(results))
+    sections = "\n".join(_section(group, path.parent) for group in _by_image(results))
     if any(result.ms_ssim is None for result in results):
         note += f" MS-SSIM – = {MS_SSIM_UNAVAILABLE}."
     text = _PAGE.substitute(title=escape(title), note=escape(note), means=_means_rows(results), sections=sections)
     path.write_text(text, encoding="utf-8")
 
 
-def _by_picture(results: Sequence[Result]) -> list[list[Result]]:
+def _by_image(results: Sequence[Result]) -> list[list[Result]]:
     names = dict.fromkeys(result.picture for result in results)
     return [sorted((r for r in results if r.picture == name), key=lambda r: r.rate) for name in names]
 
@@ -200,15 +200,15 @@ def _link(path: Path, folder: Path) -> str:
     return quote(path.relative_to(folder).as_posix())
 
 
-def write_contact_sheet(results: Sequence[Result], path: Path, most_pictures: int = 24) -> None:
+def write_contact_sheet(results: Sequence[Result], path: Path, most_images: int = 24) -> None:
     """Write one PNG: a row per picture, the original on the left and then the rates, lowest first, captioned.
 
     Args:
         results: of any number of pictures and rates.
         path: of the PNG.
-        most_pictures: rows at most, since a sheet of hundreds can be neither seen nor stored; the first ones are taken.
+        most_images: rows at most, since a sheet of hundreds can be neither seen nor stored; the first ones are taken.
     """
-    groups = _by_picture(results)[:most_pictures]
+    groups = _by_image(results)[:most_images]
     heights = [round(_THUMB_WIDTH * group[0].height / group[0].width) for group in groups]
     heights = [min(max(height, 1), 2 * _THUMB_WIDTH) for height in heights]
     columns = 1 + max(len(group) for group in groups)

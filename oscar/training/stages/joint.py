@@ -72,7 +72,7 @@ class JointStage(CodecStage):
         if output.weight is None:
             loss, terms = self.image_loss(decoded, images)
         else:
-            distortions, terms = self.image_loss.by_picture(decoded, images)
+            distortions, terms = self.image_loss.by_image(decoded, images)
             loss = output.weight * distortions
         terms["latent"] = F.mse_loss(x0.float(), target.float())
         loss, statistics = self.weigh(output, loss + self.stage.latent * terms["latent"])
@@ -88,7 +88,7 @@ class JointStage(CodecStage):
         """The timestep of this pass: learned, one of each image (B,), or the operating point's."""
         if self.timesteps is not None:
             return self.timesteps(draw.point)
-        if self.codec.mapping.per_picture:
+        if self.codec.mapping.per_image:
             return self.codec.backbone.schedule.measure(z_hat.detach(), latent)
         return self.codec.bottleneck.timesteps(self.codec.mapping, draw.point, latent)
 
