@@ -58,9 +58,9 @@ def compare_all(options: argparse.Namespace) -> str:
     efforts = sorted({0, *options.efforts})
     rows = []
     for path in tqdm(paths, disable=not sys.stderr.isatty()):
-        picture = read_image(path)
+        image = read_image(path)
         for rate in rates:
-            rows += compare(codec, path.name, picture, rate, efforts, metrics)
+            rows += compare(codec, path.name, image, rate, efforts, metrics)
     frame = pd.DataFrame(rows)
     options.out.mkdir(parents=True, exist_ok=True)
     atomic_write(options.out / "rows.csv", frame.to_csv(index=False).encode())

@@ -86,7 +86,7 @@ def measure(codec: OscarCodec, name: str, image: Image.Image, out: Path) -> Iter
         )
 
 
-def run(codec: OscarCodec, pictures: list[Path], out: Path, console: Console) -> list[Result]:
+def run(codec: OscarCodec, images: list[Path], out: Path, console: Console) -> list[Result]:
     """Measure all pictures at all rates; one that cannot be read costs a line and is left out."""
     for folder in ("files", "pictures"):
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -94,8 +94,8 @@ def run(codec: OscarCodec, pictures: list[Path], out: Path, console: Console) ->
     results: list[Result] = []
     warm = False
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("compress and decompress", total=len(pictures) * len(some_points(codec)))
-        for path, name in zip(pictures, name_images(pictures), strict=True):
+        task = progress.add_task("compress and decompress", total=len(images) * len(some_points(codec)))
+        for path, name in zip(images, name_images(images), strict=True):
             try:
                 image = read_image(path)
             except ImageError as error:
@@ -169,12 +169,12 @@ def main(args: list[str] | None = None) -> int:
     if not console.is_terminal:
         console = Console(width=120)  # a table in a log must not be cut to 80 columns
     try:
-        pictures = find_images(options.images)
-        console.print(f"{len(pictures)} pictures; loading {options.model} on {options.device}", highlight=False)
+        images = find_images(options.images)
+        console.print(f"{len(images)} pictures; loading {options.model} on {options.device}", highlight=False)
         import oscar
 
         codec = oscar.load(options.model, options.device)
-        results = run(codec, pictures, options.out, console)
+        results = run(codec, images, options.out, console)
         if not results:
             raise ImageError("none of the pictures can be read")
     except (ValueError, OSError) as error:

@@ -100,11 +100,11 @@ def test_estimates_are_those_of_files(codec: OscarCodec, picture) -> None:
 
 
 def test_symbols_do_not_depend_on_threads_or_batch(codec: OscarCodec, picture, data: bytes) -> None:
-    pictures, threads = [picture(333, 200, seed) for seed in range(2, 10)], torch.get_num_threads()
+    images, threads = [picture(333, 200, seed) for seed in range(2, 10)], torch.get_num_threads()
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            assert codec.compress_batch(pictures, TOP)[-1] == data
+            assert codec.compress_batch(images, TOP)[-1] == data
             indices = indices_of(codec, data)
             (image,) = codec.decompress_batch([data])
             assert codec.decompress_batch([data] * 8)[3].size == image.size

@@ -125,7 +125,7 @@ def test_a_sweep_of_runs(folder: Path, name: str) -> None:
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, env=env)
     assert result.returncode == 0, result.stderr
     file = "pictures.csv" if name == "calibrate_timesteps" else "sweep.csv"
-    pictures = [pd.read_csv(folder / "out" / limit / file)["image"].nunique() for limit in ("1", "2")]
-    assert pictures == [1, 2]
+    images = [pd.read_csv(folder / "out" / limit / file)["image"].nunique() for limit in ("1", "2")]
+    assert images == [1, 2]
     left = [path for path in folder.rglob("*") if path.is_file() and "sweeps" in path.parts]
     assert {path.name for path in left} <= {"multirun.yaml"}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def match_bytes(
     codec: ImageCodec,
     targets: pd.DataFrame,
-    pictures: Mapping[str, Path],
+    images: Mapping[str, Path],
     metrics: MetricSet,
     output: Path,
     progress: bool = True,
@@ -42,7 +42,7 @@ def match_bytes(
     Args:
         codec: the baseline.
         targets: rows of `evaluate`; those without a file are left out.
-        pictures: files by the name under which the rows know them.
+        images: files by the name under which the rows know them.
         metrics: what is scored.
         output: folder of the results; they go below the baseline's name.
         progress: show a progress bar.
@@ -66,7 +66,7 @@ def match_bytes(
                 for target in wanted.to_dict("records"):
                     row = record.find(target)
                     if row is None and make:
-                        row = record.add(_match(codec, record, target, pictures[name], metrics))
+                        row = record.add(_match(codec, record, target, images[name], metrics))
                     rows += [] if row is None else [row]
                     bar.update()
             except (ImageError, ValueError, RuntimeError, OSError) as error:

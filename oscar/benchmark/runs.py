@@ -198,7 +198,7 @@ def prepare(config: BenchmarkConfig) -> Benchmark:
     """Find the pictures and build codecs and metrics."""
     accelerator = make_accelerator(config.device)
     device = config.device or accelerator.device
-    pictures, root = _pictures(config)
+    images, root = _pictures(config)
     unavailable: dict[str, str] = {}
     ours, baselines = _make_codecs(config, device, unavailable)
     for name in config.metrics.names:
@@ -214,7 +214,7 @@ def prepare(config: BenchmarkConfig) -> Benchmark:
     unavailable |= metrics.unavailable
     for name, reason in unavailable.items():
         print(f"{name} is unavailable: {reason}", file=sys.stderr)
-    bench = Benchmark(config, pictures, root, ours, baselines, metrics, unavailable)
+    bench = Benchmark(config, images, root, ours, baselines, metrics, unavailable)
     _check_timing(bench)
     _say(f"{bench.title}: {', '.join(codec.label for codec in bench.codecs)}")
     return bench
@@ -382,12 +382,12 @@ def run_timing_part(bench: Benchmark, is_asked: bool) -> None:
         bench.timing = TimingResult(**read, hardware=record["hardware"])
 
 
-def _is_timing_of(record: dict, codecs: Sequence[ImageCodec], pictures: Mapping[str, Path]) -> bool:
+def _is_timing_of(record: dict, codecs: Sequence[ImageCodec], images: Mapping[str, Path]) -> bool:
     """Whether a record of timings is of these codecs, or some of them, and of one of these pictures."""
     known = {codec.name: as_read(codec.describe()) for codec in codecs}
     name, digest = record["picture"]
     return all(known.get(codec["name"]) == codec for codec in record["codecs"]) and (
-        name in pictures and hashlib.sha256(pictures[name].read_bytes()).hexdigest() == digest
+        name in images and hashlib.sha256(images[name].read_bytes()).hexdigest() == digest
     )
 
 

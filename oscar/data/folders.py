@@ -18,16 +18,16 @@ def find_images(folder: str | Path | None = None) -> list[Path]:
         ImageError: if there are none.
     """
     if folder is not None:
-        pictures = list_images(folder)
-        if not pictures:
+        images = list_images(folder)
+        if not images:
             raise ImageError(f"{folder}: no pictures in this folder")
-        return pictures
+        return images
     spec = importlib.util.find_spec("skimage")
     data = Path(spec.origin).parent / "data" if spec else Path()
-    pictures = [data / name for name in PACKAGED if spec and (data / name).is_file()]
-    if not pictures:
+    images = [data / name for name in PACKAGED if spec and (data / name).is_file()]
+    if not images:
         raise ImageError("scikit-image's photographs are not installed; allowed: a folder with your own")
-    return pictures
+    return images
 
 
 find_pictures = find_images  # the name that `oscar.benchmark.speed` still has

@@ -189,10 +189,10 @@ class LatentDataset(Dataset):
         Raises:
             ValueError: naming the shard, if it is damaged.
         """
-        picture, number = (key, key) if isinstance(key, int | np.integer) else key
-        if not 0 <= picture < len(self):
-            raise IndexError(f"picture {picture} does not exist; there are {len(self)}")
-        shard, place = divmod(int(picture), self.index.shard_pictures)
+        image, number = (key, key) if isinstance(key, int | np.integer) else key
+        if not 0 <= image < len(self):
+            raise IndexError(f"picture {image} does not exist; there are {len(self)}")
+        shard, place = divmod(int(image), self.index.shard_pictures)
         row = place * self.index.crops + int(number) // len(self) % self.index.crops
         path = shard_path(self.folder, shard)
         try:

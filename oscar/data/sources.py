@@ -76,20 +76,20 @@ class RowImage:
 ImageSource = Path | ShardImage | RowImage
 
 
-def open_source(picture: ImageSource) -> Image.Image:
+def open_source(image: ImageSource) -> Image.Image:
     """The picture as 8-bit RGB, upright.
 
     Raises:
         ImageError: in one line that names it, if it is not a whole and readable picture or has transparent pixels.
     """
-    if isinstance(picture, Path):
-        return read_image(picture)
+    if isinstance(image, Path):
+        return read_image(image)
     try:
-        stream = picture.open()
+        stream = image.open()
     except Exception as error:  # of the shard, of the table, or of a file that a row names
-        raise ImageError(f"{picture}: cannot be read as a picture: {first_line(error)}") from error
+        raise ImageError(f"{image}: cannot be read as a picture: {first_line(error)}") from error
     with stream:
-        return read_image(stream, name=str(picture))
+        return read_image(stream, name=str(image))
 
 
 def find_images(root: str | Path) -> list[ImageSource]:
@@ -122,29 +122,29 @@ def _read_path(path: Path) -> list[Path]:
 
 
 def _read_list(path: Path) -> list[Path]:
-    pictures = []
+    images = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         name = line.strip()
         if name and not name.startswith("#"):
-            pictures.append(path.parent / name)
-            if not pictures[-1].is_file():
+            images.append(path.parent / name)
+            if not images[-1].is_file():
                 raise ValueError(f"{path} line {number}: no picture {name}")
-    return pictures
+    return images
 
 
 def _read_shard(path: Path) -> list[ShardImage]:
     """The members with a picture's extension; what follows a damaged place is logged and left out."""
-    pictures, suffixes = [], image_suffixes()
+    images, suffixes = [], image_suffixes()
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 name = Path(member.name)
                 if member.isreg() and name.suffix.lower() in suffixes and not name.name.startswith("."):
-                    pictures.append(ShardImage(path, member.name, member.offset_data, member.size))
+                    images.append(ShardImage(path, member.name, member.offset_data, member.size))
     except (tarfile.TarError, OSError) as error:
-        after = f"the rest of it, after {len(pictures)} pictures," if pictures else "shard"
+        after = f"the rest of it, after {len(images)} pictures," if images else "shard"
         logger.warning("%s left out: %s: not a whole uncompressed tar: %s", after, path, first_line(error))
-    return pictures
+    return images
 
 
 def _read_hub(root: str) -> list[RowImage]:

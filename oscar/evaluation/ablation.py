@@ -177,9 +177,9 @@ def ablate_config(config: AblateTimestepsConfig) -> pd.DataFrame:
         table.write(output / "tables")
         if table.name.startswith("side_by_side"):
             print(table.to_markdown())
-    pictures = rows["image"].nunique()
+    images = rows["image"].nunique()
     for name in names:
-        plot_ablation(output / "plots" / f"sweep_{name.replace('+', '_plus')}", rows, choices, name, pictures)
+        plot_ablation(output / "plots" / f"sweep_{name.replace('+', '_plus')}", rows, choices, name, images)
     for what in ("sweep.csv", "tables", "plots"):
         print(f"{what}: {output / what}")
     return choices
@@ -193,7 +193,7 @@ def make_mappings(
     Returns:
         The mappings, and the calibration's `pictures` if there was one: per_image needs one too.
     """
-    pictures = None
+    images = None
     measured: dict[str, TimestepMapping] = {}
     resolved = {name: read_calibration(config) for name, config in configs.items()}
     missing = [
@@ -204,8 +204,8 @@ def make_mappings(
     others = {name: mapping_from_config(config) for name, config in resolved.items() if name not in missing}
     if missing or any(mapping.per_image for mapping in others.values()):
         calibration = calibrate(codec, paths)
-        pictures, measured = calibration.pictures, calibration.mappings
-    return {name: others[name] if name in others else measured[resolved[name]["kind"]] for name in configs}, pictures
+        images, measured = calibration.pictures, calibration.mappings
+    return {name: others[name] if name in others else measured[resolved[name]["kind"]] for name in configs}, images
 
 
 def sweep(

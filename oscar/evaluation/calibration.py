@@ -128,9 +128,9 @@ def calibrate(codec: OscarCodec, paths: Sequence[Path], progress: bool = True) -
         rows += [{"image": name, "rate": rate.bpp, **measure(codec, batch, rate)} for rate in rates]
     if not rows:
         raise EvaluationError(f"none of the {len(paths)} pictures can be read: {next(iter(failed.values()))}")
-    pictures = pd.DataFrame(rows)
-    rates, mappings = summarise(codec, pictures)
-    return Calibration(pictures, rates, mappings, failed)
+    images = pd.DataFrame(rows)
+    rates, mappings = summarise(codec, images)
+    return Calibration(images, rates, mappings, failed)
 
 
 @torch.inference_mode()
@@ -183,7 +183,7 @@ def normal_distance(values: Tensor) -> Tensor:
     return torch.maximum((above - expected).amax(dim=1), (expected - above).amax(dim=1) + 1 / count)
 
 
-def summarise(codec: OscarCodec, pictures: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, CalibratedMapping]]:
+def summarise(codec: OscarCodec, images: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, CalibratedMapping]]:
     """Means over pictures, and the timesteps that follow.
 
     Returns:
@@ -192,7 +192,7 @@ def summarise(codec: OscarCodec, pictures: pd.DataFrame) -> tuple[pd.DataFrame, 
         magnitude_correlation; timesteps: of the paper's table, the codec's own mapping, `cosine`, `snr`, and mean and
         standard deviation of the pictures' own (per_image). And the mappings `cosine` and `snr`.
     """
-    groups = pictures.groupby("rate")
+    groups = images.groupby("rate")
     means = groups.mean(numeric_only=True)
     rates = by_bpp(codec.bottleneck.rates)
     share = means["residual_power"] / (means["residual_power"] + means["signal_power"])

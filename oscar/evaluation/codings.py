@@ -21,7 +21,7 @@ METRICS = ("psnr", "ms_ssim")
 
 @torch.inference_mode()
 def compare(
-    codec: OscarCodec, name: str, picture: Image.Image, rate: RatePoint, efforts: Sequence[int], metrics: MetricSet
+    codec: OscarCodec, name: str, image: Image.Image, rate: RatePoint, efforts: Sequence[int], metrics: MetricSet
 ) -> Iterator[dict]:
     """Rows of one picture at one rate, one per effort.
 
@@ -30,7 +30,7 @@ def compare(
         length, as packed_bytes, and its payload's, as packed_payload; with metrics, those of the decoded picture.
         A file of a coding is the shortest that this coding and older ones can make.
     """
-    latent, (width, height) = codec.encode_latent(to_tensor(picture), rate), picture.size
+    latent, (width, height) = codec.encode_latent(to_tensor(image), rate), image.size
     for effort in efforts:
         chosen = codec.quantise(latent, rate, effort)
         row = {
@@ -49,7 +49,7 @@ def compare(
                 raise RuntimeError(f"{name}: rate {rate.bpp:.4f}: coding {coding.name.lower()} lost indices")
             row |= {f"{coding.name.lower()}_bytes": len(data), f"{coding.name.lower()}_payload": len(container.payload)}
         if metrics.names:
-            row |= metrics.score(picture, to_pil(codec.decompress_tensor([data])[0]))
+            row |= metrics.score(image, to_pil(codec.decompress_tensor([data])[0]))
         yield row
 
 

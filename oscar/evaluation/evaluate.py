@@ -76,8 +76,8 @@ def evaluate_config(config: EvaluateConfig) -> pd.DataFrame:
     from oscar.metrics.image import MetricSet
 
     folder = Path(config.data.images)
-    pictures = list_images(folder)[: config.data.limit]
-    if not pictures:
+    images = list_images(folder)[: config.data.limit]
+    if not images:
         raise EvaluationError(f"data.images: {folder} holds no picture")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -91,13 +91,13 @@ def evaluate_config(config: EvaluateConfig) -> pd.DataFrame:
         names = metrics_of(config.protocol, config.metrics.names)
         metrics = MetricSet(names, device, files=config.metrics.files, download=config.metrics.download)
     if accelerator.is_main_process:
-        print(f"{codec.label} on {len(pictures)} pictures of {folder}, {accelerator.num_processes} process(es)")
+        print(f"{codec.label} on {len(images)} pictures of {folder}, {accelerator.num_processes} process(es)")
         for name, reason in metrics.unavailable.items():
             print(f"metric {name} is unavailable: {reason}", file=sys.stderr)
     output = Path(config.output)
     frame = evaluate(
         codec,
-        pictures,
+        images,
         metrics,
         output,
         config.points,
@@ -145,7 +145,7 @@ def make_accelerator(device: str | None = None) -> Accelerator:
 
 def evaluate(
     codec: ImageCodec,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     metrics: MetricSet,
     output: Path,
     points: Sequence[float] | None = None,
@@ -162,7 +162,7 @@ def evaluate(
 
     Args:
         codec: the codec.
-        pictures: picture files; a row names each by its path below `root`.
+        images: picture files; a row names each by its path below `root`.
         metrics: what is scored.
         output: folder of the results.
         points: operating points, None for the codec's own.
@@ -183,7 +183,7 @@ def evaluate(
         ValueError: for a point that the codec does not have.
     """
     points = sorted({codec.check_point(point) for point in (codec.points if points is None else points)})
-    run = _Run(codec, metrics, Path(output), save_images, _names(pictures, root))
+    run = _Run(codec, metrics, Path(output), save_images, _names(images, root))
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
 
     def wait() -> None:
@@ -212,14 +212,14 @@ def evaluate(
 
 
 def check_results(
-    codec: ImageCodec, pictures: Sequence[Path], metrics: MetricSet, output: Path, root: Path | None = None
+    codec: ImageCodec, images: Sequence[Path], metrics: MetricSet, output: Path, root: Path | None = None
 ) -> None:
     """Refuse results that `evaluate` with these arguments would not go on with.
 
     Raises:
         EvaluationError: if `output` holds results of another codec, or of other metrics or pictures.
     """
-    _Run(codec, metrics, Path(output), False, _names(pictures, root)).open_record()
+    _Run(codec, metrics, Path(output), False, _names(images, root)).open_record()
 
 
 def _change(key: str, old: object, new: object) -> str:
@@ -284,11 +284,11 @@ def saved_file(output: Path, image: str, point: float, codec: str) -> Path:
     return Path(output) / "files" / f"{image}_{point:g}.{codec.split('-')[0]}"
 
 
-def _names(pictures: Sequence[Path], root: Path | None) -> dict[str, Path]:
+def _names(images: Sequence[Path], root: Path | None) -> dict[str, Path]:
     """Pictures by their path below `root`, sorted."""
-    if not pictures:
+    if not images:
         raise EvaluationError("no pictures; allowed: one or more")
-    paths = [Path(os.path.abspath(path)) for path in pictures]
+    paths = [Path(os.path.abspath(path)) for path in images]
     root = Path(os.path.abspath(root)) if root is not None else Path(os.path.commonpath([p.parent for p in paths]))
     return {name: path for name, path in sorted((path.relative_to(root).as_posix(), path) for path in paths)}
 

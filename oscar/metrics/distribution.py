@@ -35,19 +35,19 @@ class Inception(nn.Module):
                 warnings.simplefilter("ignore", UserWarning)  # it calls torchvision in an outdated way
                 self.network = arch.InceptionV3()
 
-    def forward(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+    def forward(self, images: Sequence[np.ndarray]) -> np.ndarray:
         device = self.network.fc.weight.device
         features = [np.zeros((0, FEATURES), np.float32)]
-        for start in range(0, len(pictures), BATCH):
-            batch = np.stack([resize(picture) for picture in pictures[start : start + BATCH]])
+        for start in range(0, len(images), BATCH):
+            batch = np.stack([resize(image) for image in images[start : start + BATCH]])
             pixels = (torch.from_numpy(batch).to(device) - 128) / 128
             features.append(self.network(pixels)[0].flatten(1).cpu().numpy())
         return np.concatenate(features)
 
 
-def resize(picture: np.ndarray) -> np.ndarray:
+def resize(image: np.ndarray) -> np.ndarray:
     """A uint8 array (H, W, 3) as float32 (3, 299, 299) in 0..255, bicubic with antialiasing and without rounding."""
-    channels = (Image.fromarray(picture[..., c].astype(np.float32)) for c in range(3))
+    channels = (Image.fromarray(image[..., c].astype(np.float32)) for c in range(3))
     resized = [np.asarray(channel.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for channel in channels]
     return np.stack(resized).clip(0, 255)
 

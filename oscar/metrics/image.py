@@ -318,7 +318,7 @@ class MetricSet:
         scores: dict[str, float | None] = {}
         for name in self._available("set"):
             key = _features_key(name)
-            sets = [[row for picture in pictures for row in picture[key]] for pictures in (reference, decoded)]
+            sets = [[row for image in images for row in image[key]] for images in (reference, decoded)]
             distance = METRICS[name].function
             scores[name] = distance(*map(np.array, sets)) if min(map(len, sets)) >= 2 else None
         return scores
@@ -378,17 +378,17 @@ def patches(pixels: np.ndarray) -> list[np.ndarray]:
     ]
 
 
-def _pixels(*pictures: ImageLike) -> list[np.ndarray]:
+def _pixels(*images: ImageLike) -> list[np.ndarray]:
     """The pictures as uint8 (H, W, 3), all of one size."""
-    arrays = [_to_array(picture) for picture in pictures]
+    arrays = [_to_array(image) for image in images]
     if len({array.shape for array in arrays}) > 1:
         sizes = " and ".join(f"{array.shape[1]}x{array.shape[0]}" for array in arrays)
         raise ValueError(f"pictures of {sizes} pixels cannot be compared; allowed: equal sizes")
     return arrays
 
 
-def _to_array(picture: ImageLike) -> np.ndarray:
-    rgb = to_rgb(picture) if hasattr(picture, "getexif") else to_pil(to_tensor(picture))  # PIL needs no torch
+def _to_array(image: ImageLike) -> np.ndarray:
+    rgb = to_rgb(image) if hasattr(image, "getexif") else to_pil(to_tensor(image))  # PIL needs no torch
     return np.array(rgb)
 
 

@@ -37,8 +37,8 @@ class _CropsOfImages(Dataset):
             [epoch * length + np.argsort(epoch_order(length, photos.seed, epoch)) for epoch in range(crops)]
         )
 
-    def __getitem__(self, picture: int) -> tuple[Tensor, int]:
-        index, crops = self.photos.crops(picture, self.numbers[:, picture])
+    def __getitem__(self, image: int) -> tuple[Tensor, int]:
+        index, crops = self.photos.crops(image, self.numbers[:, image])
         return crops, index
 
 
@@ -64,28 +64,28 @@ def cache_latents(config: CacheLatentsConfig, progress: bool = True) -> LatentIn
     folder, index = Path(config.output), _describe(config, backbone, photos)
     _open(folder, index, [str(path) for path in photos.paths])
     todo = [shard for shard in index.missing(folder) if shard % state.num_processes == state.process_index]
-    pictures = [picture for shard in todo for picture in index.members(shard)]
+    images = [image for shard in todo for image in index.members(shard)]
     batches = iter(
         DataLoader(
             _CropsOfImages(photos, config.crops),
             batch_size=None,
-            sampler=pictures,
+            sampler=images,
             num_workers=data.workers,
             pin_memory=state.device.type == "cuda",
         )
     )
     backbone.vae.to(state.device).eval().requires_grad_(False)
     every = 0.1 if sys.stderr.isatty() else 10  # seconds between updates of the bar
-    hidden = not (progress and state.is_main_process and pictures)
-    with tqdm(total=len(pictures), desc="pictures", mininterval=every, disable=hidden) as bar:
+    hidden = not (progress and state.is_main_process and images)
+    with tqdm(total=len(images), desc="pictures", mininterval=every, disable=hidden) as bar:
         for shard in todo:
             latents, cut_from = [], []
             for _ in index.members(shard):
-                crops, picture = next(batches)
+                crops, image = next(batches)
                 latents += [
                     encode(backbone, part.to(state.device, non_blocking=True)) for part in crops.split(data.batch_size)
                 ]
-                cut_from += [picture] * len(crops)
+                cut_from += [image] * len(crops)
                 bar.update()
             tensors = {
                 "latent": torch.cat(latents).to(getattr(torch, index.dtype)),

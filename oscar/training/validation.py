@@ -156,49 +156,49 @@ class Validator:
 
     def _rows(self, stage: Stage) -> Iterator[Row]:
         if self.stage_name == "prior":
-            for number, picture in self.pictures:
-                images = self._padded(picture, stage.backbone.factor).expand(PRIOR_DRAWS, -1, -1, -1)
+            for number, image in self.pictures:
+                images = self._padded(image, stage.backbone.factor).expand(PRIOR_DRAWS, -1, -1, -1)
                 loss = stage(images, StepRng(number, self.config.seed))["loss"]
                 yield Row(number, values={"loss": loss.item()})
             return
-        for number, picture in self.pictures:
+        for number, image in self.pictures:
             if number < self.config.validation.grid:
-                yield Row(number, cell=(centre(picture, _CELL), f"{picture.width} x {picture.height}"))
+                yield Row(number, cell=(centre(image, _CELL), f"{image.width} x {image.height}"))
         if self.stage_name == "vae":
-            for number, picture in self.pictures:
-                yield self._row(number, None, picture, self._autoencode(stage, picture), "decoded")
+            for number, image in self.pictures:
+                yield self._row(number, None, image, self._autoencode(stage, image), "decoded")
         else:
             codec = stage.current_codec()
             points = validation_points(self.config.validation, codec.bottleneck)
             with codec.bottleneck.ready_to_code():
                 codec.forget_fingerprint()  # the weights have changed
-                for number, picture in self.pictures:
+                for number, image in self.pictures:
                     for point in points:
-                        yield self._code(codec, point, number, picture)
+                        yield self._code(codec, point, number, image)
             codec.forget_fingerprint()
 
-    def _code(self, codec: OscarCodec, point: Point, number: int, picture: Image.Image) -> Row:
+    def _code(self, codec: OscarCodec, point: Point, number: int, image: Image.Image) -> Row:
         """One image at an operating point through a file and back."""
-        encoded = codec.quantise(codec.encode_latent(to_tensor(picture), point), point)
-        (data,) = codec.write(encoded, point, picture.height, picture.width)
+        encoded = codec.quantise(codec.encode_latent(to_tensor(image), point), point)
+        (data,) = codec.write(encoded, point, image.height, image.width)
         parsed = codec.read(data)
         decoded = to_pil(codec.decode_files([parsed])[0])
-        row = self._row(number, point.value, picture, decoded, f"{point.value:.4g}: {len(data):,} bytes")
+        row = self._row(number, point.value, image, decoded, f"{point.value:.4g}: {len(data):,} bytes")
         row.label = codec.bottleneck.label(point)
         cosine, row.codes = codec.bottleneck.judge(parsed.symbols, point, encoded.latent)
-        row.values |= {"bpp": 8 * len(data) / (picture.width * picture.height), "cosine": cosine}
+        row.values |= {"bpp": 8 * len(data) / (image.width * image.height), "cosine": cosine}
         return row
 
-    def _autoencode(self, stage: Stage, picture: Image.Image) -> Image.Image:
-        decoded = stage.backbone.decode(stage.backbone.encode(self._padded(picture, stage.backbone.factor)))
-        return to_pil(decoded[0, :, : picture.height, : picture.width].clamp(-1, 1))
+    def _autoencode(self, stage: Stage, image: Image.Image) -> Image.Image:
+        decoded = stage.backbone.decode(stage.backbone.encode(self._padded(image, stage.backbone.factor)))
+        return to_pil(decoded[0, :, : image.height, : image.width].clamp(-1, 1))
 
-    def _padded(self, picture: Image.Image, factor: int) -> Tensor:
+    def _padded(self, image: Image.Image, factor: int) -> Tensor:
         """The picture as (1, 3, H, W) with whole latent positions."""
-        return pad_to_multiple(to_tensor(picture).to(self.accelerator.device), factor)
+        return pad_to_multiple(to_tensor(image).to(self.accelerator.device), factor)
 
-    def _row(self, number: int, rate: float | None, picture: Image.Image, decoded: Image.Image, caption: str) -> Row:
-        row = Row(number, rate, self.metrics.score(picture, decoded))
+    def _row(self, number: int, rate: float | None, image: Image.Image, decoded: Image.Image, caption: str) -> Row:
+        row = Row(number, rate, self.metrics.score(image, decoded))
         if number < self.config.validation.grid:
             row.cell = centre(decoded, _CELL), caption
         return row
@@ -235,23 +235,23 @@ def _means(rows: list[Row]) -> dict[str, float]:
     return {name: fmean(present) if present else math.nan for name, present in values.items()}
 
 
-def centre(picture: Image.Image, side: int | None) -> Image.Image:
+def centre(image: Image.Image, side: int | None) -> Image.Image:
     """The centre crop, no larger than the picture; None takes the whole."""
     if side is None:
-        return picture
-    width, height = min(side, picture.width), min(side, picture.height)
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    return picture.crop((left, top, left + width, top + height))
+        return image
+    width, height = min(side, image.width), min(side, image.height)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def draw_grid(rows: list[Row]) -> Image.Image:
     """A row per picture: the original, then its reconstructions by rate, their centres in their own pixels."""
-    pictures = list(dict.fromkeys(row.picture for row in rows))
-    columns = max(sum(row.picture == picture for row in rows) for picture in pictures)
+    images = list(dict.fromkeys(row.picture for row in rows))
+    columns = max(sum(row.picture == picture for row in rows) for picture in images)
     step = _CELL + _GAP, _CELL + _CAPTION + _GAP
-    grid = Image.new("RGB", (_GAP + columns * step[0], _GAP + len(pictures) * step[1]), (244, 244, 244))
+    grid = Image.new("RGB", (_GAP + columns * step[0], _GAP + len(images) * step[1]), (244, 244, 244))
     draw, font = ImageDraw.Draw(grid), ImageFont.load_default(12)
-    for line, picture in enumerate(pictures):
+    for line, picture in enumerate(images):
         cells = [row.cell for row in rows if row.picture == picture]
         for column, (image, caption) in enumerate(cells):
             left, top = _GAP + column * step[0], _GAP + line * step[1]

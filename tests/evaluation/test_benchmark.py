@@ -193,14 +193,14 @@ def test_an_interrupted_benchmark_goes_on_and_ends_alike(config, tmp_path, monke
 
 
 def test_rows_of_other_settings_are_not_taken_for_done(photos, tmp_path):
-    picture = sorted(photos.iterdir())[0]
-    target = {"image": picture.name, "codec": "ours", "point": 0.1, "file_bytes": 2000}
+    image = sorted(photos.iterdir())[0]
+    target = {"image": image.name, "codec": "ours", "point": 0.1, "file_bytes": 2000}
     metrics = MetricSet(["psnr"])
 
     def run(bytes_: int, **options) -> dict:
         targets = pd.DataFrame([{**target, "file_bytes": bytes_}])
         frame, failed = match_bytes(
-            make_baseline("jpeg", **options), targets, {picture.name: picture}, metrics, tmp_path, progress=False
+            make_baseline("jpeg", **options), targets, {image.name: image}, metrics, tmp_path, progress=False
         )
         assert not failed
         return frame.iloc[0].to_dict()

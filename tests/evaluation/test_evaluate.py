@@ -99,9 +99,9 @@ def folder(picture, tmp_path: Path) -> Path:
 @pytest.fixture
 def run(folder: Path, tmp_path: Path):
     def run(output: str = "out", codec: ImageCodec | None = None, metrics: Metrics | None = None, **options):
-        pictures = list_images(folder)
+        images = list_images(folder)
         options = {"progress": False, "root": folder, **options}
-        return evaluate(codec or Jpeg(), pictures, metrics or Metrics(), tmp_path / output, **options)
+        return evaluate(codec or Jpeg(), images, metrics or Metrics(), tmp_path / output, **options)
 
     return run
 

@@ -10,8 +10,8 @@ from oscar.data.images import ImageError
 
 def test_packaged_photographs_are_local() -> None:
     pytest.importorskip("skimage")
-    pictures = find_images()
-    assert len(pictures) >= 3 and all(path.is_file() for path in pictures)
+    images = find_images()
+    assert len(images) >= 3 and all(path.is_file() for path in images)
 
 
 def test_a_folder(photos: Path, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def scores(image: Image.Image, decoded: Image.Image) -> dict[str, float]:
 
 def make_data(folder: Path) -> ReportData:
     """A small benchmark of real files; the second picture's name, title and reasons are hostile."""
-    rows, pictures = [], []
+    rows, images = [], []
     for seed, name in enumerate(["hills", HOSTILE]):
         image = photograph(seed)
         image.save(folder / f"{seed}.png")
@@ -97,7 +97,7 @@ def make_data(folder: Path) -> ReportData:
                 point, matched = float(POINTS[codec][rank]), None if ours else rate
                 values = values | {"psnr": math.inf} if rank == 2 else values
                 entries.append(ReportEntry(codec, label, point, ours, matched, np.int64(size), bpp, values, path))
-        pictures.append(ReportImage(name, image.width, image.height, folder / f"{seed}.png", entries))
+        images.append(ReportImage(name, image.width, image.height, folder / f"{seed}.png", entries))
     frame = pd.DataFrame(rows)
     columns = ["nominal_bpp", "actual_bpp", "psnr", "mae", "niqe", "encode_seconds", "decode_seconds"]
     means = frame.groupby(["codec", "label", "point"], sort=False)[columns].agg("mean").reset_index()
@@ -120,7 +120,7 @@ def make_data(folder: Path) -> ReportData:
         rows=frame,
         bd=pd.DataFrame(bd),
         reference_curves=pd.DataFrame(reference, columns=["dataset", "codec", "metric", "bpp", "value"]),
-        pictures=pictures,
+        pictures=images,
         timing=pd.DataFrame({"codec": ["jpeg"], "stage": ["all"], "seconds": [0.0123]}),
     )
 
@@ -206,9 +206,9 @@ def test_pictures_are_embedded_once_and_exactly(report, data):
     page = Page(report.read_text(encoding="utf-8"))
     payload = json.loads(page.scripts["data"])
     assert len([name for name in page.scripts if name and name.startswith("image-")]) == 2 * (1 + 9)
-    for shown, picture in zip(payload["pictures"], data.pictures, strict=True):
-        pairs = [(shown["original"], picture.original)]
-        pairs += [(a["image"], b.image) for a, b in zip(shown["entries"], picture.entries, strict=True)]
+    for shown, image in zip(payload["pictures"], data.pictures, strict=True):
+        pairs = [(shown["original"], image.original)]
+        pairs += [(a["image"], b.image) for a, b in zip(shown["entries"], image.entries, strict=True)]
         for name, path in pairs:
             kind, code = page.scripts[name].split(",")
             assert kind == "data:image/webp;base64"
@@ -221,8 +221,8 @@ def test_one_colour_per_codec(report):
     classes = {series["label"]: series["classes"].split() for series in payload["series"]}
     assert classes["OSCAR test"] == ["c0", "ours"] and classes["oscar, kodak"] == ["c0", "ours", "reference"]
     assert len({classes[label][0] for label in ("OSCAR test", "JPEG", "WebP", "perco, kodak")}) == 4
-    for picture in payload["pictures"]:
-        assert all(entry["classes"].split() == classes[entry["label"]] for entry in picture["entries"])
+    for image in payload["pictures"]:
+        assert all(entry["classes"].split() == classes[entry["label"]] for entry in image["entries"])
 
 
 def test_parts_that_were_not_run_are_left_out(data, tmp_path):
@@ -311,8 +311,8 @@ def test_it_loads_and_fits(open_page, width, scheme):
         "e => e.textContent.trim() || e.ariaLabel || e.labels?.length)"
     )
     ARTEFACTS.mkdir(exist_ok=True)
-    picture = page.screenshot(path=ARTEFACTS / f"report-{width}-{scheme}.png", full_page=True)
-    ground = np.asarray(Image.open(io.BytesIO(picture)).convert("L"))[0, 0]
+    image = page.screenshot(path=ARTEFACTS / f"report-{width}-{scheme}.png", full_page=True)
+    ground = np.asarray(Image.open(io.BytesIO(image)).convert("L"))[0, 0]
     assert (ground < 64) == (scheme == "dark")
 
 

@@ -130,16 +130,16 @@ def test_near_to_float64(backbone_config, capsys) -> None:
     vae = AutoencoderKL.from_config(backbone_config("sd21_random")["vae"]).eval()
     latent = torch.randn(1, 4, 64, 64)
     last = latent.contiguous(memory_format=torch.channels_last)
-    pictures = {
+    images = {
         "this package": fast(vae).decode(latent).sample,
         "diffusers": vae.decode(latent).sample,
         "diffusers, channels-last": vae.decode(last).sample,
     }
     with exact_norms(vae):
-        pictures["diffusers, channels-last, exact norms"] = vae.decode(last).sample
+        images["diffusers, channels-last, exact norms"] = vae.decode(last).sample
     stream = Stream(math.inf, torch.float64, latent.device)
     expected = stream.decode(nn.Module.to(vae, torch.float64), latent.double())
-    errors = {name: float((picture - expected).abs().max()) for name, picture in pictures.items()}
+    errors = {name: float((image - expected).abs().max()) for name, image in images.items()}
     with capsys.disabled():
         print(f"\n{expected.abs().max():.2f} at most; differences from float64:")
         for name, error in errors.items():

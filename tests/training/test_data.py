@@ -106,13 +106,13 @@ def test_a_sample_depends_on_seed_and_number_alone(folder: Path, cache: bool) ->
 
 
 def test_roots_may_be_folders_lists_and_pictures(folder: Path) -> None:
-    pictures = folder / "train.txt"
-    pictures.write_text("# the best\n1.png\n\n  sub/4.png\n")
-    dataset = PhotoDataset([folder / "sub", pictures, folder / "0.png"], 8)
+    images = folder / "train.txt"
+    images.write_text("# the best\n1.png\n\n  sub/4.png\n")
+    dataset = PhotoDataset([folder / "sub", images, folder / "0.png"], 8)
     assert [path.name for path in dataset.paths] == ["4.png", "1.png", "4.png", "0.png"]
-    pictures.write_text("1.png\nabsent.png\n")
+    images.write_text("1.png\nabsent.png\n")
     with pytest.raises(ValueError, match="train.txt line 2: no picture absent.png"):
-        PhotoDataset(pictures, 8)
+        PhotoDataset(images, 8)
 
 
 @pytest.mark.parametrize("cache", [False, True])

@@ -434,21 +434,21 @@ def test_several_processes_on_the_cpu_are_not_started_by_one(configure, monkeypa
 
 
 def test_a_run_on_cached_latents_repeats_that_on_pictures(configure, runs, tmp_path: Path) -> None:
-    pictures = configure("hyper", 2, "pictures")
+    images = configure("hyper", 2, "pictures")
     cache = CacheLatentsConfig(
         output=str(tmp_path / "latents"),
         crops=1,
-        seed=pictures.seed,
+        seed=images.seed,
         dtype="float32",
-        backbone=pictures.backbone,
-        data=pictures.data,
+        backbone=images.backbone,
+        data=images.data,
         device="cpu",
     )
     cache_latents(cache, progress=False)
     cached = configure("hyper", 2, "cached", f"data.latents={tmp_path / 'latents'}")
-    run(pictures)
+    run(images)
     run(cached)
-    for one, other in zip(runs.rows(pictures), runs.rows(cached), strict=True):
+    for one, other in zip(runs.rows(images), runs.rows(cached), strict=True):
         assert float(one["loss"]) == pytest.approx(float(other["loss"]), abs=1e-4)
 
 

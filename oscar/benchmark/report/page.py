@@ -209,7 +209,7 @@ class _Style:
 
 def _styles(data: ReportData) -> dict[tuple[str, str], _Style]:
     """By kind ("measured" or "reference") and codec. Ours, here and in the paper, share the first colour."""
-    flagged = {entry.codec for picture in data.pictures for entry in picture.entries if entry.is_ours}
+    flagged = {entry.codec for image in data.pictures for entry in image.entries if entry.is_ours}
     measured = list(dict.fromkeys([*data.means.get("codec", []), *(e.codec for p in data.pictures for e in p.entries)]))
     codecs = [("measured", codec) for codec in measured]
     codecs += [("reference", codec) for codec in dict.fromkeys(data.reference_curves.get("codec", []))]
@@ -312,11 +312,11 @@ def _thumb(path: Path) -> str:
 def _pictures(data: ReportData, show: dict[str, Show], styles: dict, images: _Images) -> list[dict]:
     return [
         {
-            "name": picture.name,
-            "width": picture.width,
-            "height": picture.height,
-            "thumb": _thumb(picture.original),
-            "original": images.add(picture.original),
+            "name": image.name,
+            "width": image.width,
+            "height": image.height,
+            "thumb": _thumb(image.original),
+            "original": images.add(image.original),
             "entries": [
                 {
                     "codec": entry.codec,
@@ -331,10 +331,10 @@ def _pictures(data: ReportData, show: dict[str, Show], styles: dict, images: _Im
                     "values": {name: shown(entry.metrics.get(name), show[name]) for name in show},
                     "image": images.add(entry.image),
                 }
-                for entry in picture.entries
+                for entry in image.entries
             ],
         }
-        for picture in data.pictures
+        for image in data.pictures
     ]
 
 

@@ -218,11 +218,11 @@ def _block(rows: int, columns: int) -> tuple[int, int]:
     return -(-rows // -(-rows // max(1, _BLOCK_TILES // columns))), columns
 
 
-def _fill(strip: Tensor, picture: Tensor, top: int, left: int, affine: tuple[Tensor, Tensor] | None) -> None:
+def _fill(strip: Tensor, image: Tensor, top: int, left: int, affine: tuple[Tensor, Tensor] | None) -> None:
     """Copy a window of a picture (H, W, C), or the SiLU of an affine map of it, into a strip; zero outside of it."""
     height, width = strip.shape[:2]
     above, before = max(0, -top), max(0, -left)
-    source = picture[top + above : top + height, left + before : left + width]
+    source = image[top + above : top + height, left + before : left + width]
     below, after = above + source.shape[0], before + source.shape[1]
     strip[:above], strip[below:] = 0, 0
     strip[above:below, :before], strip[above:below, after:] = 0, 0
