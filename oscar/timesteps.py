@@ -27,7 +27,7 @@ class TimestepMapping(ABC):
 
     Attributes:
         kind: the mapping's name in configs.
-        per_image: whether pictures have timesteps of their own, which the encoder measures and the file carries.
+        per_image: whether images have timesteps of their own, which the encoder measures and the file carries.
     """
 
     kind: str
@@ -238,7 +238,7 @@ class ConstantMapping(TimestepMapping):
 @MAPPINGS.register("per_image")
 @dataclass(frozen=True)
 class PerImageMapping(TimestepMapping):
-    """Each picture's own pseudo-timestep, from the cosine similarity of its z_hat and z0; one byte of its file."""
+    """Each image's own pseudo-timestep, from the cosine similarity of its z_hat and z0; one byte of its file."""
 
     kind = "per_image"
     per_image = True

@@ -2,7 +2,7 @@
 
     python scripts/constrain_codes.py photos --model runs/joint/final --strength 0.0625=0.2 0.0781=0.15 --out runs/codes
 
-Codes are fitted anew to the pictures, and the encoder prefers those that are used often
+Codes are fitted anew to the images, and the encoder prefers those that are used often
 (`oscar.bottlenecks.residual_vq`). The rates lose their context models: train these next, with
 `stage=context init_from=runs/codes`.
 """

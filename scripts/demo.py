@@ -3,7 +3,7 @@
     python scripts/demo.py                      scikit-image's packaged photographs, output in demo/
     python scripts/demo.py --images ~/photos    your own, found recursively
 
-Each picture is compressed to a file, and the reconstruction is decoded from what is read back from it.
+Each image is compressed to a file, and the reconstruction is decoded from what is read back from it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def some_points(codec: OscarCodec) -> tuple[float, ...]:
 
 
 def measure(codec: OscarCodec, name: str, image: Image.Image, out: Path) -> Iterator[Result]:
-    """Compress one picture at each rate to a file, decode what the file holds, and measure it."""
+    """Compress one image at each rate to a file, decode what the file holds, and measure it."""
     original = out / "pictures" / f"{name}.png"
     image.save(original)
     for point in some_points(codec):
@@ -87,7 +87,7 @@ def measure(codec: OscarCodec, name: str, image: Image.Image, out: Path) -> Iter
 
 
 def run(codec: OscarCodec, images: list[Path], out: Path, console: Console) -> list[Result]:
-    """Measure all pictures at all rates; one that cannot be read costs a line and is left out."""
+    """Measure all images at all rates; one that cannot be read costs a line and is left out."""
     for folder in ("files", "pictures"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -114,7 +114,7 @@ def run(codec: OscarCodec, images: list[Path], out: Path, console: Console) -> l
 
 
 def print_tables(results: list[Result], console: Console, point: str) -> None:
-    """Print one row per picture and rate (or quality, as `point` says), then the means per rate."""
+    """Print one row per image and rate (or quality, as `point` says), then the means per rate."""
     numbers = ("file bytes", "actual bpp", "PSNR dB", "MS-SSIM", "encode s", "decode s")
     rows = Table("picture", point, *numbers, title="Pictures")
     means = Table(point, *numbers, title=f"Means per {point}")

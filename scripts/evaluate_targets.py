@@ -1,8 +1,8 @@
-"""How well files of at most so many bytes use what they may: random pictures and targets.
+"""How well files of at most so many bytes use what they may: random images and targets.
 
     python scripts/evaluate_targets.py photos --model nano-hyperprior --out runs/targets
 
-Targets are drawn evenly on a logarithmic scale between the lengths that a picture's files can have.
+Targets are drawn evenly on a logarithmic scale between the lengths that an image's files can have.
 """
 
 from __future__ import annotations

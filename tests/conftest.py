@@ -188,13 +188,13 @@ def image_tensor(width: int, height: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def picture() -> Callable[..., Image.Image]:
-    """Makes a synthetic picture from width, height and seed."""
+    """Makes a synthetic image from width, height and seed."""
     return synthetic_image
 
 
 @pytest.fixture(scope="session")
 def pictures() -> Callable[..., torch.Tensor]:
-    """Makes a batch of pictures from its size: smooth, with noise, and another brightness on each side."""
+    """Makes a batch of images from its size: smooth, with noise, and another brightness on each side."""
 
     def make(count: int = 1, height: int = 152, width: int = 136) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
@@ -207,7 +207,7 @@ def pictures() -> Callable[..., torch.Tensor]:
 
 @pytest.fixture
 def small_limits(monkeypatch) -> None:
-    """Small pictures are cut into blocks and strips."""
+    """Small images are cut into blocks and strips."""
     from oscar.inference import row_blocks, tiling
 
     monkeypatch.setattr(tiling, "WHOLE", 2**10)

@@ -19,7 +19,7 @@ SMALL = ["data.images=photos", "data.limit=1", "rates=[0.0625]", "baselines=[jpe
 
 @pytest.fixture
 def folder(photos: Path, tmp_path: Path) -> Path:
-    """A working directory with pictures in photos/ and none in empty/."""
+    """A working directory with images in photos/ and none in empty/."""
     (tmp_path / "photos").symlink_to(photos)
     (tmp_path / "empty").mkdir()
     return tmp_path

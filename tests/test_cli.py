@@ -44,7 +44,7 @@ class FakeRates:
 
 
 class FakeCodec:
-    """Writes real containers with empty content and decodes to a grey picture of the right size."""
+    """Writes real containers with empty content and decodes to a grey image of the right size."""
 
     bottleneck = FakeRates()
     default_point: ClassVar[float] = 0.0625
@@ -526,7 +526,7 @@ def animation(path: Path, widths: list[int] | None = None, **options) -> Path:
 
 @pytest.fixture
 def seen(monkeypatch) -> list[tuple[int, int, int]]:
-    """The first pixel of each picture that is compressed."""
+    """The first pixel of each image that is compressed."""
     pixels, compress = [], FakeCodec.compress
 
     def look(self, image, *args, **options):

@@ -296,7 +296,7 @@ def test_one_bad_file_spoils_the_batch_before_anything_is_decoded(tiny: OscarCod
 
 @pytest.fixture(scope="module")
 def per_image_folder(tiny_folder, tmp_path_factory) -> Path:
-    """The tiny codec with a timestep for each picture."""
+    """The tiny codec with a timestep for each image."""
     codec = OscarCodec.from_pretrained(tiny_folder).eval()
     codec.set_mapping(PerImageMapping())
     folder = tmp_path_factory.mktemp("per-image") / "model"

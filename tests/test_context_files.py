@@ -42,7 +42,7 @@ def read_prefix(codec: OscarCodec, data: bytes) -> tuple[np.ndarray, float]:
 
 
 def train_contexts(codec: OscarCodec, picture, rates=(SMALL, TOP)) -> None:
-    """Context models of two rates, fitted to synthetic pictures."""
+    """Context models of two rates, fitted to synthetic images."""
     torch.manual_seed(0)
     images = torch.cat([to_tensor(picture(256, 256, seed)) for seed in range(4)])
     with torch.no_grad():
@@ -202,7 +202,7 @@ def test_damaged_context_models_are_refused(folder: Path, tmp_path: Path, change
 
 
 def distance(codec: OscarCodec, image, rate, indices: np.ndarray) -> float:
-    """Squared distance of the codes to the picture's features."""
+    """Squared distance of the codes to the image's features."""
     encoder = codec.bottleneck.at(rate)
     features = encoder.codebook_features(codec.encode_latent(to_tensor(image), rate))[0]
     if encoder.cell == 1:

@@ -1,6 +1,6 @@
 """Every command line of README.md and docs/ is one that works: all are parsed as written, and those that can run do.
 
-A command is run in this process, in the order of the pages, in a folder with pictures where the pages have theirs. It
+A command is run in this process, in the order of the pages, in a folder with images where the pages have theirs. It
 runs as written but for `PLACES`, and but for the options that make it small (`SMALL`). What cannot run here is in
 `REASONS`, and is only parsed. A command of a kind that this file does not know fails.
 """
@@ -176,7 +176,7 @@ def folder(picture, golden: Path, golden_pkl: Path, tmp_path_factory) -> Path:
         (here / name).parent.mkdir(exist_ok=True)
         (here / name).symlink_to(photos)
     (here / "data/LSDIR").mkdir()
-    for number in range(2):  # pictures and shards of them
+    for number in range(2):  # images and shards of them
         with tarfile.open(here / f"data/LSDIR/{number:03d}.tar", "w") as shard:
             shard.add(photos / f"{number}.png", f"{number}.png")
         (here / f"data/LSDIR/{number}.png").symlink_to(photos / f"{number}.png")
@@ -268,7 +268,7 @@ def check_overrides(command: Command) -> None:
 
 
 def needs_images(command: Command) -> bool:
-    """Whether the experiment names pictures that are not in the repository."""
+    """Whether the experiment names images that are not in the repository."""
     return any(word.startswith("experiment=nano") for word in command.words)
 
 

@@ -21,7 +21,7 @@ HERE = ["data.images=photos", "codec=jpeg"]
 
 @pytest.fixture
 def folder(photos: Path, tmp_path: Path) -> Path:
-    """A working directory with pictures in photos/, none in empty/, and broken ones in broken/."""
+    """A working directory with images in photos/, none in empty/, and broken ones in broken/."""
     (tmp_path / "photos").symlink_to(photos)
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
@@ -89,7 +89,7 @@ def test_mistakes(evaluate, capsys, overrides: list[str], named: list[str]) -> N
 
 
 def test_nothing_but_broken_pictures(evaluate, capsys) -> None:
-    """Known only once the work has begun: the line comes after its progress, which names each picture left out."""
+    """Known only once the work has begun: the line comes after its progress, which names each image left out."""
     with pytest.raises(SystemExit) as end:
         evaluate("codec=jpeg", "data.images=broken")
     assert end.value.code == 2

@@ -50,7 +50,7 @@ def with_experiment(overrides: list[str]) -> list[str]:
 
 @pytest.fixture
 def folder(photos: Path, tmp_path: Path) -> Path:
-    """A working directory with pictures in photos/ and none in empty/."""
+    """A working directory with images in photos/ and none in empty/."""
     (tmp_path / "photos").symlink_to(photos)
     (tmp_path / "empty").mkdir()
     return tmp_path

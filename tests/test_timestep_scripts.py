@@ -17,7 +17,7 @@ NAMES = ("calibrate_timesteps", "ablate_timesteps")
 
 @pytest.fixture
 def folder(photos: Path, tiny_folder: Path, tmp_path: Path) -> Path:
-    """A working directory with pictures in photos/, none in empty/, and a checkpoint in tiny/."""
+    """A working directory with images in photos/, none in empty/, and a checkpoint in tiny/."""
     (tmp_path / "photos").symlink_to(photos)
     (tmp_path / "tiny").symlink_to(tiny_folder)
     (tmp_path / "empty").mkdir()

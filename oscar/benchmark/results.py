@@ -1,4 +1,4 @@
-"""What the report page of a benchmark shows: its sentences, its environment and the pictures of its browser."""
+"""What the report page of a benchmark shows: its sentences, its environment and the images of its browser."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from oscar.utils.files import atomic_write
 
 
 def report_data(bench: Benchmark) -> ReportData:
-    """Everything for the report page; decodes the pictures of its browser."""
+    """Everything for the report page; decodes the images of its browser."""
     empty = pd.DataFrame()
     names = list(bench.metrics.names)
     names += [bd_name(name) for name in names if bd_name(name) != name]  # for the table of BD-rates
@@ -148,11 +148,11 @@ def _matched(bench: Benchmark) -> pd.DataFrame:
     return pd.concat([table.frame for table in made], ignore_index=True)
 
 
-# Pictures.
+# Images.
 
 
 def browser_images(bench: Benchmark) -> Iterator[ReportImage]:
-    """Some pictures, spread over the data set, with OSCAR's files and the baselines' at matched bytes, decoded."""
+    """Some images, spread over the data set, with OSCAR's files and the baselines' at matched bytes, decoded."""
     count = min(bench.config.report_pictures, len(bench.pictures))
     names = list(bench.pictures)
     chosen = sorted({round(place) for place in np.linspace(0, len(names) - 1, count)}) if count else []

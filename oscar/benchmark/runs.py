@@ -1,4 +1,4 @@
-"""A benchmark: several codecs on one data set, from pictures to tables, plots and a report page.
+"""A benchmark: several codecs on one data set, from images to tables, plots and a report page.
 
     OUTPUT/report.html          the report page
     OUTPUT/tables/              means, matched bytes, BD-rate and timing, each as CSV, Markdown and LaTeX
@@ -9,7 +9,7 @@
     OUTPUT/timing/              the tables of `oscar.benchmark.speed.timing`
     OUTPUT/training/            figures of `oscar.benchmark.speed.training`
     OUTPUT/inference/           figures of `oscar.benchmark.speed.inference`
-    OUTPUT/pictures/            decoded pictures of the report page
+    OUTPUT/pictures/            decoded images of the report page
 
 What is done is kept: the same command goes on where it stopped. Tables, plots and page are made from what there is.
 """
@@ -64,13 +64,13 @@ class Benchmark:
 
     Attributes:
         config: the whole configuration.
-        pictures: files by name in the rows.
+        images: files by name in the rows.
         root: folder below which they are named.
         ours: OSCAR models, one per protocol.
         baselines: the others.
         metrics: what is scored.
         unavailable: codecs and metrics that could not be had, with the reason.
-        failed: pictures at which something failed, with the reason, by codec and picture.
+        failed: images at which something failed, with the reason, by codec and image.
         rows: of all codecs, as `evaluate` gives them, and label.
         set_scores: codec, point and set metrics.
         matched: rows of `match_bytes`.
@@ -141,10 +141,10 @@ def run_benchmark(config: BenchmarkConfig) -> Benchmark | None:
     A baseline or metric that does not exist or cannot be had costs a line and is listed as unavailable.
 
     Returns:
-        What was found; None if no part was asked for that looks at codecs and pictures.
+        What was found; None if no part was asked for that looks at codecs and images.
 
     Raises:
-        ValueError: for an unknown model, rate or device, a folder without pictures, or if no codec is left.
+        ValueError: for an unknown model, rate or device, a folder without images, or if no codec is left.
     """
     _set_up(config)
     for part, run_speed in SPEED_PARTS.items():
@@ -190,12 +190,12 @@ def _inference_part(config: BenchmarkConfig) -> list[Table]:
     return run_inference_speed(config.inference, Path(config.output), config.device)
 
 
-# Parts that look at neither codecs nor pictures; each gives its tables.
+# Parts that look at neither codecs nor images; each gives its tables.
 SPEED_PARTS = {"training": _training_part, "inference": _inference_part}
 
 
 def prepare(config: BenchmarkConfig) -> Benchmark:
-    """Find the pictures and build codecs and metrics."""
+    """Find the images and build codecs and metrics."""
     accelerator = make_accelerator(config.device)
     device = config.device or accelerator.device
     images, root = _pictures(config)
@@ -277,7 +277,7 @@ def _protocols(codecs: Sequence[ImageCodec]) -> list[str]:
 
 
 def run_quality(bench: Benchmark, is_asked: bool) -> None:
-    """Every codec at its points on all pictures: `rows` and `set_scores`."""
+    """Every codec at its points on all images: `rows` and `set_scores`."""
     frames, sets = [], []
     for number, codec in enumerate(bench.codecs, 1):
         folder = bench.output / "codecs" / codec.name
@@ -289,7 +289,7 @@ def run_quality(bench: Benchmark, is_asked: bool) -> None:
                 evaluate(codec, list(bench.pictures.values()), metrics, folder, root=bench.root, config=config)
             elif not (folder / "results.json").exists():
                 continue
-            else:  # they may be of another model, or other pictures
+            else:  # they may be of another model, or other images
                 check_results(codec, list(bench.pictures.values()), metrics, folder, bench.root)
             frame, record = load_results(folder)
         except EvaluationError as error:
@@ -334,7 +334,7 @@ def run_matched(bench: Benchmark, is_asked: bool) -> None:
 
 
 def run_timing_part(bench: Benchmark, is_asked: bool) -> None:
-    """Speed, memory and size of the codecs on one picture: `timing`. Not measured twice on one machine."""
+    """Speed, memory and size of the codecs on one image: `timing`. Not measured twice on one machine."""
     from oscar.benchmark.speed.timing import TimingResult, run_timing
 
     folder = bench.output / "timing"
@@ -383,7 +383,7 @@ def run_timing_part(bench: Benchmark, is_asked: bool) -> None:
 
 
 def _is_timing_of(record: dict, codecs: Sequence[ImageCodec], images: Mapping[str, Path]) -> bool:
-    """Whether a record of timings is of these codecs, or some of them, and of one of these pictures."""
+    """Whether a record of timings is of these codecs, or some of them, and of one of these images."""
     known = {codec.name: as_read(codec.describe()) for codec in codecs}
     name, digest = record["picture"]
     return all(known.get(codec["name"]) == codec for codec in record["codecs"]) and (

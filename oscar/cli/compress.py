@@ -113,7 +113,7 @@ def compress(
 def _target(
     points: dict[str, float | None], effort: int, bpp: float | None, max_bytes: int | None
 ) -> Callable[[Image.Image], int] | None:
-    """The most bytes that a picture's file may have, None without a target."""
+    """The most bytes that an image's file may have, None without a target."""
     options = {**{f"--{name}": value for name, value in points.items()}, "--bpp": bpp, "--max-bytes": max_bytes}
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:

@@ -13,7 +13,7 @@ from oscar.utils.files import STDIO, Listing, read_source
 if TYPE_CHECKING:
     from PIL import Image
 
-# What a decoded picture may be stored as: Pillow's format and options. All are lossless: a lossy one such as JPEG would
+# What a decoded image may be stored as: Pillow's format and options. All are lossless: a lossy one such as JPEG would
 # change the pixels once more, and a measurement on it would not be one of this codec.
 IMAGE_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),

@@ -11,13 +11,13 @@ from oscar.config.model import BackboneConfig
 
 @dataclass
 class DataConfig:
-    """Training pictures."""
+    """Training images."""
 
     train: list[str] = field(default_factory=list)
-    """folders (searched recursively), text lists of pictures, WebDataset shards (.tar), patterns of these such as
+    """folders (searched recursively), text lists of images, WebDataset shards (.tar), patterns of these such as
     shards/{000..099}.tar, and hf:DATASET[#SPLIT] for a Hugging Face data set (`oscar.data.sources`)"""
     latents: str | None = None
-    """hyper, context: latents folder that scripts/cache_latents.py made of such pictures; `train` is not read then"""
+    """hyper, context: latents folder that scripts/cache_latents.py made of such images; `train` is not read then"""
     crop: int = 256
     """side of the square crops in pixels; a multiple of 64, so that every rate's grid fits"""
     batch_size: int = 8
@@ -33,7 +33,7 @@ class DataConfig:
     scale: list[float] = field(default_factory=lambda: [1.0, 1.0])
     """range of the random shrinking before the crop"""
     cache: bool = False
-    """keep decoded pictures in memory"""
+    """keep decoded images in memory"""
 
     def check(self) -> None:
         from oscar.utils.patterns import HUB, expand
@@ -75,7 +75,7 @@ class CacheLatentsConfig:
     seed: int = 0
     """of the crops; with the seed of the training run they are the crops that it would cut itself"""
     crops: int = 8
-    """crops, and so latents, per picture"""
+    """crops, and so latents, per image"""
     dtype: str = "float16"
     """in which latents are stored; they are computed in float32"""
     shard_size: int = 1024

@@ -11,7 +11,7 @@ from oscar.config.images import ImagesConfig, MetricsConfig, PackagedImagesConfi
 
 @dataclass
 class EvaluateConfig:
-    """One evaluation: one codec on one folder of pictures."""
+    """One evaluation: one codec on one folder of images."""
 
     output: str = "runs/evaluate"
     """folder of the results; a run that was interrupted goes on in it"""
@@ -20,7 +20,7 @@ class EvaluateConfig:
     model: str = "nano"
     """oscar: nano, a checkpoint folder or a hub id"""
     protocol: str = "bitstream"
-    """oscar: bitstream (real files, any size), or paper (the published code's: resized pictures, no file)"""
+    """oscar: bitstream (real files, any size), or paper (the published code's: resized images, no file)"""
     dtype: str = "float32"
     """oscar: precision of the networks"""
     options: dict[str, Any] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class EvaluateConfig:
     data: ImagesConfig = field(default_factory=ImagesConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     save_images: bool = False
-    """keep decoded pictures in output/images and files in output/files"""
+    """keep decoded images in output/images and files in output/files"""
     device: str | None = None
     """of the networks, also the metrics'; None leaves it to Accelerate: a GPU per process if there are any"""
     threads: int | None = None
@@ -82,7 +82,7 @@ class AblateTimestepsConfig:
     model: str = "nano"
     """nano, a checkpoint folder or a hub id"""
     mappings: dict[str, Any] = field(default_factory=dict)
-    """by any name (configs/timesteps); cosine and snr without a calibration file are measured on the pictures below"""
+    """by any name (configs/timesteps); cosine and snr without a calibration file are measured on the images below"""
     sweep: list[int] = field(default_factory=list)
     """timesteps to decode every rate at, beside those of the mappings"""
     rates: list[float] | None = None

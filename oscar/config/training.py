@@ -37,7 +37,7 @@ class TrainerConfig:
     final: str = "last"
     """weights of the result: last, or best by validation"""
     non_finite: str = "stop"
-    """a loss or gradient that is no number: stop names the pictures and stops; skip leaves the step out everywhere"""
+    """a loss or gradient that is no number: stop names the images and stops; skip leaves the step out everywhere"""
     max_skipped: int = 10
     """skip: so many such steps in a row stop the run"""
     gradient_checkpointing: bool = False
@@ -73,14 +73,14 @@ class LoggerConfig:
 
 @dataclass
 class ValidationConfig:
-    """Validation during training, on a fixed set of pictures; off unless `images` is given."""
+    """Validation during training, on a fixed set of images; off unless `images` is given."""
 
     images: str | None = None
-    """folder, searched recursively; the pictures are kept in memory"""
+    """folder, searched recursively; the images are kept in memory"""
     limit: int | None = 24
     """only so many, the first in the order of their paths; None takes all"""
     crop: int | None = None
-    """side of the centre crop that stands for each picture, a multiple of 64; None takes whole pictures"""
+    """side of the centre crop that stands for each image, a multiple of 64; None takes whole images"""
     every: int = 1000
     """optimiser steps between two validations; one more follows the last step"""
     rates: list[float] | None = None
@@ -90,7 +90,7 @@ class ValidationConfig:
     points: list[float] | None = None
     """hyper, joint with a bottleneck of your own: operating points to validate; None takes all"""
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
-    """of single pictures; those whose weights cannot be had are left out, with a warning"""
+    """of single images; those whose weights cannot be had are left out, with a warning"""
     best: str | None = None
     """scalar that picks the best checkpoint: a metric, or in stages hyper and joint also bpp or cosine; None takes
     cosine in stage hyper, loss in stage prior, and otherwise the first metric that can be had"""

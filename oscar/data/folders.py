@@ -1,4 +1,4 @@
-"""Which pictures an evaluation looks at: a folder's, or the photographs that scikit-image brings along."""
+"""Which images an evaluation looks at: a folder's, or the photographs that scikit-image brings along."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from oscar.data.images import ImageError, list_images
 
-# Colour photographs inside scikit-image's wheel; its other pictures are downloaded on first use.
+# Colour photographs inside scikit-image's wheel; its other images are downloaded on first use.
 PACKAGED = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 
 
 def find_images(folder: str | Path | None = None) -> list[Path]:
-    """The pictures of a folder, searched recursively, or scikit-image's packaged photographs.
+    """The images of a folder, searched recursively, or scikit-image's packaged photographs.
 
     Raises:
         ImageError: if there are none.

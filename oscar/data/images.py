@@ -35,7 +35,7 @@ _PROFILE_DATE = bytes.fromhex("07cf 0001 0001 0000 0000 0000")  # 1 January 1999
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read or that has no unambiguous RGB form of 8 bits."""
+    """An image that cannot be read or that has no unambiguous RGB form of 8 bits."""
 
 
 def image_suffixes() -> frozenset[str]:
@@ -60,7 +60,7 @@ def read_image(
     frame: int | None = None,
     name: str | None = None,
 ) -> Image.Image:
-    """Read a picture file as 8-bit sRGB, turned upright as its EXIF orientation says.
+    """Read an image file as 8-bit sRGB, turned upright as its EXIF orientation says.
 
     `info["frames"]` of the result is how many frames (or pages) the file has.
 
@@ -71,7 +71,7 @@ def read_image(
         name: of an opened file, for messages.
 
     Raises:
-        ImageError: in one line with the path, if it is not a whole and readable picture, has no such frame, or
+        ImageError: in one line with the path, if it is not a whole and readable image, has no such frame, or
             `to_rgb` refuses it.
     """
     name = name or str(source)
@@ -132,7 +132,7 @@ def _check_depth(stream: BinaryIO) -> None:
 
 def _count_frames(image: Image.Image) -> int | None:
     """How many frames there are, None if they cannot be counted."""
-    if image.format == "PSD":  # has layers, which are parts of one picture
+    if image.format == "PSD":  # has layers, which are parts of one image
         return 1
     try:
         return getattr(image, "n_frames", 1) or None
@@ -297,7 +297,7 @@ def _grey16_to_8(image: Image.Image) -> Image.Image:
 def to_tensor(
     image: Image.Image | np.ndarray | torch.Tensor, background: tuple[int, int, int] | None = None
 ) -> torch.Tensor:
-    """Convert one picture to a float32 tensor (1, 3, H, W) in [-1, 1].
+    """Convert one image to a float32 tensor (1, 3, H, W) in [-1, 1].
 
     Args:
         image: a PIL image; a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or a tensor (3, H, W) or
@@ -305,7 +305,7 @@ def to_tensor(
         background: see `to_rgb`.
 
     Raises:
-        ImageError: if the shape, type or values are not as above, or `to_rgb` refuses the picture.
+        ImageError: if the shape, type or values are not as above, or `to_rgb` refuses the image.
     """
     import torch
 
@@ -365,7 +365,7 @@ def to_pil(pixels: torch.Tensor, truncate: bool = False) -> Image.Image:
 
 
 def scan_images(folder: str | Path, recursive: bool = True) -> Listing:
-    """The picture files of a folder, by `image_suffixes`, and what else it holds; see `oscar.utils.files.list_folder`.
+    """The image files of a folder, by `image_suffixes`, and what else it holds; see `oscar.utils.files.list_folder`.
 
     Raises:
         ImageError: if there is no such folder.
@@ -377,7 +377,7 @@ def scan_images(folder: str | Path, recursive: bool = True) -> Listing:
 
 
 def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
-    """The sorted paths of the picture files of a folder.
+    """The sorted paths of the image files of a folder.
 
     Raises:
         ImageError: if there is no such folder, or one in it cannot be read.

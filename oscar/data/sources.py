@@ -1,6 +1,6 @@
-"""Where training pictures come from: folders, text lists, WebDataset shards and Hugging Face data sets.
+"""Where training images come from: folders, text lists, WebDataset shards and Hugging Face data sets.
 
-Every kind gives random access, so that an epoch is a permutation of all pictures, whatever they lie in. They are
+Every kind gives random access, so that an epoch is a permutation of all images, whatever they lie in. They are
 numbered root by root, in this order:
 
     folder                  by path, searched recursively
@@ -37,7 +37,7 @@ LIST_SUFFIXES = (".txt", ".lst")
 
 @dataclass(frozen=True)
 class ShardImage:
-    """A picture within an uncompressed tar; `str` names shard and member."""
+    """An image within an uncompressed tar; `str` names shard and member."""
 
     shard: Path
     name: str
@@ -55,7 +55,7 @@ class ShardImage:
 
 @dataclass(frozen=True)
 class RowImage:
-    """A picture in a row of a Hugging Face data set; `str` names data set, row and, where there is one, the file."""
+    """An image in a row of a Hugging Face data set; `str` names data set, row and, where there is one, the file."""
 
     root: str
     table: datasets.Dataset
@@ -77,10 +77,10 @@ ImageSource = Path | ShardImage | RowImage
 
 
 def open_source(image: ImageSource) -> Image.Image:
-    """The picture as 8-bit RGB, upright.
+    """The image as 8-bit RGB, upright.
 
     Raises:
-        ImageError: in one line that names it, if it is not a whole and readable picture or has transparent pixels.
+        ImageError: in one line that names it, if it is not a whole and readable image or has transparent pixels.
     """
     if isinstance(image, Path):
         return read_image(image)
@@ -93,10 +93,10 @@ def open_source(image: ImageSource) -> Image.Image:
 
 
 def find_images(root: str | Path) -> list[ImageSource]:
-    """The pictures of one root; of which kind it is follows from its name.
+    """The images of one root; of which kind it is follows from its name.
 
     Raises:
-        ValueError: if the root, or something that it names, does not exist, or there is no picture.
+        ValueError: if the root, or something that it names, does not exist, or there is no image.
     """
     if str(root).startswith(HUB):
         found = _read_hub(str(root))
@@ -133,7 +133,7 @@ def _read_list(path: Path) -> list[Path]:
 
 
 def _read_shard(path: Path) -> list[ShardImage]:
-    """The members with a picture's extension; what follows a damaged place is logged and left out."""
+    """The members with an image's extension; what follows a damaged place is logged and left out."""
     images, suffixes = [], image_suffixes()
     try:
         with tarfile.open(path, "r:") as tar:
@@ -148,7 +148,7 @@ def _read_shard(path: Path) -> list[ShardImage]:
 
 
 def _read_hub(root: str) -> list[RowImage]:
-    """The rows of hf:DATASET[#SPLIT], a hub id or a folder of pictures or Parquet files; without a split, of train."""
+    """The rows of hf:DATASET[#SPLIT], a hub id or a folder of images or Parquet files; without a split, of train."""
     try:
         import datasets
     except ImportError:
@@ -158,7 +158,7 @@ def _read_hub(root: str) -> list[RowImage]:
         table = datasets.load_dataset(source, split=split or "train")
         column = _image_column(table)
         table = table.select_columns(column).cast_column(column, datasets.Image(decode=False))
-        # of the table itself, so that no picture is read for the names
+        # of the table itself, so that no image is read for the names
         paths = [path for chunk in table.data.column(column).chunks for path in chunk.field("path").to_pylist()]
     except Exception as error:  # the library and its builders raise many kinds
         raise ValueError(f"{root} cannot be read as a Hugging Face data set: {first_line(error)}") from None

@@ -1,7 +1,7 @@
 """Which timestep serves a rate best: any set of mappings, and a sweep, over one checkpoint.
 
     OUTPUT/rates/<rate>/    the evaluation of each rate, whose points are timesteps (`oscar.evaluation.evaluate`)
-    OUTPUT/sweep.csv        all rows: image, rate, timestep (-1: the picture's own), rates in bpp, metrics
+    OUTPUT/sweep.csv        all rows: image, rate, timestep (-1: the image's own), rates in bpp, metrics
     OUTPUT/tables/          side_by_side_<metric>, mappings_<metric>, timesteps: CSV, Markdown, LaTeX
     OUTPUT/plots/           quality against timestep, a panel for each rate: PDF, SVG, PNG
 
@@ -45,17 +45,17 @@ if TYPE_CHECKING:
 
 
 class _Coded(NamedTuple):
-    """A picture at one rate, encoded once for all timesteps."""
+    """An image at one rate, encoded once for all timesteps."""
 
     data: bytes
-    data_own: bytes  # with the byte that says the picture's own timestep
+    data_own: bytes  # with the byte that says the image's own timestep
     own: int
     z_hat: Tensor
     seconds: float
 
 
 class TimestepCodec(ImageCodec):
-    """OSCAR at one rate, decoded at any timestep: its points. `OWN` is the picture's own, one byte more of file.
+    """OSCAR at one rate, decoded at any timestep: its points. `OWN` is the image's own, one byte more of file.
 
     Args:
         codec: the codec, in evaluation mode; its own mapping is not looked at.
@@ -105,7 +105,7 @@ class TimestepCodec(ImageCodec):
 
     @torch.inference_mode()
     def round_trip(self, image: Image.Image, point: float) -> RoundTrip:
-        """Encode a picture, unless it was the last one too, and decode it at a timestep."""
+        """Encode an image, unless it was the last one too, and decode it at a timestep."""
         coded = self._encode(image)
         start = time.perf_counter()
         x0 = self.codec.denoiser(coded.z_hat, coded.own if point == OWN else _plain(point))
@@ -139,7 +139,7 @@ def ablate_config(config: AblateTimestepsConfig) -> pd.DataFrame:
     """Run the ablation of a configuration, with progress, and write tables and plots; returns the choices.
 
     Raises:
-        ValueError: for an unknown model, mapping, metric or rate, or a folder without pictures.
+        ValueError: for an unknown model, mapping, metric or rate, or a folder without images.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -220,10 +220,10 @@ def sweep(
     config: dict | None = None,
     content: str | None = None,
 ) -> pd.DataFrame:
-    """Score every picture and rate at each timestep of the sweep and of a mapping; goes on where it stopped.
+    """Score every image and rate at each timestep of the sweep and of a mapping; goes on where it stopped.
 
     Returns:
-        The rows: image, rate, timestep (`OWN` for the picture's own), nominal_bpp, actual_bpp, and the metrics.
+        The rows: image, rate, timestep (`OWN` for the image's own), nominal_bpp, actual_bpp, and the metrics.
     """
     frames = []
     for rate in rates:
@@ -258,9 +258,9 @@ def choose(
         own: of `make_mappings`, for the mean of the pictures' own timesteps.
 
     Returns:
-        Columns rate, mapping, timestep (the mean under per_image), actual_bpp and metrics (means over pictures); with a
+        Columns rate, mapping, timestep (the mean under per_image), actual_bpp and metrics (means over images); with a
         row for each rate and mapping, and one for each rate and metric whose mapping is `best` and whose other metrics
-        are missing. The best is the best mean over pictures among one timestep for all of them.
+        are missing. The best is the best mean over images among one timestep for all of them.
     """
     means = rows.groupby(["rate", "timestep"])[["actual_bpp", *metrics]].mean()
     result = []

@@ -2,11 +2,11 @@
 
     OUTPUT/calibration.json     per rate, with where it comes from, and the mappings that follow (`read_calibration`)
     OUTPUT/calibration.csv      per rate
-    OUTPUT/pictures.csv         per picture and rate, of which the others are means
+    OUTPUT/pictures.csv         per image and rate, of which the others are means
     OUTPUT/calibration.pdf      measured cosine against sqrt(alpha_bar_t), and the timesteps; also as SVG and PNG
 
 The paper takes the decoder's rescaled latent y for a noisy one, y = sqrt(alpha_bar_t) z0 + sqrt(1 - alpha_bar_t) noise
-(section 3.1). Here y is split, in each channel of each picture, into its part along z0 and a residual orthogonal to it.
+(section 3.1). Here y is split, in each channel of each image, into its part along z0 and a residual orthogonal to it.
 If the residual is the noise of timestep t, the cosine of y and z0 is sqrt(alpha_bar_t), the residual's share of y's
 power is 1 - alpha_bar_t, and the residual is Gaussian and does not depend on z0.
 """
@@ -51,10 +51,10 @@ class Calibration:
     """What was measured.
 
     Attributes:
-        pictures: a row per picture and rate: image, rate, and the columns of `measure`.
+        images: a row per image and rate: image, rate, and the columns of `measure`.
         rates: a row per rate, by bits per pixel: see `summarise`.
         mappings: `cosine` and `snr`, which follow.
-        failed: pictures that could not be read, with the reason.
+        failed: images that could not be read, with the reason.
     """
 
     pictures: pd.DataFrame
@@ -67,7 +67,7 @@ def calibrate_config(config: CalibrateTimestepsConfig) -> Calibration:
     """Run the calibration of a configuration, with progress, and write its results.
 
     Raises:
-        ValueError: for an unknown model, a folder without pictures, or a folder to save to that is no checkpoint.
+        ValueError: for an unknown model, a folder without images, or a folder to save to that is no checkpoint.
     """
     from oscar.evaluation.timestep_plots import plot_calibration
 
@@ -105,7 +105,7 @@ def calibrate_config(config: CalibrateTimestepsConfig) -> Calibration:
 
 
 def calibrate(codec: OscarCodec, paths: Sequence[Path], progress: bool = True) -> Calibration:
-    """Measure every rate of a codec on whole pictures; one that cannot be read costs a line on stderr.
+    """Measure every rate of a codec on whole images; one that cannot be read costs a line on stderr.
 
     Raises:
         EvaluationError: if none can be read.
@@ -135,11 +135,11 @@ def calibrate(codec: OscarCodec, paths: Sequence[Path], progress: bool = True) -
 
 @torch.inference_mode()
 def measure(codec: OscarCodec, batch: Tensor, rate: RatePoint) -> dict[str, float]:
-    """Compare one picture's quantised and original latents.
+    """Compare one image's quantised and original latents.
 
     Args:
         codec: the codec.
-        batch: the picture (1, 3, H, W) in [-1, 1].
+        batch: the image (1, 3, H, W) in [-1, 1].
         rate: one of the codec's rate points.
 
     Returns:
@@ -148,7 +148,7 @@ def measure(codec: OscarCodec, batch: Tensor, rate: RatePoint) -> dict[str, floa
         standardised, `skewness`, `excess_kurtosis` and `ks_distance` (Kolmogorov-Smirnov, to the standard normal);
         `correlation` of z0 with what is left of the rescaled latent at the codec's own timestep (0 if that fits, below
         if the timestep is too low), and `magnitude_correlation` of the residual's and z0's absolute values; also
-        `timestep`, the picture's own (mapping `per_image`).
+        `timestep`, the image's own (mapping `per_image`).
     """
     encoded = codec.quantise(codec.encode_latent(batch, rate), rate)
     z_hat = codec.bottleneck.at(rate).decode(encoded.symbols.indices).contiguous()
@@ -184,11 +184,11 @@ def normal_distance(values: Tensor) -> Tensor:
 
 
 def summarise(codec: OscarCodec, images: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, CalibratedMapping]]:
-    """Means over pictures, and the timesteps that follow.
+    """Means over images, and the timesteps that follow.
 
     Returns:
-        The frame: rate, pictures, cosine and cosine_std over pictures, cosine_position, residual_variance (the share of
-        residual in the power of all pictures), skewness, excess_kurtosis, ks_distance, correlation,
+        The frame: rate, images, cosine and cosine_std over images, cosine_position, residual_variance (the share of
+        residual in the power of all images), skewness, excess_kurtosis, ks_distance, correlation,
         magnitude_correlation; timesteps: of the paper's table, the codec's own mapping, `cosine`, `snr`, and mean and
         standard deviation of the pictures' own (per_image). And the mappings `cosine` and `snr`.
     """

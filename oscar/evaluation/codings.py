@@ -23,11 +23,11 @@ METRICS = ("psnr", "ms_ssim")
 def compare(
     codec: OscarCodec, name: str, image: Image.Image, rate: RatePoint, efforts: Sequence[int], metrics: MetricSet
 ) -> Iterator[dict]:
-    """Rows of one picture at one rate, one per effort.
+    """Rows of one image at one rate, one per effort.
 
     Yields:
         image, width, height, rate, effort, nominal_bytes (indices at log2 K bits each), for each coding its file's
-        length, as packed_bytes, and its payload's, as packed_payload; with metrics, those of the decoded picture.
+        length, as packed_bytes, and its payload's, as packed_payload; with metrics, those of the decoded image.
         A file of a coding is the shortest that this coding and older ones can make.
     """
     latent, (width, height) = codec.encode_latent(to_tensor(image), rate), image.size

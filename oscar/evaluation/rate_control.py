@@ -13,17 +13,17 @@ from oscar.utils.tables import Table
 
 
 def draw_pairs(images: int, count: int, seed: int) -> list[tuple[int, float]]:
-    """Numbers of pictures, and how far between shortest and longest file the target lies, 0 to 1."""
+    """Numbers of images, and how far between shortest and longest file the target lies, 0 to 1."""
     random = np.random.default_rng(seed)
     return list(zip(random.integers(images, size=count).tolist(), random.random(count).tolist(), strict=True))
 
 
 def meet(codec: OscarCodec, path: Path, share: float) -> dict:
-    """One picture at a target: image, target, file_bytes, and use, the share of the target that the file takes.
+    """One image at a target: image, target, file_bytes, and use, the share of the target that the file takes.
 
     Args:
         codec: the codec.
-        path: the picture.
+        path: the image.
         share: where the target lies between the logarithms of the lengths that its files can have.
     """
     image = read_image(path)

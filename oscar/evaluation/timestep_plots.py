@@ -17,7 +17,7 @@ from oscar.utils.figures import COLOURS, MARKERS, log_rate_axis, open_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-OWN = -1.0  # the point at which a picture is decoded at its own timestep
+OWN = -1.0  # the point at which an image is decoded at its own timestep
 BEST = "best"  # stands in tables beside the mappings
 _COLUMNS = 4  # panels side by side
 _CURVE = "#9A9A9A"

@@ -105,7 +105,7 @@ _Change = Callable[[Tensor], Tensor]
 
 
 class Stream:
-    """One pass of one picture through one half of the autoencoder.
+    """One pass of one image through one half of the autoencoder.
 
     Whoever calls a method for the next map must not hold on to the one before, or its memory is not free.
 

@@ -1,6 +1,6 @@
-"""FID and KID: distances between the Inception features of two sets of pictures.
+"""FID and KID: distances between the Inception features of two sets of images.
 
-The network is that of the original FID (Heusel et al. 2017), by pyiqa; pictures are resized as in Clean-FID (Parmar et
+The network is that of the original FID (Heusel et al. 2017), by pyiqa; images are resized as in Clean-FID (Parmar et
 al. 2022), pyiqa's default.
 """
 
@@ -24,7 +24,7 @@ KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # pyiqa's and torch-fidelity's
 
 
 class Inception(nn.Module):
-    """Features of pictures: (N, 2048) float32 from a list of N uint8 arrays (H, W, 3) of any sizes."""
+    """Features of images: (N, 2048) float32 from a list of N uint8 arrays (H, W, 3) of any sizes."""
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
     |mean_a - mean_b|^2 + tr A + tr B - 2 tr (A B)^(1/2) with covariances A = X^T X, B = Y^T Y of the centred and scaled
     features X, Y. The eigenvalues of A B are the squared singular values of X Y^T, so the last trace is their sum. That
-    avoids the root of a matrix, slow and inaccurate where pictures are fewer than features (A and B singular), and what
+    avoids the root of a matrix, slow and inaccurate where images are fewer than features (A and B singular), and what
     pyiqa calls for it, `scipy.linalg.sqrtm(..., disp=False)`, which SciPy 1.18 no longer has.
 
     Args:

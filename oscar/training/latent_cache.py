@@ -27,12 +27,12 @@ from oscar.utils.strict_json import dumps
 
 
 class _CropsOfImages(Dataset):
-    """All crops of a picture at once, under the sample numbers that they have in a run with the same seed."""
+    """All crops of an image at once, under the sample numbers that they have in a run with the same seed."""
 
     def __init__(self, photos: PhotoDataset, crops: int):
         self.photos = photos
         length = len(photos)
-        # number of picture p in epoch e: where it stands in that epoch's order
+        # number of image p in epoch e: where it stands in that epoch's order
         self.numbers = np.stack(
             [epoch * length + np.argsort(epoch_order(length, photos.seed, epoch)) for epoch in range(crops)]
         )

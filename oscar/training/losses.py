@@ -62,7 +62,7 @@ def ms_ssim(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def _ms_ssim_scores(prediction: Tensor, target: Tensor) -> Tensor:
-    """MS-SSIM of each picture and channel, (B, 3)."""
+    """MS-SSIM of each image and channel, (B, 3)."""
     shape = tuple(prediction.shape)
     scales = max_scales(min(shape[-2:]))
     if scales == 0:
@@ -124,7 +124,7 @@ class Term:
 
     Attributes:
         build: weight files -> such a function, or a network that is one.
-        by_image: the distance of each picture (B,); None takes them one by one.
+        by_image: the distance of each image (B,); None takes them one by one.
         unit: factor from images in [-1, 1] to images in [0, 1].
     """
 
@@ -224,7 +224,7 @@ class ImageLoss(nn.Module):
         return self._sum(self._distance, prediction, target)
 
     def by_image(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of each picture, (B,), and means of its terms."""
+        """The weighted sum of each image, (B,), and means of its terms."""
         total, terms = self._sum(self._distances, prediction, target)
         return total, {name: value.detach().mean() for name, value in terms.items()}
 

@@ -102,7 +102,7 @@ class Trainer:
         self.interval = Interval()
         self.seconds = 0.0  # of the run before this process
         self._faults: dict[TrainState, str] = {}  # by train state, why this step's update is left out
-        self._indices: list[list[int]] = []  # of the pictures of this step's passes, on this process
+        self._indices: list[list[int]] = []  # of the images of this step's passes, on this process
         self.checkpoints = Checkpoints(self.output, self.accelerator, trainer.keep_last)
         newest = self.checkpoints.newest() if trainer.resume else None
         if newest is not None:
@@ -249,7 +249,7 @@ class Trainer:
         return dict(zip(metrics, means, strict=True))
 
     def _describe(self, name: str, value: Tensor) -> str:
-        """What is not finite, and the pictures behind it: of this pass, or of all passes for a norm."""
+        """What is not finite, and the images behind it: of this pass, or of all passes for a norm."""
         passes = self._indices if name.endswith("grad_norm") else self._indices[-1:]
         own = [] if torch.isfinite(value) else [(value.item(), [str(self.paths[i]) for i in chain(*passes)])]
         found = gather_object(own)

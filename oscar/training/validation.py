@@ -1,4 +1,4 @@
-"""Validation during training: real files of a fixed set of pictures, metrics of what they decode to, and a grid of it.
+"""Validation during training: real files of a fixed set of images, metrics of what they decode to, and a grid of it.
 
     vae     reconstructions by the autoencoder: metrics
     prior   loss at fixed noise and timesteps
@@ -40,22 +40,22 @@ from oscar.training.stages.base import Stage, validation_points
 from oscar.utils.files import atomic_write
 from oscar.utils.rng import StepRng
 
-PRIOR_DRAWS = 4  # timesteps per picture
+PRIOR_DRAWS = 4  # timesteps per image
 _CELL, _CAPTION, _GAP = 256, 18, 4  # pixels of the grid
 _OTHERS = {"bpp": False, "cosine": True, "loss": False}  # whether higher is better, of scalars that are no metrics
 
 
 @dataclass
 class Row:
-    """What one picture gives, at one rate where there are rates.
+    """What one image gives, at one rate where there are rates.
 
     Attributes:
-        picture: number within the set.
+        image: number within the set.
         rate: nominal bpp, quality, or other operating point; None in stages without rates and for originals.
         label: what it is called in the names of scalars.
-        values: scalar by name, none for an original; None where a metric does not exist for this picture.
+        values: scalar by name, none for an original; None where a metric does not exist for this image.
         codes: uses of each code (K,), None without a codebook.
-        cell: what the grid shows and its caption, None if the picture is not in the grid.
+        cell: what the grid shows and its caption, None if the image is not in the grid.
     """
 
     picture: int
@@ -67,7 +67,7 @@ class Row:
 
 
 class Validator:
-    """Measures a stage on the set of `config.validation`, whose pictures are shared out over the processes.
+    """Measures a stage on the set of `config.validation`, whose images are shared out over the processes.
 
     Args:
         config: the run; its validation is enabled.
@@ -79,7 +79,7 @@ class Validator:
 
     Raises:
         ConfigError: for a metric or a `best` that cannot be had.
-        ImageError: if there is no picture, or one cannot be read.
+        ImageError: if there is no image, or one cannot be read.
     """
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator):
@@ -102,7 +102,7 @@ class Validator:
             get_logger(__name__).warning("validation without %s: %s", name, reason)
         paths = find_images(options.images)[: options.limit]
         self.count = len(paths)
-        # every process takes as many turns, going through its last picture again if need be: sharded networks want that
+        # every process takes as many turns, going through its last image again if need be: sharded networks want that
         turns = range(
             accelerator.process_index,
             -(-self.count // accelerator.num_processes) * accelerator.num_processes,
@@ -138,9 +138,9 @@ class Validator:
             step: of the run.
 
         Returns:
-            Scalars by name, equal on every process: means over pictures and rates, then by rate, as psnr_0.0625;
+            Scalars by name, equal on every process: means over images and rates, then by rate, as psnr_0.0625;
             besides metrics these are bpp (of the files), cosine, perplexity (of the codes of the whole set) and
-            used (share of the codes that occur). NaN where a metric exists for no picture.
+            used (share of the codes that occur). NaN where a metric exists for no image.
         """
         training = stage.training
         stage.eval()
@@ -194,7 +194,7 @@ class Validator:
         return to_pil(decoded[0, :, : image.height, : image.width].clamp(-1, 1))
 
     def _padded(self, image: Image.Image, factor: int) -> Tensor:
-        """The picture as (1, 3, H, W) with whole latent positions."""
+        """The image as (1, 3, H, W) with whole latent positions."""
         return pad_to_multiple(to_tensor(image).to(self.accelerator.device), factor)
 
     def _row(self, number: int, rate: float | None, image: Image.Image, decoded: Image.Image, caption: str) -> Row:
@@ -236,7 +236,7 @@ def _means(rows: list[Row]) -> dict[str, float]:
 
 
 def centre(image: Image.Image, side: int | None) -> Image.Image:
-    """The centre crop, no larger than the picture; None takes the whole."""
+    """The centre crop, no larger than the image; None takes the whole."""
     if side is None:
         return image
     width, height = min(side, image.width), min(side, image.height)
@@ -245,7 +245,7 @@ def centre(image: Image.Image, side: int | None) -> Image.Image:
 
 
 def draw_grid(rows: list[Row]) -> Image.Image:
-    """A row per picture: the original, then its reconstructions by rate, their centres in their own pixels."""
+    """A row per image: the original, then its reconstructions by rate, their centres in their own pixels."""
     images = list(dict.fromkeys(row.picture for row in rows))
     columns = max(sum(row.picture == picture for row in rows) for picture in images)
     step = _CELL + _GAP, _CELL + _CAPTION + _GAP

@@ -1,4 +1,4 @@
-"""Names of places where training pictures are, and the paths that a pattern stands for."""
+"""Names of places where training images are, and the paths that a pattern stands for."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ MISSING = {"name": "bpg", "encoder": "/nowhere/bpgenc", "decoder": "/nowhere/bpg
 
 @pytest.fixture
 def config(tiny_folder, photos, tmp_path) -> BenchmarkConfig:
-    """Two pictures, two rates, two baselines and one that is not installed; no timing."""
+    """Two images, two rates, two baselines and one that is not installed; no timing."""
     config = BenchmarkConfig(
         output=str(tmp_path / "out"),
         parts=["quality", "matched", "report"],
@@ -137,7 +137,7 @@ def test_matched_files_are_the_largest_that_fit(photos, tmp_path):
         assert sizes[row["point"]] == row["file_bytes"]
         assert row["actual_bpp"] == 8 * row["file_bytes"] / (96 * 80)
         assert row["psnr"] == psnr(image, codec.decode(codec.encode(image, row["point"]).data))
-    assert frame["ms_ssim"].isna().all() and frame["ms_ssim"].dtype == float  # the picture is too small for it
+    assert frame["ms_ssim"].isna().all() and frame["ms_ssim"].dtype == float  # the image is too small for it
 
 
 @pytest.mark.parametrize("part", ["training", "inference"])

@@ -1,4 +1,4 @@
-"""One row per picture and point, whatever interrupts it and however many processes share the work."""
+"""One row per image and point, whatever interrupts it and however many processes share the work."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ class Jpeg(ImageCodec):
         return Image.open(io.BytesIO(data)).convert("RGB")
 
     def each_once(self) -> bool:
-        """Whether no picture was encoded twice at a point, but for the one of the warm-up."""
+        """Whether no image was encoded twice at a point, but for the one of the warm-up."""
         return len(self.encoded) <= len(set(self.encoded)) + 1
 
 
 class Metrics:
-    """PSNR, a metric that some pictures lack, one that cannot be had, and a set metric."""
+    """PSNR, a metric that some images lack, one that cannot be had, and a set metric."""
 
     names = ("psnr", "sometimes", "absent", "colour")
     has_set_metrics = True

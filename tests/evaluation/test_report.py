@@ -58,7 +58,7 @@ def scores(image: Image.Image, decoded: Image.Image) -> dict[str, float]:
 
 
 def make_data(folder: Path) -> ReportData:
-    """A small benchmark of real files; the second picture's name, title and reasons are hostile."""
+    """A small benchmark of real files; the second image's name, title and reasons are hostile."""
     rows, images = [], []
     for seed, name in enumerate(["hills", HOSTILE]):
         image = photograph(seed)
@@ -357,7 +357,7 @@ def test_plot_tells_its_values(open_page, data):
 
 
 def hidden_parts(page) -> tuple[float, float]:
-    """Percent of the stage that are cut off the left picture, at its right, and off the right one, at its left."""
+    """Percent of the stage that are cut off the left image, at its right, and off the right one, at its left."""
     left, right = (page.locator(f"#{side}-layer").evaluate("e => e.style.clipPath") for side in ("left", "right"))
     assert left.startswith("inset(0px ") and right.startswith("inset(0px ")
     return float(left.split()[1].rstrip("%")), float(right.split()[3].rstrip("%)"))
@@ -416,7 +416,7 @@ def test_zoom_and_pan_keep_both_sides_in_step(open_page):
     page.wait_for_function("document.getElementById('stage').classList.contains('zoomed')")
     (left, top, width), other = places()
     assert other == [left, top, width] and width > 2 * fit[2]
-    pixel = box["width"] / 4 / fit[2]  # the picture's point under the pointer stays there
+    pixel = box["width"] / 4 / fit[2]  # the image's point under the pointer stays there
     assert left + pixel * width == pytest.approx(box["width"] / 4, abs=0.5)
     assert page.locator("#left-image").evaluate("e => getComputedStyle(e).imageRendering") == "pixelated"
 

@@ -24,7 +24,7 @@ def test_full_size_at_4k_fits_four_gigabytes(backbone_config) -> None:
     with torch.device("meta"):
         full = AutoencoderKL.from_config(backbone_config("sd21_random")["vae"])
     for half in tiling.plan(full, 2160, 3840, torch.bfloat16, MemoryBudget.parse("4GB")):
-        assert 2e9 < half.peak <= 4e9  # one map of the picture's size has 128 channels of two bytes: 2.1 GB
+        assert 2e9 < half.peak <= 4e9  # one map of the image's size has 128 channels of two bytes: 2.1 GB
         assert half.recomputed > 0
 
 

@@ -13,7 +13,7 @@ COUNT = 5
 
 
 def ramp(width: int, height: int) -> np.ndarray:
-    """A picture in which red is the column and green the row."""
+    """An image in which red is the column and green the row."""
     pixels = np.zeros((height, width, 3), dtype=np.uint8)
     pixels[..., 0], pixels[..., 1] = np.arange(width), np.arange(height)[:, None]
     return pixels

@@ -267,7 +267,7 @@ def test_another_number_of_processes_goes_on_with_the_same_data(configure, runs)
 def test_what_is_no_number_on_one_process(
     configure, runs, tmp_path: Path, fault: str, what: str, pictures: int
 ) -> None:
-    """Stopping names its pictures everywhere; skipping leaves the step out everywhere."""
+    """Stopping names its images everywhere; skipping leaves the step out everywhere."""
     job = Job(**{fault: (1, 2)}, report=tmp_path)
     finish(start([configure("joint", "stop", "trainer.max_steps=5")] * 2, job), 2, 2)
     messages = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]

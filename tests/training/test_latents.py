@@ -40,7 +40,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def pictures(photos: Path, tmp_path_factory) -> Path:
-    """Six files, of which the third is no picture."""
+    """Six files, of which the third is no image."""
     folder = tmp_path_factory.mktemp("pictures")
     for number, path in zip((0, 1, 3, 4, 5), sorted(photos.iterdir()), strict=True):
         (folder / f"{number}.png").write_bytes(path.read_bytes())
@@ -57,7 +57,7 @@ def configure(pictures: Path, output: Path, *overrides: str) -> CacheLatentsConf
 
 @pytest.fixture(scope="module")
 def cache(pictures: Path, tmp_path_factory) -> Path:
-    """Three shards of two pictures with three crops each. Not to be changed by tests."""
+    """Three shards of two images with three crops each. Not to be changed by tests."""
     folder = tmp_path_factory.mktemp("cache") / "latents"
     latent_cache.cache_latents(configure(pictures, folder), progress=False)
     return folder
@@ -65,7 +65,7 @@ def cache(pictures: Path, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def train(compose, pictures: Path, cache: Path):
-    """The configuration of a training run on the pictures or, by default, on their latents."""
+    """The configuration of a training run on the images or, by default, on their latents."""
 
     def make(*overrides: str, latents: bool = True):
         more = [f"data.latents={cache}"] if latents else []

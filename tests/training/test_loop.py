@@ -176,7 +176,7 @@ def test_the_average_is_saved_and_not_trained_on(configure, runs) -> None:
 
 
 def test_accumulated_passes_are_one_larger_batch(configure) -> None:
-    """Two passes of one picture make the step of one pass of both, for a loss without random draws."""
+    """Two passes of one image make the step of one pass of both, for a loss without random draws."""
     common = ("data.augment=false", "data.workers=0", "stage.kl=0", "stage.image_losses={l1:1,ms_ssim:0}")
     once = configure("vae", 1, "once", "data.batch_size=2", *common)
     twice = configure("vae", 1, "twice", "data.batch_size=1", "trainer.accumulation=2", *common)

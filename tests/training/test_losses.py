@@ -17,7 +17,7 @@ from oscar.training.perceptual_losses import FeatureDistance
 
 
 def images(side: int = 64, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A smooth picture and a noisy copy, (2, 3, side, side)."""
+    """A smooth image and a noisy copy, (2, 3, side, side)."""
     source = torch.Generator().manual_seed(seed)
     coarse = torch.rand(2, 3, 8, 8, generator=source) * 2 - 1
     target = torch.nn.functional.interpolate(coarse, size=side, mode="bicubic").clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""Every kind of source gives the same pictures, in its stated order, and names what it cannot read."""
+"""Every kind of source gives the same images, in its stated order, and names what it cannot read."""
 
 from __future__ import annotations
 

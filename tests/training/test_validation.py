@@ -146,7 +146,7 @@ def test_the_grid_is_written_and_given_to_the_trackers(configure, accelerator, t
     assert [path.name for path in (tmp_path / "validation").iterdir()] == ["step-0000040.png"]
 
 
-@pytest.mark.parametrize("count", [2, 5])  # of processes; five have more than there are pictures
+@pytest.mark.parametrize("count", [2, 5])  # of processes; five have more than there are images
 def test_processes_share_the_set(configure, accelerator, monkeypatch, count: int) -> None:
     config = configure("hyper")
     stage = trained(config)
@@ -188,7 +188,7 @@ def test_hyper_goes_by_the_cosine(configure, accelerator) -> None:
         z_hat = codec.bottleneck.at(codec.bottleneck.rates[1])(latent).z_hat
     assert validator.pictures[0][1].size == (64, 64)
     assert scalars["cosine"] == pytest.approx(torch.cosine_similarity(z_hat, latent, dim=1).mean().item(), abs=1e-5)
-    assert math.isnan(scalars["ms_ssim"])  # no picture is large enough
+    assert math.isnan(scalars["ms_ssim"])  # no image is large enough
 
 
 def to_batch(image: Image.Image) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""The report page of a benchmark: one HTML file with plots, a picture browser and sortable tables.
+"""The report page of a benchmark: one HTML file with plots, an image browser and sortable tables.
 
-The page makes no request: styles, script and pictures are in the file, and its content security policy allows no other
+The page makes no request: styles, script and images are in the file, and its content security policy allows no other
 source. Tables are written here, so that they can be read without JavaScript; `report.js` draws the plots, runs the
-picture browser and sorts the tables.
+image browser and sorts the tables.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class MetricInfo:
 
 @dataclass(frozen=True)
 class ReportEntry:
-    """One decoded picture of the browser.
+    """One decoded image of the browser.
 
     Attributes:
         codec: its name.
@@ -62,7 +62,7 @@ class ReportEntry:
         file_bytes: length of the file, None where the protocol writes none.
         actual_bpp: of the file, likewise.
         metrics: by name; None, NaN and infinities are allowed.
-        image: file of the decoded picture.
+        image: file of the decoded image.
     """
 
     codec: str
@@ -78,7 +78,7 @@ class ReportEntry:
 
 @dataclass(frozen=True)
 class ReportImage:
-    """A picture of the browser: its size in pixels, the file of the original and what codecs made of it."""
+    """An image of the browser: its size in pixels, the file of the original and what codecs made of it."""
 
     name: str
     width: int
@@ -97,14 +97,14 @@ class ReportData:
         environment: what was run, where and when, by name.
         metrics: those asked for, in order; ones without any value are not shown.
         unavailable: codecs and metrics that could not be had, with the reason.
-        means: a row per codec and point: codec, label, point, pictures, nominal_bpp, estimated_bpp, actual_bpp,
+        means: a row per codec and point: codec, label, point, images, nominal_bpp, estimated_bpp, actual_bpp,
             metrics, encode_seconds, decode_seconds.
-        rows: a row per picture, codec and point, as `evaluate` gives them, and label.
+        rows: a row per image, codec and point, as `evaluate` gives them, and label.
         bd: Bjontegaard deltas: codec, label, anchor, metric, bd_rate_percent, bd_metric, overlap_low, overlap_high,
             overlap_percent (of the range that the curves span together), note. Of these three, rows of different
             protocols (column protocol) stand in tables of their own.
         reference_curves: curves of the paper, read off its figures: dataset, codec, metric, bpp, value.
-        pictures: of the browser.
+        images: of the browser.
         timing: any columns; None without a timing part.
         matched: means at matched bytes, any columns; None without that part.
     """
@@ -126,11 +126,11 @@ class ReportData:
 def write_report(path: Path, data: ReportData) -> None:
     """Write the page, whole or not at all.
 
-    Each picture of the browser is embedded once as lossless WebP; 768x512 pixels are 0.2 to 0.6 MB, so hundreds of them
+    Each image of the browser is embedded once as lossless WebP; 768x512 pixels are 0.2 to 0.6 MB, so hundreds of them
     make a page that is slow to open.
 
     Raises:
-        ImageError: naming the file, if a picture of the browser cannot be read.
+        ImageError: naming the file, if an image of the browser cannot be read.
         OSError: naming `path`, if it cannot be written.
     """
     metrics = [metric for metric in data.metrics if _has_values(data.means, metric.name)]
@@ -287,7 +287,7 @@ class _Images:
         self._ids: dict[Path, str] = {}
 
     def add(self, path: Path) -> str:
-        """The id of a picture file, embedded on its first use."""
+        """The id of an image file, embedded on its first use."""
         if path not in self._ids:
             self._ids[path] = name = f"image-{len(self._ids)}"
             uri = _data_uri(read_image(path), lossless=True, quality=50, method=0)  # ten times as fast as 4
