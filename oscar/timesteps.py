@@ -244,7 +244,7 @@ class PerImageMapping(TimestepMapping):
     per_image = True
 
     def __call__(self, rate: RatePoint) -> int:
-        raise ValueError("timesteps: kind per_image has a timestep for each picture, not for each rate")
+        raise ValueError("timesteps: kind per_image has a timestep for each image, not for each rate")
 
     def check(self, rates: Iterable[Any], schedule_length: int) -> None:
         """Every rate and every schedule will do."""

@@ -19,7 +19,7 @@ from oscar.utils.files import atomic_write
 
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", type=Path, help="folder of pictures")
+    parser.add_argument("images", type=Path, help="folder of images")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--model", default="nano", help="nano, a model folder, or an id on the hub (default: nano)")
     parser.add_argument("--rates", nargs="+", type=float, metavar="BPP", help="nominal bpp (default: all)")
@@ -33,7 +33,7 @@ def main(args: list[str] | None = None) -> int:
         help=f"of 0 to {MAX_EFFORT} (default: 0)",
     )
     parser.add_argument("--metrics", action="store_true", help="decode too, for PSNR and MS-SSIM")
-    parser.add_argument("--limit", type=int, help="only so many pictures")
+    parser.add_argument("--limit", type=int, help="only so many images")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(args)
     return exit_code("compare_codings", lambda: print(compare_all(options)))

@@ -154,7 +154,7 @@ def print_tables(results: list[Result], console: Console, point: str) -> None:
 
 def parse_args(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=Path, help="folder of pictures; by default scikit-image's packaged ones")
+    parser.add_argument("--images", type=Path, help="folder of images; by default scikit-image's packaged ones")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="output folder (default: demo)")
     parser.add_argument("--model", default="nano", help="nano, a model folder, or an id on the hub (default: nano)")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
@@ -170,13 +170,13 @@ def main(args: list[str] | None = None) -> int:
         console = Console(width=120)  # a table in a log must not be cut to 80 columns
     try:
         images = find_images(options.images)
-        console.print(f"{len(images)} pictures; loading {options.model} on {options.device}", highlight=False)
+        console.print(f"{len(images)} images; loading {options.model} on {options.device}", highlight=False)
         import oscar
 
         codec = oscar.load(options.model, options.device)
         results = run(codec, images, options.out, console)
         if not results:
-            raise ImageError("none of the pictures can be read")
+            raise ImageError("none of the images can be read")
     except (ValueError, OSError) as error:
         print(f"demo: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -16,10 +16,10 @@ from oscar.utils.errors import exit_code
 
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", type=Path, help="folder of pictures")
+    parser.add_argument("images", type=Path, help="folder of images")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--model", default="nano", help="name of a shipped model, a folder, or an id on the hub")
-    parser.add_argument("--pairs", type=int, default=200, help="pictures with targets (default: 200)")
+    parser.add_argument("--pairs", type=int, default=200, help="images with targets (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(args)

@@ -60,7 +60,7 @@ def test_every_baseline_can_be_chosen(path):
 @pytest.mark.slow
 def test_mistakes_are_one_line_and_exit_2(folder):
     for overrides, words in (
-        (["data.images=empty"], "empty: no pictures in this folder"),
+        (["data.images=empty"], "empty: no images in this folder"),
         (["parts=[quality,tables]"], "parts is 'tables'; allowed: quality, matched, timing, report"),
         (["modles.x=y"], "modles"),
     ):

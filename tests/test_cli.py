@@ -279,7 +279,7 @@ def test_existing_output_is_kept_and_nothing_loaded(tmp_path, photo, oscar_file,
         (["compress", "{photo}"], "'OUT'"),
         (["compress", "{photo}", "{dir}/a.oscar", "--colour", "1"], "--colour"),
         (["compress", "{dir}/none.png", "{dir}/a.oscar"], "none.png: no such file or folder"),
-        (["compress", "{packed}", "{dir}/a.oscar"], "file.oscar: not a picture of a known format"),
+        (["compress", "{packed}", "{dir}/a.oscar"], "file.oscar: not an image of a known format"),
         (["decompress", "{packed}", "{dir}/a.jpg"], "suffix .jpg is not allowed; allowed: .bmp, .png"),
         (["decompress", "{photo}", "{dir}/a.png"], "photo.png: not an .oscar file"),
         (["info", "{photo}"], "photo.png: not an .oscar file"),
@@ -340,7 +340,7 @@ def files(folder: Path) -> list[str]:
 
 def test_folders_keep_their_structure(tmp_path, loads, capsys):
     images = make_folder(tmp_path / "in", ["a.png", "deep/er/b.JPG", "deep/c.v2.webp"])
-    (images / "notes.txt").write_text("not a picture")
+    (images / "notes.txt").write_text("not an image")
     assert run("compress", images, tmp_path / "packed") == 0
     assert files(tmp_path / "packed") == ["a.oscar", "deep/c.v2.oscar", "deep/er/b.oscar"]
     assert run("decompress", tmp_path / "packed", tmp_path / "out") == 0
@@ -354,7 +354,7 @@ def test_folders_keep_their_structure(tmp_path, loads, capsys):
 
 def test_bad_picture_costs_one_line(tmp_path, loads, capsys):
     images = make_folder(tmp_path / "in", ["a.png", "c.png"])
-    (images / "b.png").write_bytes(b"no picture")
+    (images / "b.png").write_bytes(b"no image")
     assert str(images / "b.png") in refuse(capsys, "compress", images, tmp_path / "out")
     assert files(tmp_path / "out") == ["a.oscar", "c.oscar"]
 
@@ -448,7 +448,7 @@ def test_interrupted_run_is_resumed(tmp_path, loads, capsys, monkeypatch):
 def test_batches_of_a_folder(tmp_path, loads, capsys, monkeypatch):
     """A batch that fails is done again one by one, so that only what is at fault fails."""
     pictures = make_folder(tmp_path / "in", ["a.png", "b.png", "c.png", "d.png", "e.png"])
-    (pictures / "b.png").write_bytes(b"no picture")
+    (pictures / "b.png").write_bytes(b"no image")
     batches, compress = [], FakeCodec.compress_batch
 
     def count(self, images, rate, effort):
@@ -671,8 +671,8 @@ def test_nothing_but_the_result_goes_to_standard_output(photo, loads, monkeypatc
 @pytest.mark.parametrize(
     ("args", "data", "words"),
     [
-        (["compress", "-", "{dir}/a.oscar"], b"no image", "standard input: not a picture of a known format"),
-        (["compress", "-", "-"], b"", "standard input: not a picture of a known format"),
+        (["compress", "-", "{dir}/a.oscar"], b"no image", "standard input: not an image of a known format"),
+        (["compress", "-", "-"], b"", "standard input: not an image of a known format"),
         (["decompress", "-", "-"], b"no file", "standard input: not an .oscar file"),
         (["info", "-"], b"no file", "standard input: not an .oscar file"),
         (["compress", "-", "{dir}"], b"", "is a folder; allowed: a name for the result of standard input"),

@@ -299,7 +299,7 @@ def test_targets_are_never_exceeded(codec: OscarCodec, picture) -> None:
 def test_what_cannot_be_met_is_refused(codec: OscarCodec, picture) -> None:
     image = picture(256, 192, 5)
     sizes = [len(codec.compress(image, rate, degree)) for rate, degree in ((PAPER_RATES[0], MAX_EFFORT), (TOP, 0))]
-    words = f"max_bytes is 12, which no rate meets for this picture; reachable: {sizes[0]} to {sizes[1]} bytes"
+    words = f"max_bytes is 12, which no rate meets for this image; reachable: {sizes[0]} to {sizes[1]} bytes"
     with pytest.raises(TargetError, match=words):
         codec.compress(image, max_bytes=12)
     for options in ({"rate": TOP}, {"effort": 2}):

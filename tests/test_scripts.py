@@ -35,7 +35,7 @@ MISTAKES = [
     (["data.train=[photos]", "max_steps"], ["max_steps"]),
     (["data.train=[]"], ["data.train", "one or more folders"]),
     (["data.train=[nowhere]"], ["data.train", "'nowhere'"]),
-    (["data.train=[empty]"], ["empty", "no picture"]),
+    (["data.train=[empty]"], ["empty", "no image"]),
     (["data.train=[photos]", "experiment=tiny/none"], ["experiment/tiny/none"]),
     (["data.train=[photos]", "init_from=nowhere", "experiment=tiny/joint"], ["model 'nowhere'"]),
     (["data.train=[photos]", "backbone.source=nowhere"], ["backbone 'nowhere'"]),

@@ -44,7 +44,7 @@ def script(load_script, monkeypatch, folder: Path):
 
 MISTAKES = [
     ("data.images=nowhere", ["nowhere", "no such folder"]),
-    ("data.images=empty", ["empty", "no pictures"]),
+    ("data.images=empty", ["empty", "no images"]),
     ("data.limit=0", ["data.limit is 0", "at least 1"]),
     ("model=nowhere", ["model 'nowhere'"]),
     ("threads=0", ["threads is 0", "at least 1"]),

@@ -98,7 +98,7 @@ def test_a_permutation_is_the_same_everywhere() -> None:
 
 
 def test_per_image_has_no_timestep_of_a_rate() -> None:
-    with pytest.raises(ValueError, match="for each picture, not for each rate"):
+    with pytest.raises(ValueError, match="for each image, not for each rate"):
         PerImageMapping()(RATES[0])
     PerImageMapping().check(RATES, 10)
 

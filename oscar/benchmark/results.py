@@ -88,7 +88,7 @@ def _matched_line(bench: Benchmark, codec: ImageCodec, metric: str) -> str:
         delta = (group[f"delta_{metric}"].fillna(0) * group["fits"]).sum() / max(fits, 1)
         parts.append(f"{label} {fits} of {total}" + (f", {_signed(delta, 2 if spec.unit else 4)}" if fits else ""))
     return (
-        f"How often a baseline has a file no larger than that of {codec.label}, over all pictures and rates, and "
+        f"How often a baseline has a file no larger than that of {codec.label}, over all images and rates, and "
         f"how its {spec.label} differs there{f' in {spec.unit}' if spec.unit else ''}: {'; '.join(parts)}."
     )
 

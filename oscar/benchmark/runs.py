@@ -132,7 +132,7 @@ class Benchmark:
         folder = self.config.data.images
         known = DATASETS.get(dataset_of(folder) or "")
         where = known or (Path(folder).absolute().name if folder else "packaged photographs")
-        return f"{where}, {len(self.pictures)} picture{'s' * (len(self.pictures) != 1)}"
+        return f"{where}, {len(self.pictures)} image{'s' * (len(self.pictures) != 1)}"
 
 
 def run_benchmark(config: BenchmarkConfig) -> Benchmark | None:
@@ -162,7 +162,7 @@ def run_benchmark(config: BenchmarkConfig) -> Benchmark | None:
         from oscar.benchmark.report.page import write_report
         from oscar.benchmark.results import report_data
 
-        _say("report: decoding its pictures")
+        _say("report: decoding its images")
         write_report(bench.output / "report.html", report_data(bench))
     for what in ("tables", "plots", *(["report.html"] if "report" in config.parts else [])):
         _say(f"{'report page' if what == 'report.html' else what}: {bench.output / what}")
@@ -344,7 +344,7 @@ def run_timing_part(bench: Benchmark, is_asked: bool) -> None:
     codecs = [codec for codec in bench.codecs if _protocol(codec) == "bitstream"]
     points = {codec.name: settings.points.get(codec.name, [_middle(codec.points)]) for codec in codecs}
     if record is not None and not is_asked and not _is_timing_of(record, codecs, bench.pictures):
-        print("timing is left out: it is of other codecs or pictures; allowed: timing in parts", file=sys.stderr)
+        print("timing is left out: it is of other codecs or images; allowed: timing in parts", file=sys.stderr)
         record = None
     if is_asked and codecs:
         name = bench.rows["image"].iloc[0] if len(bench.rows) else next(iter(bench.pictures))  # one that can be read

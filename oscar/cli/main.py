@@ -109,8 +109,8 @@ def _root(
     pass
 
 
-app.command(short_help="Picture(s) to .oscar file(s).")(compress)
-app.command(short_help=".oscar file(s) to picture(s).")(decompress)
+app.command(short_help="Image(s) to .oscar file(s).")(compress)
+app.command(short_help=".oscar file(s) to image(s).")(decompress)
 app.command(short_help="What an .oscar file holds, or how a model was trained.")(info)
 app.command(short_help="A published checkpoint to a model folder, and back.")(convert)
 app.command(short_help="Rates that were trained apart to one model.")(merge)

@@ -69,7 +69,7 @@ class TrainingSpeedConfig:
             at_least(f"training.{name}", getattr(self, name), 1)
         at_least("training.warmup", self.warmup, 0)
         if self.images is not None and not Path(self.images).is_dir():
-            raise ConfigError(f"training.images is {self.images!r}; allowed: a folder of pictures that exists")
+            raise ConfigError(f"training.images is {self.images!r}; allowed: a folder of images that exists")
         self.backbone.check()
         self.bottleneck.complete()
         self.bottleneck.check()

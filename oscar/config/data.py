@@ -43,7 +43,7 @@ class DataConfig:
                 allowed = "a folder that scripts/cache_latents.py wrote"
                 raise ConfigError(f"data.latents is {self.latents!r}, which does not exist; allowed: {allowed}")
         elif not self.train:
-            raise ConfigError("data.train is empty; allowed: one or more folders or text lists of pictures")
+            raise ConfigError("data.train is empty; allowed: one or more folders or text lists of images")
         for root in () if self.latents is not None else self.train:
             if not root.startswith(HUB):
                 try:
@@ -95,7 +95,7 @@ class CacheLatentsConfig:
             at_least(name, getattr(self, name), 1)
         at_least("seed", self.seed, 0)
         if self.data.latents is not None:
-            raise ConfigError(f"data.latents is {self.data.latents!r}, but latents are made of pictures; allowed: null")
+            raise ConfigError(f"data.latents is {self.data.latents!r}, but latents are made of images; allowed: null")
         for name in ("total_batch_size", "crop_margin"):
             if getattr(self.data, name):
                 raise ConfigError(

@@ -19,7 +19,7 @@ class ImagesConfig:
 
     def check(self) -> None:
         if self.images is None:
-            raise ConfigError("data.images is unset; allowed: a folder of pictures")
+            raise ConfigError("data.images is unset; allowed: a folder of images")
         at_least("data.limit", self.limit, 1)
 
 

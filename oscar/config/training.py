@@ -103,7 +103,7 @@ class ValidationConfig:
 
     def check(self, stage: str, bottleneck: BottleneckConfig) -> None:
         if self.images is not None and not Path(self.images).is_dir():
-            raise ConfigError(f"validation.images is {self.images!r}; allowed: a folder of pictures that exists")
+            raise ConfigError(f"validation.images is {self.images!r}; allowed: a folder of images that exists")
         for name in ("limit", "every"):
             at_least(f"validation.{name}", getattr(self, name), 1)
         at_least("validation.grid", self.grid, 0)
@@ -177,7 +177,7 @@ class TrainConfig:
         self.data.check()
         if self.data.latents is not None and not stage.works_on_latents:
             name = self.stage.name
-            raise ConfigError(f"data.latents is {self.data.latents!r}, but stage {name} needs pictures; allowed: null")
+            raise ConfigError(f"data.latents is {self.data.latents!r}, but stage {name} needs images; allowed: null")
         if self.bottleneck.is_known:  # else that of init_from, see oscar.training.resolve
             self.stage.check(self.bottleneck)
         if self.data.latents is not None and self.stage.sample_latents:

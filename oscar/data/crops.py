@@ -93,7 +93,7 @@ class PhotoDataset(Dataset):
                 raise ValueError("scale is random and needs augment=True")
         roots = [roots] if isinstance(roots, str | Path) else list(roots)
         if not roots:
-            raise ValueError("roots is empty; give at least one folder or list of pictures")
+            raise ValueError("roots is empty; give at least one folder or list of images")
         self.crop_size, self.augment, self.seed, self.margin = crop_size, augment, seed, margin
         self.scale = None if scale is None else (float(scale[0]), float(scale[1]))
         self.unreadable: set[int] = set()
@@ -104,7 +104,7 @@ class PhotoDataset(Dataset):
             self.paths += find_images(root)
             # one image of each root is decoded here, so that a folder without any is refused before training starts
             if not any(self.decode(index) is not None for index in range(start, len(self.paths))):
-                raise ValueError(f"{root} holds no readable picture")
+                raise ValueError(f"{root} holds no readable image")
         if cache:
             self.pictures = [self.decode(index) for index in range(len(self.paths))]
 
@@ -141,13 +141,13 @@ class PhotoDataset(Dataset):
     def next_readable(self, index: int) -> tuple[int, np.ndarray]:
         """The image at `index` or, if it is unreadable, at the first readable index after it, going round."""
         if not 0 <= index < len(self):
-            raise IndexError(f"picture {index} does not exist; there are {len(self)}")
+            raise IndexError(f"image {index} does not exist; there are {len(self)}")
         for candidate in (*range(index, len(self)), *range(index)):
             if candidate not in self.unreadable:
                 image = self.decode(candidate)
                 if image is not None:
                     return candidate, image
-        raise ValueError(f"none of the {len(self)} pictures can be read any more, the first is {self.paths[0]}")
+        raise ValueError(f"none of the {len(self)} images can be read any more, the first is {self.paths[0]}")
 
     def decode(self, index: int) -> np.ndarray | None:
         """The image, uint8 (H, W, 3), or None, logged once, if it is unreadable."""
@@ -159,7 +159,7 @@ class PhotoDataset(Dataset):
             return np.asarray(open_source(self.paths[index]))
         except ImageError as error:
             self.unreadable.add(index)
-            logger.warning("picture left out: %s", error)
+            logger.warning("image left out: %s", error)
             return None
 
     def cut(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -20,7 +20,7 @@ def find_images(folder: str | Path | None = None) -> list[Path]:
     if folder is not None:
         images = list_images(folder)
         if not images:
-            raise ImageError(f"{folder}: no pictures in this folder")
+            raise ImageError(f"{folder}: no images in this folder")
         return images
     spec = importlib.util.find_spec("skimage")
     data = Path(spec.origin).parent / "data" if spec else Path()

@@ -79,7 +79,7 @@ def read_image(
         if isinstance(source, (str, Path)):
             path = Path(source)
             if path.is_dir() or not path.exists():
-                raise ImageError(f"{'is a folder' if path.is_dir() else 'no such file'}; allowed: a picture file")
+                raise ImageError(f"{'is a folder' if path.is_dir() else 'no such file'}; allowed: an image file")
             # Opened by name, Pillow 13.0 maps some uncompressed TIFF into memory and scrambles it if turned by a
             # quarter.
             with path.open("rb") as stream:
@@ -88,12 +88,12 @@ def read_image(
             image, frames = _read_frame(source, frame)
         image = _to_rgb(image, background, lambda message: _warn(f"{name}: {message}"))
     except Image.UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not a picture of a known format") from error
+        raise ImageError(f"{name}: not an image of a known format") from error
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
     except Exception as error:  # on broken files Pillow's readers raise nearly anything: OSError, SyntaxError, KeyError
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{name}: cannot be read as a picture: {reason}") from error
+        raise ImageError(f"{name}: cannot be read as an image: {reason}") from error
     image.info["frames"] = frames
     return image
 
@@ -171,7 +171,7 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int] | None, warn: C
         if len(background) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in background):
             raise ImageError(f"background {background} is not allowed; allowed: three integers from 0 to 255")
     if 0 in image.size:
-        raise ImageError(f"picture of {image.width}x{image.height} pixels is not allowed; allowed: from 1x1")
+        raise ImageError(f"image of {image.width}x{image.height} pixels is not allowed; allowed: from 1x1")
     profile, gamma = image.info.get("icc_profile"), image.info.get("gamma")
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = _grey16_to_8(image)
@@ -192,7 +192,7 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int] | None, warn: C
         warn(f"gamma of {gamma:g} is not applied, the pixels are taken for sRGB")
     if alpha is not None and alpha.getextrema() != (255, 255):
         if background is None:
-            raise ImageError("picture has transparent pixels; allowed: opaque ones, or a background to lay them on")
+            raise ImageError("image has transparent pixels; allowed: opaque ones, or a background to lay them on")
         rgb.putalpha(alpha)
         rgb = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), rgb).convert("RGB")
     for key in ("icc_profile", "gamma", "transparency"):  # of the pixels as they were
@@ -314,7 +314,7 @@ def to_tensor(
     if isinstance(image, np.ndarray):
         image = _array_to_pil(image)
     if not isinstance(image, Image.Image):
-        raise ImageError(f"picture of type {type(image).__name__} is not allowed; allowed: PIL image, array, tensor")
+        raise ImageError(f"image of type {type(image).__name__} is not allowed; allowed: PIL image, array, tensor")
     pixels = torch.from_numpy(np.array(to_rgb(image, background))).permute(2, 0, 1)[None]
     return (pixels.float() / 127.5 - 1).contiguous()
 
@@ -394,5 +394,5 @@ def as_batch(image: Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
     batch = to_tensor(image)
     height, width = batch.shape[-2:]
     if max(height, width) > MAX_SIDE:
-        raise ImageError(f"picture of {width}x{height} pixels is not allowed; allowed: {MAX_SIDE} a side")
+        raise ImageError(f"image of {width}x{height} pixels is not allowed; allowed: {MAX_SIDE} a side")
     return batch

@@ -191,7 +191,7 @@ class LatentDataset(Dataset):
         """
         image, number = (key, key) if isinstance(key, int | np.integer) else key
         if not 0 <= image < len(self):
-            raise IndexError(f"picture {image} does not exist; there are {len(self)}")
+            raise IndexError(f"image {image} does not exist; there are {len(self)}")
         shard, place = divmod(int(image), self.index.shard_pictures)
         row = place * self.index.crops + int(number) // len(self) % self.index.crops
         path = shard_path(self.folder, shard)

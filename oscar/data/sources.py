@@ -87,7 +87,7 @@ def open_source(image: ImageSource) -> Image.Image:
     try:
         stream = image.open()
     except Exception as error:  # of the shard, of the table, or of a file that a row names
-        raise ImageError(f"{image}: cannot be read as a picture: {first_line(error)}") from error
+        raise ImageError(f"{image}: cannot be read as an image: {first_line(error)}") from error
     with stream:
         return read_image(stream, name=str(image))
 
@@ -109,7 +109,7 @@ def find_images(root: str | Path) -> list[ImageSource]:
             itertools.chain.from_iterable(of_shard[path] if path in of_shard else _read_path(path) for path in paths)
         )
     if not found:
-        raise ValueError(f"{root} holds no picture")
+        raise ValueError(f"{root} holds no image")
     return found
 
 
@@ -128,7 +128,7 @@ def _read_list(path: Path) -> list[Path]:
         if name and not name.startswith("#"):
             images.append(path.parent / name)
             if not images[-1].is_file():
-                raise ValueError(f"{path} line {number}: no picture {name}")
+                raise ValueError(f"{path} line {number}: no image {name}")
     return images
 
 
@@ -142,7 +142,7 @@ def _read_shard(path: Path) -> list[ShardImage]:
                 if member.isreg() and name.suffix.lower() in suffixes and not name.name.startswith("."):
                     images.append(ShardImage(path, member.name, member.offset_data, member.size))
     except (tarfile.TarError, OSError) as error:
-        after = f"the rest of it, after {len(images)} pictures," if images else "shard"
+        after = f"the rest of it, after {len(images)} images," if images else "shard"
         logger.warning("%s left out: %s: not a whole uncompressed tar: %s", after, path, first_line(error))
     return images
 
@@ -173,4 +173,4 @@ def _image_column(table: datasets.Dataset) -> str:
             return name
     if "image" in table.features:  # Parquet files from elsewhere, with bytes or paths
         return "image"
-    raise ValueError(f"no column of pictures among {', '.join(table.column_names)}")
+    raise ValueError(f"no column of images among {', '.join(table.column_names)}")

@@ -145,7 +145,7 @@ def ablate_config(config: AblateTimestepsConfig) -> pd.DataFrame:
         torch.set_num_threads(config.threads)
     sets = [name for name in config.metrics.names if name in METRICS and METRICS[name].kind == "set"]
     if sets:
-        raise EvaluationError(f"metrics.names has {sets[0]}, which has no value per picture; allowed: those that do")
+        raise EvaluationError(f"metrics.names has {sets[0]}, which has no value per image; allowed: those that do")
     metrics = MetricSet(
         config.metrics.names, config.device, files=config.metrics.files, download=config.metrics.download
     )
@@ -295,7 +295,7 @@ def make_tables(choices: pd.DataFrame, mappings: Mapping[str, TimestepMapping], 
     tables = [
         Table(
             "timesteps",
-            "Timestep of each mapping by rate; of per_image the mean over pictures.",
+            "Timestep of each mapping by rate; of per_image the mean over images.",
             _with_rate(timesteps),
             _titles(names),
             dict.fromkeys(names, "{:.0f}".format),
@@ -308,7 +308,7 @@ def make_tables(choices: pd.DataFrame, mappings: Mapping[str, TimestepMapping], 
         with_mean = pd.concat([values, values.mean().to_frame("mean").T])
         shown = dict.fromkeys([*names, BEST], f"{{:.{digits}f}}".format)
         note = (
-            "best: of all timesteps tried the one with the best mean, chosen on these pictures; cosine and snr are "
+            "best: of all timesteps tried the one with the best mean, chosen on these images; cosine and snr are "
             "measured on them too, unless a calibration file is named."
         )
         tables.append(

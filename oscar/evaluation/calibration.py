@@ -127,7 +127,7 @@ def calibrate(codec: OscarCodec, paths: Sequence[Path], progress: bool = True) -
         rates = by_bpp(codec.bottleneck.rates)
         rows += [{"image": name, "rate": rate.bpp, **measure(codec, batch, rate)} for rate in rates]
     if not rows:
-        raise EvaluationError(f"none of the {len(paths)} pictures can be read: {next(iter(failed.values()))}")
+        raise EvaluationError(f"none of the {len(paths)} images can be read: {next(iter(failed.values()))}")
     images = pd.DataFrame(rows)
     rates, mappings = summarise(codec, images)
     return Calibration(images, rates, mappings, failed)

@@ -76,7 +76,7 @@ def codings_table(rows: pd.DataFrame) -> Table:
     }
     caption = (
         "Indices in files, without headers: mean bytes of the payload by coding, each the shortest of those up "
-        f"to it. Savings are of the nominal length; {rows['image'].nunique()} pictures."
+        f"to it. Savings are of the nominal length; {rows['image'].nunique()} images."
     )
     return Table("codings", caption, frame, titles, formats)
 
@@ -99,5 +99,5 @@ def efforts_table(rows: pd.DataFrame) -> Table:
         **dict.fromkeys(changes, "{:+.4f}".format),
     }
     count = rows["image"].nunique()
-    caption = f"Whole files by effort, and metrics beside those at effort 0; means over {count} pictures."
+    caption = f"Whole files by effort, and metrics beside those at effort 0; means over {count} images."
     return Table("efforts", caption, frame, titles, formats)

@@ -78,7 +78,7 @@ def evaluate_config(config: EvaluateConfig) -> pd.DataFrame:
     folder = Path(config.data.images)
     images = list_images(folder)[: config.data.limit]
     if not images:
-        raise EvaluationError(f"data.images: {folder} holds no picture")
+        raise EvaluationError(f"data.images: {folder} holds no image")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     accelerator = make_accelerator(config.device)
@@ -91,7 +91,7 @@ def evaluate_config(config: EvaluateConfig) -> pd.DataFrame:
         names = metrics_of(config.protocol, config.metrics.names)
         metrics = MetricSet(names, device, files=config.metrics.files, download=config.metrics.download)
     if accelerator.is_main_process:
-        print(f"{codec.label} on {len(images)} pictures of {folder}, {accelerator.num_processes} process(es)")
+        print(f"{codec.label} on {len(images)} images of {folder}, {accelerator.num_processes} process(es)")
         for name, reason in metrics.unavailable.items():
             print(f"metric {name} is unavailable: {reason}", file=sys.stderr)
     output = Path(config.output)
@@ -287,7 +287,7 @@ def saved_file(output: Path, image: str, point: float, codec: str) -> Path:
 def _names(images: Sequence[Path], root: Path | None) -> dict[str, Path]:
     """Pictures by their path below `root`, sorted."""
     if not images:
-        raise EvaluationError("no pictures; allowed: one or more")
+        raise EvaluationError("no images; allowed: one or more")
     paths = [Path(os.path.abspath(path)) for path in images]
     root = Path(os.path.abspath(root)) if root is not None else Path(os.path.commonpath([p.parent for p in paths]))
     return {name: path for name, path in sorted((path.relative_to(root).as_posix(), path) for path in paths)}
@@ -439,7 +439,7 @@ class _Run:
         errors = [row for row in everything if "error" in row]
         failed = [row for row in errors if row["point"] is not None or row["image"] not in scored]
         if not rows:
-            raise EvaluationError(f"none of the {len(self.pictures)} pictures could be scored: {failed[0]['error']}")
+            raise EvaluationError(f"none of the {len(self.pictures)} images could be scored: {failed[0]['error']}")
         frame = _table(rows, self.metrics.names)
         _write(self.output / "results.csv", frame.to_csv(index=False).encode())
         _write_parquet(self.output / "results.parquet", frame)

@@ -56,5 +56,5 @@ def targets_table(rows: pd.DataFrame) -> Table:
         "smallest": "smallest use %",
     }
     formats = dict.fromkeys(("mean", "median", "smallest"), "{:.1f}".format)
-    caption = "Files of at most so many bytes: random pictures and targets between their shortest and longest file."
+    caption = "Files of at most so many bytes: random images and targets between their shortest and longest file."
     return Table("targets", caption, frame, titles, formats)

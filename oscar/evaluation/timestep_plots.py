@@ -36,7 +36,7 @@ def plot_calibration(path: Path, rates: pd.DataFrame, schedule: NoiseSchedule, i
         left, right = figure.subplots(1, 2)
         _draw_cosines(left, rates.dropna(subset="timestep_paper"), schedule)
         _draw_timesteps(right, rates)
-        several = f"{images} picture{'s' * (images != 1)}"
+        several = f"{images} image{'s' * (images != 1)}"
         left.set_title(
             rf"Is $\hat z$ as noisy as the table says? Mean and deviation over {several}", loc="left", fontsize=9
         )
@@ -134,7 +134,7 @@ def plot_ablation(path: Path, rows: pd.DataFrame, choices: pd.DataFrame, metric:
         for panel in panels[len(rates) :]:
             panel.set_axis_off()
         better = "higher" if METRICS[metric].higher_is_better else "lower"
-        several = f"{images} picture{'s' * (images != 1)}"
+        several = f"{images} image{'s' * (images != 1)}"
         figure.supylabel(f"{metric_title(metric)}  ({better} is better), mean over {several}", fontsize=9)
         figure.supxlabel("timestep", fontsize=9)
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=2 * columns + 2)

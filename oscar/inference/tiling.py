@@ -128,7 +128,7 @@ def _one_by_one(
             results.append(run(stream, vae, value))
             if stream.peak > stream.limit:
                 logger.warning(
-                    "memory budget of %.2g GB is too small for a picture of %dx%d: it took about %.2g GB, which is the "
+                    "memory budget of %.2g GB is too small for an image of %dx%d: it took about %.2g GB, which is the "
                     "least",
                     stream.limit / 1e9,
                     width,

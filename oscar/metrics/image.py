@@ -37,7 +37,7 @@ else:
 
 # Four halvings must leave more than the 11-pixel window's reach: (11 - 1) * 2**4 + 1.
 MS_SSIM_MIN_SIDE = 161
-MS_SSIM_UNAVAILABLE = f"unavailable: picture smaller than {MS_SSIM_MIN_SIDE} pixels on a side"
+MS_SSIM_UNAVAILABLE = f"unavailable: image smaller than {MS_SSIM_MIN_SIDE} pixels on a side"
 PATCH = 256  # pixels, with half a patch of shift
 ON_PATCHES = f"_p{PATCH}"
 
@@ -383,7 +383,7 @@ def _pixels(*images: ImageLike) -> list[np.ndarray]:
     arrays = [_to_array(image) for image in images]
     if len({array.shape for array in arrays}) > 1:
         sizes = " and ".join(f"{array.shape[1]}x{array.shape[0]}" for array in arrays)
-        raise ValueError(f"pictures of {sizes} pixels cannot be compared; allowed: equal sizes")
+        raise ValueError(f"images of {sizes} pixels cannot be compared; allowed: equal sizes")
     return arrays
 
 

@@ -134,7 +134,7 @@ def _open(folder: Path, index: LatentIndex, names: Sequence[str]) -> None:
     if (folder / INDEX).exists():
         difference = index.difference(read_index(folder))
         if difference is None and json.loads((folder / PICTURES).read_text()) != list(names):
-            difference = "its pictures are others"
+            difference = "its images are others"
         if difference is not None:
             raise ConfigError(f"output is {folder}, which holds other latents: {difference}; allowed: another folder")
         return

@@ -259,7 +259,7 @@ class Trainer:
             "critic": "loss of the critic",
             "critic_grad_norm": "norm of the critic's gradients",
         }.get(name, name)
-        message = f"{title} is {found[0][0]} at step {self.step + 1}; pictures of the batch: {names}"
+        message = f"{title} is {found[0][0]} at step {self.step + 1}; images of the batch: {names}"
         if self.config.trainer.non_finite == "stop":
             raise NonFiniteError(message)
         return message

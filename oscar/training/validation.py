@@ -94,7 +94,7 @@ class Validator:
         sets = [name for name in names if METRICS[name].kind == "set"]
         if sets:
             raise ConfigError(
-                f"validation.metrics.names has {sets[0]}, which compares sets; allowed: metrics of single pictures"
+                f"validation.metrics.names has {sets[0]}, which compares sets; allowed: metrics of single images"
             )
         self.best = self._find_best()
         self.higher_is_better = _OTHERS[self.best] if self.best in _OTHERS else METRICS[self.best].higher_is_better

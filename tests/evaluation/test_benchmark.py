@@ -219,7 +219,7 @@ def test_a_baseline_that_fails_at_a_picture_costs_that_picture(config, monkeypat
     assert set(bench.rows["codec"]) == {"oscar-tiny", "webp-x4"}
     assert set(bench.matched["codec"]) == {"webp-x4"}
     assert bench.failed["jpeg at matched bytes: 0.png"] == "broken"
-    assert "JPEG is left out: none of the 2 pictures could be scored: broken" in capsys.readouterr().err
+    assert "JPEG is left out: none of the 2 images could be scored: broken" in capsys.readouterr().err
 
 
 @quick
@@ -336,7 +336,7 @@ def test_protocol_paper_stands_beside_and_is_not_matched(config, larger_photos):
         assert set(pd.read_csv(folder / f"{name}.csv")["codec"]) == codecs
     assert "paper" not in (folder / "bd_rate.md").read_text()
     page = (bench.output / "report.html").read_text()
-    assert "Means over the pictures, protocol paper" in page and '"psnr@paper"' in page and '"ms_ssim_y@paper"' in page
+    assert "Means over the images, protocol paper" in page and '"psnr@paper"' in page and '"ms_ssim_y@paper"' in page
 
 
 @quick

@@ -144,8 +144,8 @@ def test_files_of_a_calibration(photos: Path, tiny_folder: Path, tmp_path: Path,
 
 
 def test_a_picture_that_cannot_be_read_is_left_out(codec, photos: Path, tmp_path: Path, capsys) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(EvaluationError, match=r"none of the 1 pictures can be read: .*broken\.png"):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(EvaluationError, match=r"none of the 1 images can be read: .*broken\.png"):
         calibration.calibrate(codec, [tmp_path / "broken.png"], progress=False)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/0.png").write_bytes((photos / "0.png").read_bytes())
@@ -273,7 +273,7 @@ def test_an_ablation_goes_on_where_it_stopped(ablate, tmp_path: Path, monkeypatc
         ({"mappings": {"a": {"kind": "snr", "calibration": "no.json"}}}, "timesteps.calibration is 'no.json'"),
         ({"sweep": [1000]}, "timestep 1000 is not allowed; allowed: 0 to 999"),
         ({"rates": [0.3]}, "rate 0.3 does not exist"),
-        ({"metrics": MetricsConfig(["psnr", "fid"])}, "metrics.names has fid, which has no value per picture"),
+        ({"metrics": MetricsConfig(["psnr", "fid"])}, "metrics.names has fid, which has no value per image"),
         ({"metrics": MetricsConfig(["snr"])}, "metric 'snr' does not exist"),
     ],
 )

@@ -16,7 +16,7 @@ def test_packaged_photographs_are_local() -> None:
 
 def test_a_folder(photos: Path, tmp_path: Path) -> None:
     assert find_images(photos) == sorted(photos.iterdir())
-    with pytest.raises(ImageError, match="no pictures in this folder"):
+    with pytest.raises(ImageError, match="no images in this folder"):
         find_images(tmp_path)
     with pytest.raises(ImageError, match="no such folder"):
         find_images(tmp_path / "none")

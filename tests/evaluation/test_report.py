@@ -108,7 +108,7 @@ def make_data(folder: Path) -> ReportData:
     reference = [("kodak", codec, "psnr", x, 20 + 40 * x) for codec in ("oscar", "perco") for x in (0.1, 0.5)]
     return ReportData(
         title=f"Benchmark {HOSTILE}",
-        summary=["Two pictures.", HOSTILE],
+        summary=["Two images.", HOSTILE],
         environment={"commit": "0123abc", HOSTILE: HOSTILE},
         metrics=[
             MetricInfo("psnr", "PSNR", "dB", True),

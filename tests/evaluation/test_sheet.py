@@ -53,7 +53,7 @@ def folder(tmp_path) -> Path:
     save_image(tmp_path / "in" / "a <b> & c.png", 200, 170)
     save_image(tmp_path / "in" / "deep" / "small.png", 20, 90)
     save_image(tmp_path / "in" / "small.bmp", 30, 30)
-    (tmp_path / "in" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "in" / "broken.png").write_bytes(b"no image")
     return tmp_path / "in"
 
 
@@ -89,7 +89,7 @@ def test_demo_end_to_end(demo, folder, tmp_path, monkeypatch, capsys):
     links.feed(page)
     assert len(links.found) == 3 * (1 + 3)
     assert all((out / unquote(link)).is_file() for link in links.found)
-    assert "<b> &" not in page and "unavailable: picture smaller than 161" in page
+    assert "<b> &" not in page and "unavailable: image smaller than 161" in page
     assert not re.search(r"https?://|\$[a-z{]", page)
     with Image.open(out / "sheet.png") as sheet:
         assert sheet.width > 4 * 256

@@ -54,7 +54,7 @@ def test_a_budget_too_small_is_said(pictures, small_limits, standin_vae, caplog)
     encode(standin_vae, pictures(), TIGHT)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert record.getMessage().startswith("memory budget of 1e-09 GB is too small for a picture of 136x152: it took")
+    assert record.getMessage().startswith("memory budget of 1e-09 GB is too small for an image of 136x152: it took")
 
 
 def test_pictures_are_worked_on_one_by_one(pictures, small_limits, standin_vae) -> None:

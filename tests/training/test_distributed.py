@@ -271,7 +271,7 @@ def test_what_is_no_number_on_one_process(
     job = Job(**{fault: (1, 2)}, report=tmp_path)
     finish(start([configure("joint", "stop", "trainer.max_steps=5")] * 2, job), 2, 2)
     messages = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
-    assert messages[0] == messages[1] and messages[0].startswith(f"{what} is nan at step 3; pictures of the batch: ")
+    assert messages[0] == messages[1] and messages[0].startswith(f"{what} is nan at step 3; images of the batch: ")
     assert messages[0].count(".png") == pictures
     skip = configure("joint", "skip", "trainer.max_steps=5", "trainer.non_finite=skip")
     finish(start([skip] * 2, job), 0, 0)

@@ -102,7 +102,7 @@ def test_a_gradient_without_a_number_stops_the_run(configure, runs, photos: Path
     )
     trainer = make_trainer(config)
     spoil(trainer.train_state.parameters[3], lambda: trainer.step == 2, value)
-    message = f"^norm of the gradients is {value} at step 3; pictures of the batch: "
+    message = f"^norm of the gradients is {value} at step 3; images of the batch: "
     with pytest.raises(NonFiniteError, match=message) as error:
         trainer.run()
     assert str(error.value).count(".png") == 4  # of both passes
@@ -160,7 +160,7 @@ def test_a_critics_gradient_without_a_number(configure, runs, handling: str) -> 
     trainer = make_trainer(config)
     spoil(trainer.critic.parameters[0], lambda: trainer.step == 1)
     if handling == "stop":
-        with pytest.raises(NonFiniteError, match="^norm of the critic's gradients is nan at step 2; pictures of the"):
+        with pytest.raises(NonFiniteError, match="^norm of the critic's gradients is nan at step 2; images of the"):
             trainer.run()
         assert [state["step"] for state in states(config)] == [1]
         return

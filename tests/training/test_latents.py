@@ -44,7 +44,7 @@ def pictures(photos: Path, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     for number, path in zip((0, 1, 3, 4, 5), sorted(photos.iterdir()), strict=True):
         (folder / f"{number}.png").write_bytes(path.read_bytes())
-    (folder / "2.png").write_bytes(b"no picture")
+    (folder / "2.png").write_bytes(b"no image")
     return folder
 
 
@@ -261,7 +261,7 @@ def test_damaged_caches_are_refused(cache: Path, tmp_path: Path) -> None:
     assert torn[0]["latent"].shape == (4, 8, 8)
     with pytest.raises(ValueError, match=f"{name} cannot be read"):
         torn[2]
-    with pytest.raises(IndexError, match="picture 6 does not exist"):
+    with pytest.raises(IndexError, match="image 6 does not exist"):
         torn[PICTURES]
 
 
@@ -272,7 +272,7 @@ def test_damaged_caches_are_refused(cache: Path, tmp_path: Path) -> None:
         ("dtype=float16", "dtype is float32, not float16"),
         ("backbone.vae.scaling_factor=2", "vae is"),
         ("crops=2", "crops is 3, not 2"),
-        (None, "its pictures are others"),
+        (None, "its images are others"),
     ],
 )
 def test_an_output_with_other_latents_is_left_alone(
@@ -324,7 +324,7 @@ def script(load_script, monkeypatch, pictures: Path, tmp_path: Path):
 def test_the_script(script, pictures: Path, tmp_path: Path, cache: Path, capsys) -> None:
     script()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "18 latents of 6 pictures, 3 crops each, in latents"
+    assert lines[-1] == "18 latents of 6 images, 3 crops each, in latents"
     assert [str(pictures / "2.png") in line for line in lines] == [True, False], "what is left out is named"
     assert read_index("latents") == read_index(cache) and files(tmp_path / "latents") == files(cache)
     assert [path.name for path in tmp_path.iterdir()] == ["latents"]
@@ -343,7 +343,7 @@ def test_mistakes(script, tmp_path: Path, capsys, override: str, named: list[str
 
 @pytest.mark.parametrize("stage", ["vae", "prior", "joint"])
 def test_other_stages_need_pictures(compose, pictures: Path, cache: Path, stage: str) -> None:
-    with pytest.raises(ConfigError, match=f"data.latents is .* but stage {stage} needs pictures; allowed: null"):
+    with pytest.raises(ConfigError, match=f"data.latents is .* but stage {stage} needs images; allowed: null"):
         compose(f"experiment=tiny/{stage}", f"data.train=[{pictures}]", f"data.latents={cache}")
 
 

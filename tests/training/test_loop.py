@@ -198,7 +198,7 @@ def test_a_loss_that_is_no_number_names_the_pictures(configure, runs, monkeypatc
         return {name: value * (float("nan") if rng.number == 2 else 1) for name, value in metrics.items()}
 
     monkeypatch.setattr(PriorStage, "forward", broken)
-    with pytest.raises(NonFiniteError, match=rf"loss is nan at step 3; pictures .*{photos}/\d\.png, ") as error:
+    with pytest.raises(NonFiniteError, match=rf"loss is nan at step 3; images .*{photos}/\d\.png, ") as error:
         run(config)
     assert "\n" not in str(error.value)
     assert runs.newest(config)["step"] == 2  # of before the damage
@@ -236,7 +236,7 @@ def test_a_skipped_step_changes_nothing(configure, runs, broken, caplog) -> None
     runs.assert_equal(after["learner"]["optimiser"]["state"], before["learner"]["optimiser"]["state"])
     assert after["learner"]["schedule"]["last_epoch"] == 2  # the learning rate stays a function of the step
     assert [(row["step"], row["skipped"]) for row in runs.rows(config)] == [("1", "0"), ("2", "1")]
-    assert "step skipped: loss is nan at step 2; pictures of the batch: " in caplog.text
+    assert "step skipped: loss is nan at step 2; images of the batch: " in caplog.text
 
 
 def test_a_critic_without_a_number_is_skipped_too(configure, runs, monkeypatch) -> None:
@@ -276,7 +276,7 @@ def test_a_critic_without_a_number_is_skipped_too(configure, runs, monkeypatch) 
 
 def test_too_many_skips_stop_the_run(configure, runs, broken) -> None:
     broken(1, 2, 4)
-    with pytest.raises(NonFiniteError, match="2 steps in a row were skipped; loss is nan at step 3; pictures"):
+    with pytest.raises(NonFiniteError, match="2 steps in a row were skipped; loss is nan at step 3; images"):
         run(configure("hyper", 5, "run", "trainer.non_finite=skip", "trainer.max_skipped=2"))
     config = configure("hyper", 6, "other", "trainer.non_finite=skip", "trainer.max_skipped=3")
     run(config)

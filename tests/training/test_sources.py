@@ -85,12 +85,12 @@ def test_a_dataset_of_shards_crops_like_one_of_files(shards: Path, photos: Path)
 
 def test_damaged_members_are_named_and_skipped(photos: Path, tmp_path: Path, caplog) -> None:
     whole = (photos / "0.png").read_bytes()
-    write_shard(tmp_path / "a.tar", {"no.png": b"no picture", "half.png": whole[: len(whole) // 2], "0.png": whole})
+    write_shard(tmp_path / "a.tar", {"no.png": b"no image", "half.png": whole[: len(whole) // 2], "0.png": whole})
     dataset = PhotoDataset(tmp_path / "a.tar", 32)
     assert [dataset[index, index]["index"] for index in (0, 1, 2)] == [2, 2, 2]
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 2 and all(str(tmp_path / "a.tar") in message for message in messages)
-    assert "no.png: not a picture" in messages[0] and "half.png: cannot be read" in messages[1]
+    assert "no.png: not an image" in messages[0] and "half.png: cannot be read" in messages[1]
 
 
 def test_a_torn_shard_gives_what_comes_before_the_tear(shards: Path, photos: Path, caplog) -> None:
@@ -108,9 +108,9 @@ def test_what_is_no_shard_is_refused(photos: Path, tmp_path: Path, caplog) -> No
     with tarfile.open(tmp_path / "zipped.tar", "w:gz") as tar:
         tar.add(photos / "0.png", "0.png")
     (tmp_path / "bad.tar").write_bytes(b"no tar" * 200)
-    write_shard(tmp_path / "captions.tar", {"0.txt": b"no picture"})
+    write_shard(tmp_path / "captions.tar", {"0.txt": b"no image"})
     for name in ("zipped.tar", "bad.tar", "captions.tar"):
-        with pytest.raises(ValueError, match=f"{name} holds no picture"):
+        with pytest.raises(ValueError, match=f"{name} holds no image"):
             find_images(tmp_path / name)
     assert "bad.tar: not a whole uncompressed tar" in caplog.text
 
@@ -121,10 +121,10 @@ def test_a_hub_folder_of_pictures(hub, photos: Path, tmp_path: Path) -> None:
         target = folder / ("validation" if number == 4 else "train") / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
-    (folder / "train" / "9.png").write_bytes(b"no picture")
+    (folder / "train" / "9.png").write_bytes(b"no image")
     found = find_images(f"hf:{folder}")
     assert_photos(found[:4], photos, range(4))
-    with pytest.raises(ImageError, match=r"row 4 \(.*train/9.png\): not a picture"):
+    with pytest.raises(ImageError, match=r"row 4 \(.*train/9.png\): not an image"):
         open_source(found[4])
     assert_photos(find_images(f"hf:{folder}#validation"), photos, [4])
     one, other = (
@@ -155,8 +155,8 @@ def test_parquet_files(hub, photos: Path, tmp_path: Path, plain: bool) -> None:
 
 def test_hub_sets_that_cannot_be_had(hub, monkeypatch, tmp_path: Path) -> None:
     (tmp_path / "words").mkdir()
-    (tmp_path / "words/a.txt").write_text("no pictures")
-    for root, reason in (("nobody/none", "nobody/none"), (tmp_path / "words", "no column of pictures among text")):
+    (tmp_path / "words/a.txt").write_text("no images")
+    for root, reason in (("nobody/none", "nobody/none"), (tmp_path / "words", "no column of images among text")):
         with pytest.raises(ValueError, match=f"hf:{root} cannot be read .*{reason}") as caught:
             find_images(f"hf:{root}")
         assert "\n" not in str(caught.value)

@@ -247,9 +247,9 @@ def test_what_cannot_be_measured_is_refused(
 def test_a_picture_that_cannot_be_read_is_refused(configure, accelerator, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     config = configure("vae", f"validation.images={tmp_path / 'set'}")
-    with pytest.raises(ValueError, match="set: no pictures"):
+    with pytest.raises(ValueError, match="set: no images"):
         Validator(config, accelerator)
-    (tmp_path / "set/broken.png").write_bytes(b"no picture")
+    (tmp_path / "set/broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"broken\.png"):
         Validator(config, accelerator)
 

@@ -387,14 +387,14 @@ def _tables(data: ReportData, metrics: list[MetricInfo], styles: dict) -> list[_
         titles = {"label": "codec", "point": "setting", "pictures": "pictures", **RATES, **qualities, **SECONDS}
         body = '<p class="note">Click a heading to sort; what is unavailable (–) comes last.</p>\n'
         body += _codec_table("Means", means, _columns(means, titles), styles)
-        sections.append(_section(f"means{protocol}", f"Means over the pictures{_WORDS[protocol]}", body))
+        sections.append(_section(f"means{protocol}", f"Means over the images{_WORDS[protocol]}", body))
     if data.matched is not None and len(data.matched):
         body = _codec_table("At matched bytes", data.matched, _any_columns(data.matched), styles)
         sections.append(_section("matched", "At matched bytes", body))
     for protocol, bd in _by_protocol(data.bd):
         sections.append(_section(f"bd{protocol}", f"BD-rate{_WORDS[protocol]}", _bd(data, bd, styles)))
     for protocol, rows in _by_protocol(data.rows):
-        sections.append(_section(f"rows{protocol}", f"Every picture{_WORDS[protocol]}", _rows(rows, qualities, styles)))
+        sections.append(_section(f"rows{protocol}", f"Every image{_WORDS[protocol]}", _rows(rows, qualities, styles)))
     if data.timing is not None and len(data.timing):
         body = _codec_table("Timing", data.timing, _any_columns(data.timing), styles)
         sections.append(_section("timing", "Timing", body))
@@ -449,8 +449,8 @@ def _rows(frame: pd.DataFrame, qualities: dict[str, str], styles: dict) -> str:
         **SECONDS,
     }
     return (
-        f"<details><summary>{len(frame):,} rows, one per picture, codec and setting</summary>\n"
+        f"<details><summary>{len(frame):,} rows, one per image, codec and setting</summary>\n"
         '<input type="search" aria-label="Show rows that contain" placeholder="Show rows that contain …">\n'
-        + _codec_table("Every picture", frame, _columns(frame, titles), styles)
+        + _codec_table("Every image", frame, _columns(frame, titles), styles)
         + "</details>"
     )
