@@ -1,8 +1,8 @@
 """A trained network with its optimiser, wrapped for whatever the processes share: replicas, FSDP or DeepSpeed.
 
-Networks go to and from checkpoints by `torch.distributed.checkpoint.state_dict`. Optimisers do not: what it saves and
-loads has moments of zero, and a first step behind them, for parameters that have had no gradient yet, such as those of
-a rate that no pass has drawn. A resumed run would then differ from an uninterrupted one.
+States are put together and sharded here and not by `torch.distributed.checkpoint.state_dict`: with full states it gives
+moments of zero, and a first step behind them, to parameters that have had no gradient yet, such as those of a rate that
+no pass has drawn. A resumed run would then differ from an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from oscar.config import OptimiserConfig
@@ -137,21 +136,21 @@ class TrainState:
     def state(self) -> dict:
         """What resuming needs: trained parameters and buffers, optimiser and schedule. Call on every process.
 
-        The first process gets all of it; "model" may be empty on others.
-
         Tensors that FSDP has sharded over the processes are put together, so that the state is the same for any number
         of processes. DeepSpeed's optimiser is not in it, see `save_engine`.
         """
         optimiser = None if self.has_engine else full_tensors(self.optimiser.state_dict())
         return {
-            "model": self._model(full_state_dict=True, cpu_offload=True),
+            "model": full_tensors(self._model()),
             "optimiser": optimiser,
             "schedule": self.schedule.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
 
-    def _model(self, **options: bool) -> dict[str, Tensor]:
-        return get_model_state_dict(self.plain, options=StateDictOptions(ignore_frozen_params=True, **options))
+    def _model(self) -> dict[str, Tensor]:
+        trained = {name for name, parameter in self.plain.named_parameters() if parameter.requires_grad}
+        trained |= {name for name, _ in self.plain.named_buffers()}
+        return {name: value for name, value in self.plain.state_dict().items() if name in trained}
 
     def restore(self, state: dict) -> None:
         """Take over a state.
@@ -159,8 +158,9 @@ class TrainState:
         Raises:
             ValueError: if it is of another configuration.
         """
+        own = self._model()
         shapes, fitting = (
-            {name: tuple(value.shape) for name, value in model.items()} for model in (state["model"], self._model())
+            {name: tuple(value.shape) for name, value in model.items()} for model in (state["model"], own)
         )
         for name in sorted(shapes.keys() | fitting.keys()):
             if shapes.get(name) != fitting.get(name):
@@ -176,9 +176,9 @@ class TrainState:
             )
         if (state.get("scaler") is None) != (self.scaler is None):
             raise ValueError("checkpoint: scaler does not fit this configuration")
-        several = self.accelerator.num_processes > 1  # else what it is loaded from would be copied to the device first
-        options = StateDictOptions(full_state_dict=several, strict=False)
-        set_model_state_dict(self.plain, state["model"], options=options)
+        self.plain.load_state_dict(
+            {name: shard(value, own[name]) for name, value in state["model"].items()}, strict=False
+        )
         if not self.has_engine:
             self.optimiser.load_state_dict(self._shard_optimiser(state["optimiser"]))
             if not self.set_to_none:  # those that had a gradient before have zeros now, which move them
