@@ -115,7 +115,7 @@ class BaseCodec(nn.Module):
             ValueError: if it lacks an operating point, or points outside the schedule.
         """
         mapping.check(self.bottleneck.points, len(self.backbone.schedule))
-        if mapping.per_picture and not self.bottleneck.per_image_timesteps:
+        if mapping.per_image and not self.bottleneck.per_image_timesteps:
             raise ValueError(
                 f"timesteps.kind is {mapping.kind!r}, but this model has {self.bottleneck.point_words}; "
                 "allowed: a mapping of operating points"

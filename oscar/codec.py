@@ -161,7 +161,7 @@ class OscarCodec(BaseCodec):
         """Latent z0 (B, C, h, w) -> symbols."""
         with without_tf32():
             symbols, timesteps = self.bottleneck.quantise(latent, point, effort), None
-        if self.mapping.per_picture:
+        if self.mapping.per_image:
             timesteps = self.backbone.schedule.measure(self.bottleneck.dequantise(symbols, point), latent)
         return Encoded(latent, symbols, timesteps)
 
@@ -212,8 +212,8 @@ class OscarCodec(BaseCodec):
         tag = self.file_tag(_payload(container), point)
         if container.model_tag != tag:
             raise WrongModelError(f"the file was written with model {container.model_tag:04x}; this model is {tag:04x}")
-        if (container.timestep is not None) != self.mapping.per_picture:
-            has, wants = ("no", "one") if self.mapping.per_picture else ("a", "none")
+        if (container.timestep is not None) != self.mapping.per_image:
+            has, wants = ("no", "one") if self.mapping.per_image else ("a", "none")
             raise HeaderError(f"the file has {has} timestep of its own; allowed for this model: {wants}")
         return container, point
 
@@ -231,7 +231,7 @@ class OscarCodec(BaseCodec):
     def decode_files(self, parsed: Sequence[Parsed]) -> Tensor:
         """Files of one size and operating point -> images (B, 3, H, W)."""
         container, point, timesteps = *parsed[0][:2], None
-        if self.mapping.per_picture:
+        if self.mapping.per_image:
             codes = [file.container.timestep for file in parsed]
             timesteps = timestep_of_code(torch.tensor(codes), len(self.backbone.schedule)).to(self.device)
         image = self.decode(concatenate([file.symbols for file in parsed]), point, timesteps).image

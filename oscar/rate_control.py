@@ -39,7 +39,7 @@ def compress_within(codec: OscarCodec, image: Tensor, max_bytes: int) -> bytes:
         smallest, largest = len(files.at(points[0], most)), len(files.at(points[-1], 0))
         pixels, what = image.shape[-2] * image.shape[-1], codec.bottleneck.point_name
         raise TargetError(
-            f"max_bytes is {max_bytes}, which no {what} meets for this picture; reachable: {smallest} to {largest} "
+            f"max_bytes is {max_bytes}, which no {what} meets for this image; reachable: {smallest} to {largest} "
             f"bytes ({8 * smallest / pixels:.4f} to {8 * largest / pixels:.4f} bpp)"
         )
     efforts = range(most, -1, -1)  # bytes rise along them

@@ -27,11 +27,11 @@ class TimestepMapping(ABC):
 
     Attributes:
         kind: the mapping's name in configs.
-        per_picture: whether pictures have timesteps of their own, which the encoder measures and the file carries.
+        per_image: whether images have timesteps of their own, which the encoder measures and the file carries.
     """
 
     kind: str
-    per_picture: ClassVar[bool] = False
+    per_image: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, rate: Any) -> int | float:
@@ -238,13 +238,13 @@ class ConstantMapping(TimestepMapping):
 @MAPPINGS.register("per_image")
 @dataclass(frozen=True)
 class PerImageMapping(TimestepMapping):
-    """Each picture's own pseudo-timestep, from the cosine similarity of its z_hat and z0; one byte of its file."""
+    """Each image's own pseudo-timestep, from the cosine similarity of its z_hat and z0; one byte of its file."""
 
     kind = "per_image"
-    per_picture = True
+    per_image = True
 
     def __call__(self, rate: RatePoint) -> int:
-        raise ValueError("timesteps: kind per_image has a timestep for each picture, not for each rate")
+        raise ValueError("timesteps: kind per_image has a timestep for each image, not for each rate")
 
     def check(self, rates: Iterable[Any], schedule_length: int) -> None:
         """Every rate and every schedule will do."""

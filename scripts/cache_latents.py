@@ -22,7 +22,7 @@ def main(config: DictConfig) -> None:
     from oscar.training.latent_cache import cache_latents
 
     index = cache_latents(typed)
-    print(f"{index.count} latents of {index.pictures} pictures, {index.crops} crops each, in {typed.output}")
+    print(f"{index.count} latents of {index.pictures} images, {index.crops} crops each, in {typed.output}")
 
 
 def run() -> None:

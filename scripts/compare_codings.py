@@ -14,12 +14,12 @@ from pathlib import Path
 
 from oscar.bottlenecks.rdo import MAX_EFFORT
 from oscar.utils.errors import exit_code
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 
 
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", type=Path, help="folder of pictures")
+    parser.add_argument("images", type=Path, help="folder of images")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--model", default="nano", help="nano, a model folder, or an id on the hub (default: nano)")
     parser.add_argument("--rates", nargs="+", type=float, metavar="BPP", help="nominal bpp (default: all)")
@@ -33,7 +33,7 @@ def main(args: list[str] | None = None) -> int:
         help=f"of 0 to {MAX_EFFORT} (default: 0)",
     )
     parser.add_argument("--metrics", action="store_true", help="decode too, for PSNR and MS-SSIM")
-    parser.add_argument("--limit", type=int, help="only so many pictures")
+    parser.add_argument("--limit", type=int, help="only so many images")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(args)
     return exit_code("compare_codings", lambda: print(compare_all(options)))
@@ -45,12 +45,12 @@ def compare_all(options: argparse.Namespace) -> str:
 
     import oscar
     from oscar.bottlenecks.vq import need_rates
-    from oscar.data.folders import find_pictures
+    from oscar.data.folders import find_images
     from oscar.data.images import read_image
     from oscar.evaluation.codings import METRICS, codings_table, compare, efforts_table
     from oscar.metrics.image import MetricSet
 
-    paths = find_pictures(options.images)[: options.limit]
+    paths = find_images(options.images)[: options.limit]
     codec = oscar.load(options.model, options.device)
     need_rates(codec.bottleneck, "the comparison")
     rates = codec.bottleneck.rates if options.rates is None else [codec.bottleneck.parse(bpp) for bpp in options.rates]
@@ -58,12 +58,12 @@ def compare_all(options: argparse.Namespace) -> str:
     efforts = sorted({0, *options.efforts})
     rows = []
     for path in tqdm(paths, disable=not sys.stderr.isatty()):
-        picture = read_image(path)
+        image = read_image(path)
         for rate in rates:
-            rows += compare(codec, path.name, picture, rate, efforts, metrics)
+            rows += compare(codec, path.name, image, rate, efforts, metrics)
     frame = pd.DataFrame(rows)
     options.out.mkdir(parents=True, exist_ok=True)
-    write_whole(options.out / "rows.csv", frame.to_csv(index=False).encode())
+    atomic_write(options.out / "rows.csv", frame.to_csv(index=False).encode())
     tables = [codings_table(frame), *([efforts_table(frame)] if len(efforts) > 1 else [])]
     for table in tables:
         table.write(options.out)

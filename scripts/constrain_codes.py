@@ -2,7 +2,7 @@
 
     python scripts/constrain_codes.py photos --model runs/joint/final --strength 0.0625=0.2 0.0781=0.15 --out runs/codes
 
-Codes are fitted anew to the pictures, and the encoder prefers those that are used often
+Codes are fitted anew to the images, and the encoder prefers those that are used often
 (`oscar.bottlenecks.residual_vq`). The rates lose their context models: train these next, with
 `stage=context init_from=runs/codes`.
 """
@@ -44,10 +44,10 @@ def constrain(options: argparse.Namespace) -> None:
         raise ValueError(f"--out is {options.out}, which exists; allowed: a folder that does not")
 
     from oscar import OscarCodec
-    from oscar.data.folders import find_pictures
+    from oscar.data.folders import find_images
     from oscar.training.constraint import constrain_codes
 
-    paths = find_pictures(options.images)
+    paths = find_images(options.images)
     random.Random(options.seed).shuffle(paths)
     codec = OscarCodec.from_pretrained(options.model).to(options.device).eval()
     constrain_codes(codec, paths[: options.pictures], strengths, options.seed)

@@ -3,7 +3,7 @@
     python scripts/demo.py                      scikit-image's packaged photographs, output in demo/
     python scripts/demo.py --images ~/photos    your own, found recursively
 
-Each picture is compressed to a file, and the reconstruction is decoded from what is read back from it.
+Each image is compressed to a file, and the reconstruction is decoded from what is read back from it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from oscar.benchmark.report.sheet import (
     write_csv,
     write_html,
 )
-from oscar.data.folders import find_pictures
+from oscar.data.folders import find_images
 from oscar.data.images import ImageError, read_image
 from oscar.metrics.image import MS_SSIM_UNAVAILABLE, ms_ssim, psnr
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from oscar import OscarCodec
 
 
-def name_pictures(paths: list[Path]) -> list[str]:
+def name_images(paths: list[Path]) -> list[str]:
     """File names without suffix; those that occur more than once get a number."""
     names: list[str] = []
     for path in paths:
@@ -56,7 +56,7 @@ def some_points(codec: OscarCodec) -> tuple[float, ...]:
 
 
 def measure(codec: OscarCodec, name: str, image: Image.Image, out: Path) -> Iterator[Result]:
-    """Compress one picture at each rate to a file, decode what the file holds, and measure it."""
+    """Compress one image at each rate to a file, decode what the file holds, and measure it."""
     original = out / "pictures" / f"{name}.png"
     image.save(original)
     for point in some_points(codec):
@@ -86,16 +86,16 @@ def measure(codec: OscarCodec, name: str, image: Image.Image, out: Path) -> Iter
         )
 
 
-def run(codec: OscarCodec, pictures: list[Path], out: Path, console: Console) -> list[Result]:
-    """Measure all pictures at all rates; one that cannot be read costs a line and is left out."""
+def run(codec: OscarCodec, images: list[Path], out: Path, console: Console) -> list[Result]:
+    """Measure all images at all rates; one that cannot be read costs a line and is left out."""
     for folder in ("files", "pictures"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     results: list[Result] = []
     warm = False
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("compress and decompress", total=len(pictures) * len(some_points(codec)))
-        for path, name in zip(pictures, name_pictures(pictures), strict=True):
+        task = progress.add_task("compress and decompress", total=len(images) * len(some_points(codec)))
+        for path, name in zip(images, name_images(images), strict=True):
             try:
                 image = read_image(path)
             except ImageError as error:
@@ -114,7 +114,7 @@ def run(codec: OscarCodec, pictures: list[Path], out: Path, console: Console) ->
 
 
 def print_tables(results: list[Result], console: Console, point: str) -> None:
-    """Print one row per picture and rate (or quality, as `point` says), then the means per rate."""
+    """Print one row per image and rate (or quality, as `point` says), then the means per rate."""
     numbers = ("file bytes", "actual bpp", "PSNR dB", "MS-SSIM", "encode s", "decode s")
     rows = Table("picture", point, *numbers, title="Pictures")
     means = Table(point, *numbers, title=f"Means per {point}")
@@ -154,7 +154,7 @@ def print_tables(results: list[Result], console: Console, point: str) -> None:
 
 def parse_args(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=Path, help="folder of pictures; by default scikit-image's packaged ones")
+    parser.add_argument("--images", type=Path, help="folder of images; by default scikit-image's packaged ones")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="output folder (default: demo)")
     parser.add_argument("--model", default="nano", help="nano, a model folder, or an id on the hub (default: nano)")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
@@ -169,14 +169,14 @@ def main(args: list[str] | None = None) -> int:
     if not console.is_terminal:
         console = Console(width=120)  # a table in a log must not be cut to 80 columns
     try:
-        pictures = find_pictures(options.images)
-        console.print(f"{len(pictures)} pictures; loading {options.model} on {options.device}", highlight=False)
+        images = find_images(options.images)
+        console.print(f"{len(images)} images; loading {options.model} on {options.device}", highlight=False)
         import oscar
 
         codec = oscar.load(options.model, options.device)
-        results = run(codec, pictures, options.out, console)
+        results = run(codec, images, options.out, console)
         if not results:
-            raise ImageError("none of the pictures can be read")
+            raise ImageError("none of the images can be read")
     except (ValueError, OSError) as error:
         print(f"demo: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

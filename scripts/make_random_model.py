@@ -3,7 +3,7 @@
     python scripts/make_random_model.py random                          # random/backbone, random/oscar.pkl: 4.2 GB
     oscar convert random/oscar.pkl random/model --backbone random/backbone
 
-For trying what full size takes without the weights; the pictures are noise.
+For trying what full size takes without the weights; the images are noise.
 """
 
 from __future__ import annotations

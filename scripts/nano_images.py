@@ -17,7 +17,7 @@ from pathlib import Path
 
 import oscar
 from oscar.utils.errors import exit_code
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 
 MANIFEST = Path(oscar.__file__).parent / "assets" / "images.csv"
 REPEATS = {"Flickr": 1, "CID22 training set": 2, "wallpapers": 6}  # by source; their sides are 299, 512 and 1280 pixels
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = find_images(options.folder)
         options.out.mkdir(parents=True, exist_ok=True)
         for split, paths in found.items():
-            write_whole(options.out / SPLITS[split], "".join(f"{path}\n" for path in paths).encode())
+            atomic_write(options.out / SPLITS[split], "".join(f"{path}\n" for path in paths).encode())
             print(f"{options.out / SPLITS[split]}: {len(set(paths))} images, {len(paths)} lines")
 
     return exit_code("nano_images", write)

@@ -51,9 +51,9 @@ def one_thread():
 @pytest.fixture(scope="session")
 def photographs() -> dict[str, Image.Image]:
     """The five colour photographs that scikit-image has in its package, 451x300 to 741x500, by name."""
-    from oscar.data.folders import find_pictures
+    from oscar.data.folders import find_images
 
-    return {path.stem: Image.open(path).convert("RGB") for path in find_pictures()}
+    return {path.stem: Image.open(path).convert("RGB") for path in find_images()}
 
 
 @pytest.fixture(scope="session")
@@ -155,7 +155,7 @@ def make_codec(make_backbone) -> Callable:
 def tiny_folder(make_codec, tmp_path_factory) -> Path:
     """A checkpoint of the tiny codec, with counted frequency tables. Not to be changed by tests."""
     codec = make_codec()
-    images = torch.stack([picture_tensor(128, 128, seed) for seed in range(4)])
+    images = torch.stack([image_tensor(128, 128, seed) for seed in range(4)])
     with torch.no_grad():
         codec.bottleneck.finish([codec.backbone.encode(images)])
     codec.forget_fingerprint()
@@ -172,7 +172,7 @@ def tiny(tiny_folder):
     return load(tiny_folder, dtype=torch.float32)
 
 
-def synthetic_picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def synthetic_image(width: int, height: int, seed: int = 0) -> Image.Image:
     """Smooth coloured blobs with a little noise."""
     random = np.random.default_rng(seed)
     blobs = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8))
@@ -181,20 +181,20 @@ def synthetic_picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def picture_tensor(width: int, height: int, seed: int = 0) -> torch.Tensor:
-    pixels = torch.from_numpy(np.array(synthetic_picture(width, height, seed)))
+def image_tensor(width: int, height: int, seed: int = 0) -> torch.Tensor:
+    pixels = torch.from_numpy(np.array(synthetic_image(width, height, seed)))
     return pixels.permute(2, 0, 1).float() / 127.5 - 1
 
 
 @pytest.fixture(scope="session")
 def picture() -> Callable[..., Image.Image]:
-    """Makes a synthetic picture from width, height and seed."""
-    return synthetic_picture
+    """Makes a synthetic image from width, height and seed."""
+    return synthetic_image
 
 
 @pytest.fixture(scope="session")
 def pictures() -> Callable[..., torch.Tensor]:
-    """Makes a batch of pictures from its size: smooth, with noise, and another brightness on each side."""
+    """Makes a batch of images from its size: smooth, with noise, and another brightness on each side."""
 
     def make(count: int = 1, height: int = 152, width: int = 136) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
@@ -207,7 +207,7 @@ def pictures() -> Callable[..., torch.Tensor]:
 
 @pytest.fixture
 def small_limits(monkeypatch) -> None:
-    """Small pictures are cut into blocks and strips."""
+    """Small images are cut into blocks and strips."""
     from oscar.inference import row_blocks, tiling
 
     monkeypatch.setattr(tiling, "WHOLE", 2**10)
@@ -221,7 +221,7 @@ def photos(tmp_path_factory) -> Path:
     """A folder of five synthetic photographs of 96x80."""
     folder = tmp_path_factory.mktemp("photos")
     for seed in range(5):
-        synthetic_picture(96, 80, seed).save(folder / f"{seed}.png")
+        synthetic_image(96, 80, seed).save(folder / f"{seed}.png")
     return folder
 
 

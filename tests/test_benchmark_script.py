@@ -19,7 +19,7 @@ SMALL = ["data.images=photos", "data.limit=1", "rates=[0.0625]", "baselines=[jpe
 
 @pytest.fixture
 def folder(photos: Path, tmp_path: Path) -> Path:
-    """A working directory with pictures in photos/ and none in empty/."""
+    """A working directory with images in photos/ and none in empty/."""
     (tmp_path / "photos").symlink_to(photos)
     (tmp_path / "empty").mkdir()
     return tmp_path
@@ -60,7 +60,7 @@ def test_every_baseline_can_be_chosen(path):
 @pytest.mark.slow
 def test_mistakes_are_one_line_and_exit_2(folder):
     for overrides, words in (
-        (["data.images=empty"], "empty: no pictures in this folder"),
+        (["data.images=empty"], "empty: no images in this folder"),
         (["parts=[quality,tables]"], "parts is 'tables'; allowed: quality, matched, timing, report"),
         (["modles.x=y"], "modles"),
     ):

@@ -20,7 +20,7 @@ import oscar
 from oscar.bitstream import Coding, Container, WrongModelError
 from oscar.cli import loading
 from oscar.cli import main as cli
-from oscar.cli.image_files import PICTURE_FORMATS
+from oscar.cli.image_files import IMAGE_FORMATS
 from oscar.data.images import image_suffixes
 from oscar.rate_control import TargetError
 from oscar.rates import PAPER_RATES, RatePoint, find_rate
@@ -44,7 +44,7 @@ class FakeRates:
 
 
 class FakeCodec:
-    """Writes real containers with empty content and decodes to a grey picture of the right size."""
+    """Writes real containers with empty content and decodes to a grey image of the right size."""
 
     bottleneck = FakeRates()
     default_point: ClassVar[float] = 0.0625
@@ -72,7 +72,7 @@ class FakeCodec:
     def compress_batch(self, pictures: list[Image.Image], point: float | None, effort: int = 0) -> list[bytes]:
         self.efforts.append(effort)
         point = self.default_point if point is None else point
-        return [self.compress(picture, point) for picture in pictures]
+        return [self.compress(image, point) for image in pictures]
 
     def decompress_prefix(self, data: bytes) -> tuple[Image.Image, float]:
         container = Container.unpack(data, whole=False)
@@ -137,7 +137,7 @@ def no_leftovers(folder: Path) -> bool:
     return not [path for path in folder.rglob("*") if path.suffix == ".tmp"]
 
 
-@pytest.mark.parametrize("suffix", sorted(PICTURE_FORMATS))
+@pytest.mark.parametrize("suffix", sorted(IMAGE_FORMATS))
 def test_one_file_there_and_back(tmp_path, photo, loads, suffix):
     packed, result = tmp_path / "a.oscar", tmp_path / f"b{suffix}"
     assert run("compress", photo, packed, "--rate", "0.125") == 0
@@ -279,7 +279,7 @@ def test_existing_output_is_kept_and_nothing_loaded(tmp_path, photo, oscar_file,
         (["compress", "{photo}"], "'OUT'"),
         (["compress", "{photo}", "{dir}/a.oscar", "--colour", "1"], "--colour"),
         (["compress", "{dir}/none.png", "{dir}/a.oscar"], "none.png: no such file or folder"),
-        (["compress", "{packed}", "{dir}/a.oscar"], "file.oscar: not a picture of a known format"),
+        (["compress", "{packed}", "{dir}/a.oscar"], "file.oscar: not an image of a known format"),
         (["decompress", "{packed}", "{dir}/a.jpg"], "suffix .jpg is not allowed; allowed: .bmp, .png"),
         (["decompress", "{photo}", "{dir}/a.png"], "photo.png: not an .oscar file"),
         (["info", "{photo}"], "photo.png: not an .oscar file"),
@@ -339,9 +339,9 @@ def files(folder: Path) -> list[str]:
 
 
 def test_folders_keep_their_structure(tmp_path, loads, capsys):
-    pictures = make_folder(tmp_path / "in", ["a.png", "deep/er/b.JPG", "deep/c.v2.webp"])
-    (pictures / "notes.txt").write_text("not a picture")
-    assert run("compress", pictures, tmp_path / "packed") == 0
+    images = make_folder(tmp_path / "in", ["a.png", "deep/er/b.JPG", "deep/c.v2.webp"])
+    (images / "notes.txt").write_text("not an image")
+    assert run("compress", images, tmp_path / "packed") == 0
     assert files(tmp_path / "packed") == ["a.oscar", "deep/c.v2.oscar", "deep/er/b.oscar"]
     assert run("decompress", tmp_path / "packed", tmp_path / "out") == 0
     assert files(tmp_path / "out") == ["a.png", "deep/c.v2.png", "deep/er/b.png"]
@@ -353,15 +353,15 @@ def test_folders_keep_their_structure(tmp_path, loads, capsys):
 
 
 def test_bad_picture_costs_one_line(tmp_path, loads, capsys):
-    pictures = make_folder(tmp_path / "in", ["a.png", "c.png"])
-    (pictures / "b.png").write_bytes(b"no picture")
-    assert str(pictures / "b.png") in refuse(capsys, "compress", pictures, tmp_path / "out")
+    images = make_folder(tmp_path / "in", ["a.png", "c.png"])
+    (images / "b.png").write_bytes(b"no image")
+    assert str(images / "b.png") in refuse(capsys, "compress", images, tmp_path / "out")
     assert files(tmp_path / "out") == ["a.oscar", "c.oscar"]
 
 
 def test_sources_of_one_name_are_kept_apart(tmp_path, loads, capsys):
-    pictures = make_folder(tmp_path / "in", ["a.png", "a.jpg", "b.png", "A.bmp"])
-    assert run("compress", pictures, tmp_path / "out") == 0
+    images = make_folder(tmp_path / "in", ["a.png", "a.jpg", "b.png", "A.bmp"])
+    assert run("compress", images, tmp_path / "out") == 0
     assert files(tmp_path / "out") == ["A.bmp.oscar", "a.jpg.oscar", "a.png.oscar", "b.oscar"]
     out, err = capsys.readouterr()
     assert out == "compressed 4 of 4 files\n"
@@ -375,21 +375,21 @@ def test_sources_of_one_name_are_kept_apart(tmp_path, loads, capsys):
 
 
 def test_a_source_of_the_same_name_that_is_added_later_is_not_taken_for_done(tmp_path, loads, capsys):
-    pictures = make_folder(tmp_path / "in", ["a.png", "b.png"])
-    assert run("compress", pictures, tmp_path / "out") == 0
-    Image.new("RGB", (10, 9)).save(pictures / "a.jpg")
-    assert run("compress", pictures, tmp_path / "out", "--skip-existing") == 0
+    images = make_folder(tmp_path / "in", ["a.png", "b.png"])
+    assert run("compress", images, tmp_path / "out") == 0
+    Image.new("RGB", (10, 9)).save(images / "a.jpg")
+    assert run("compress", images, tmp_path / "out", "--skip-existing") == 0
     assert capsys.readouterr().out.endswith("compressed 2 of 3 files, 1 existed\n")
     assert files(tmp_path / "out") == ["a.jpg.oscar", "a.oscar", "a.png.oscar", "b.oscar"]
     assert Container.unpack((tmp_path / "out/a.jpg.oscar").read_bytes()).width == 10
-    assert run("compress", pictures, tmp_path / "out", "--skip-existing") == 0
+    assert run("compress", images, tmp_path / "out", "--skip-existing") == 0
     assert capsys.readouterr().out == "compressed 0 of 3 files, 3 existed\n"
 
 
 def test_a_folder_in_the_place_of_a_result_costs_one_line(tmp_path, loads, capsys):
-    pictures = make_folder(tmp_path / "in", ["a.png", "b.png"])
+    images = make_folder(tmp_path / "in", ["a.png", "b.png"])
     (tmp_path / "out/a.oscar").mkdir(parents=True)
-    assert f"{tmp_path / 'out/a.oscar'}: Is a directory" in refuse(capsys, "compress", pictures, tmp_path / "out")
+    assert f"{tmp_path / 'out/a.oscar'}: Is a directory" in refuse(capsys, "compress", images, tmp_path / "out")
     assert files(tmp_path / "out") == ["b.oscar"]
 
 
@@ -418,15 +418,15 @@ def test_folders_take_all_that_pillow_reads(tmp_path, loads, capsys):
 
 
 def test_what_is_left_out_is_summed_up_from_the_ninth_kind_on(tmp_path, loads, capsys):
-    pictures = make_folder(tmp_path / "in", ["a.png"])
+    images = make_folder(tmp_path / "in", ["a.png"])
     for index in range(12):
-        (pictures / f"x.k{index:02}").write_bytes(b"")
-    assert run("compress", pictures, tmp_path / "out") == 0
+        (images / f"x.k{index:02}").write_bytes(b"")
+    assert run("compress", images, tmp_path / "out") == 0
     assert capsys.readouterr().err.endswith(".k05 1, .k06 1, .k07 1, others 4)\n")
 
 
 def test_interrupted_run_is_resumed(tmp_path, loads, capsys, monkeypatch):
-    pictures = make_folder(tmp_path / "in", ["a.png", "b.png", "c.png"])
+    images = make_folder(tmp_path / "in", ["a.png", "b.png", "c.png"])
     compress, seen = FakeCodec.compress, []
 
     def interrupted(self, image, rate):
@@ -436,11 +436,11 @@ def test_interrupted_run_is_resumed(tmp_path, loads, capsys, monkeypatch):
         return compress(self, image, rate)
 
     monkeypatch.setattr(FakeCodec, "compress", interrupted)
-    assert run("compress", pictures, tmp_path / "out") == 130
+    assert run("compress", images, tmp_path / "out") == 130
     assert "interrupted after 1 of 3 files; go on with --skip-existing" in capsys.readouterr().err
     assert files(tmp_path / "out") == ["a.oscar"]
-    assert "a.oscar: exists already" in refuse(capsys, "compress", pictures, tmp_path / "out")
-    assert run("compress", pictures, tmp_path / "out", "--skip-existing") == 0
+    assert "a.oscar: exists already" in refuse(capsys, "compress", images, tmp_path / "out")
+    assert run("compress", images, tmp_path / "out", "--skip-existing") == 0
     assert capsys.readouterr().out == "compressed 2 of 3 files, 1 existed\n"
     assert len(seen) == 4 and files(tmp_path / "out") == ["a.oscar", "b.oscar", "c.oscar"]
 
@@ -448,7 +448,7 @@ def test_interrupted_run_is_resumed(tmp_path, loads, capsys, monkeypatch):
 def test_batches_of_a_folder(tmp_path, loads, capsys, monkeypatch):
     """A batch that fails is done again one by one, so that only what is at fault fails."""
     pictures = make_folder(tmp_path / "in", ["a.png", "b.png", "c.png", "d.png", "e.png"])
-    (pictures / "b.png").write_bytes(b"no picture")
+    (pictures / "b.png").write_bytes(b"no image")
     batches, compress = [], FakeCodec.compress_batch
 
     def count(self, images, rate, effort):
@@ -493,7 +493,7 @@ def test_an_empty_folder_is_no_failure(tmp_path, loads, capsys):
 
 
 def test_a_folder_that_cannot_be_read_costs_one_line(tmp_path, loads, capsys, monkeypatch):
-    pictures = make_folder(tmp_path / "in", ["a.png", "closed/b.png"])
+    images = make_folder(tmp_path / "in", ["a.png", "closed/b.png"])
     scan = os.scandir
 
     def closed(path):
@@ -502,8 +502,8 @@ def test_a_folder_that_cannot_be_read_costs_one_line(tmp_path, loads, capsys, mo
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", closed)
-    line = refuse(capsys, "compress", pictures, tmp_path / "out")
-    assert line == f"oscar: error: {pictures / 'closed'}: Permission denied"
+    line = refuse(capsys, "compress", images, tmp_path / "out")
+    assert line == f"oscar: error: {images / 'closed'}: Permission denied"
     assert files(tmp_path / "out") == ["a.oscar"]
 
 
@@ -526,7 +526,7 @@ def animation(path: Path, widths: list[int] | None = None, **options) -> Path:
 
 @pytest.fixture
 def seen(monkeypatch) -> list[tuple[int, int, int]]:
-    """The first pixel of each picture that is compressed."""
+    """The first pixel of each image that is compressed."""
     pixels, compress = [], FakeCodec.compress
 
     def look(self, image, *args, **options):
@@ -557,19 +557,19 @@ def test_of_several_frames_the_first_or_the_chosen_one_is_taken(tmp_path, loads,
 
 
 def test_frames_in_folders(tmp_path, loads, seen, capsys):
-    pictures = make_folder(tmp_path / "in", ["one.png"])
-    animation(pictures / "a.gif")
-    assert run("compress", pictures, tmp_path / "out") == 0
+    images = make_folder(tmp_path / "in", ["one.png"])
+    animation(images / "a.gif")
+    assert run("compress", images, tmp_path / "out") == 0
     assert capsys.readouterr().err == (
-        f"oscar: {pictures / 'a.gif'}: has 3 frames, and the first is taken; --frame N takes another\n"
+        f"oscar: {images / 'a.gif'}: has 3 frames, and the first is taken; --frame N takes another\n"
     )
-    animation(pictures / "b.webp")
-    assert run("compress", pictures, tmp_path / "out", "--overwrite", "--batch-size", "2") == 0
+    animation(images / "b.webp")
+    assert run("compress", images, tmp_path / "out", "--overwrite", "--batch-size", "2") == 0
     assert capsys.readouterr().err == (
         "oscar: 2 files have several frames, and the first is taken; --frame N takes another\n"
     )
-    line = refuse(capsys, "compress", pictures, tmp_path / "out", "--overwrite", "--frame", "3")
-    assert line == f"oscar: error: {pictures / 'one.png'}: frame 3 does not exist; allowed: 1"
+    line = refuse(capsys, "compress", images, tmp_path / "out", "--overwrite", "--frame", "3")
+    assert line == f"oscar: error: {images / 'one.png'}: frame 3 does not exist; allowed: 1"
 
 
 def test_overwrite_keeps_mode_and_link(tmp_path, photo, oscar_file, loads):
@@ -671,8 +671,8 @@ def test_nothing_but_the_result_goes_to_standard_output(photo, loads, monkeypatc
 @pytest.mark.parametrize(
     ("args", "data", "words"),
     [
-        (["compress", "-", "{dir}/a.oscar"], b"no image", "standard input: not a picture of a known format"),
-        (["compress", "-", "-"], b"", "standard input: not a picture of a known format"),
+        (["compress", "-", "{dir}/a.oscar"], b"no image", "standard input: not an image of a known format"),
+        (["compress", "-", "-"], b"", "standard input: not an image of a known format"),
         (["decompress", "-", "-"], b"no file", "standard input: not an .oscar file"),
         (["info", "-"], b"no file", "standard input: not an .oscar file"),
         (["compress", "-", "{dir}"], b"", "is a folder; allowed: a name for the result of standard input"),
@@ -761,8 +761,8 @@ def test_device_and_model_errors_end_the_run(tmp_path, photo, monkeypatch, capsy
         raise ValueError(f"model {model}:\nno such folder")
 
     monkeypatch.setattr("oscar.inference.load.load", no_model)
-    pictures = make_folder(tmp_path / "in", ["a.png", "b.png"])
-    line = refuse(capsys, "compress", pictures, tmp_path / "out", "--model", "other")
+    images = make_folder(tmp_path / "in", ["a.png", "b.png"])
+    line = refuse(capsys, "compress", images, tmp_path / "out", "--model", "other")
     assert line == "oscar: error: model other: no such folder"
 
 

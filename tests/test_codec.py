@@ -200,20 +200,20 @@ def test_rescale() -> None:
 
 
 def test_a_batch_is_decoded_as_its_files_one_by_one(tiny: OscarCodec, picture) -> None:
-    pictures = [picture(72, 40, 0), picture(64, 64, 1), picture(72, 40, 2), picture(72, 40, 3)]
+    images = [picture(72, 40, 0), picture(64, 64, 1), picture(72, 40, 2), picture(72, 40, 3)]
     rates = [TOP, TOP, TOP, PAPER_RATES[2]]
-    files = [tiny.compress(image, rate) for image, rate in zip(pictures, rates, strict=True)]
+    files = [tiny.compress(image, rate) for image, rate in zip(images, rates, strict=True)]
     together = tiny.decompress_tensor(files)
-    for image, data, decoded in zip(pictures, files, together, strict=True):
+    for image, data, decoded in zip(images, files, together, strict=True):
         assert decoded.shape == (3, image.height, image.width)
         torch.testing.assert_close(decoded, tiny.decompress_tensor([data])[0], rtol=1e-4, atol=1e-4)
     assert tiny.decompress_tensor([]) == []
 
 
 def test_a_batch_is_encoded_as_its_pictures_one_by_one(tiny: OscarCodec, picture) -> None:
-    pictures = [picture(72, 40, seed) for seed in range(3)]
-    batch = torch.cat([to_tensor(image) for image in pictures])
-    assert tiny.compress_tensor(batch, TOP) == [tiny.compress(image, TOP) for image in pictures]
+    images = [picture(72, 40, seed) for seed in range(3)]
+    batch = torch.cat([to_tensor(image) for image in images])
+    assert tiny.compress_tensor(batch, TOP) == [tiny.compress(image, TOP) for image in images]
 
 
 def test_symbols_do_not_depend_on_threads(tiny: OscarCodec, picture) -> None:
@@ -296,7 +296,7 @@ def test_one_bad_file_spoils_the_batch_before_anything_is_decoded(tiny: OscarCod
 
 @pytest.fixture(scope="module")
 def per_image_folder(tiny_folder, tmp_path_factory) -> Path:
-    """The tiny codec with a timestep for each picture."""
+    """The tiny codec with a timestep for each image."""
     codec = OscarCodec.from_pretrained(tiny_folder).eval()
     codec.set_mapping(PerImageMapping())
     folder = tmp_path_factory.mktemp("per-image") / "model"
@@ -332,10 +332,10 @@ def test_a_picture_carries_its_own_timestep(per_image: OscarCodec, tiny: OscarCo
 
 
 def test_pictures_of_a_batch_keep_their_timesteps(per_image: OscarCodec, picture) -> None:
-    pictures = [picture(72, 40, seed) for seed in range(3)]
-    batch = torch.cat([to_tensor(image) for image in pictures])
+    images = [picture(72, 40, seed) for seed in range(3)]
+    batch = torch.cat([to_tensor(image) for image in images])
     files = per_image.compress_tensor(batch, PAPER_RATES[1])
-    assert files == [per_image.compress(image, PAPER_RATES[1]) for image in pictures]
+    assert files == [per_image.compress(image, PAPER_RATES[1]) for image in images]
     for image, data in zip(per_image.decompress_tensor(files), files, strict=True):
         torch.testing.assert_close(image, per_image.decompress_tensor([data])[0], rtol=1e-3, atol=1e-4)
 
@@ -369,15 +369,15 @@ def test_damaged_files_with_a_timestep_end_in_named_errors(per_image: OscarCodec
 
 def test_another_mapping_is_another_model(make_codec, picture) -> None:
     codec = make_codec(rates=[0, 7])
-    tags, pictures = set(), []
+    tags, images = set(), []
     mappings = (TableMapping.paper(), ConstantMapping(500), LearnedMapping({0: 500.0, 7: 150.5}), PerImageMapping())
     for mapping in mappings:
         codec.set_mapping(mapping)
         tags.add(codec.model_tag)
-        pictures.append(codec.reconstruct(to_tensor(picture(64, 48)), TOP).image)
+        images.append(codec.reconstruct(to_tensor(picture(64, 48)), TOP).image)
     assert len(tags) == len(mappings)
-    assert not torch.equal(pictures[0], pictures[1])
-    assert 0 < (pictures[2] - pictures[0]).abs().max() < (pictures[1] - pictures[0]).abs().max()
+    assert not torch.equal(images[0], images[1])
+    assert 0 < (images[2] - images[0]).abs().max() < (images[1] - images[0]).abs().max()
     for mapping in (ConstantMapping(1000), LearnedMapping({0: 3.5})):
         with pytest.raises(ValueError, match="timesteps: "):
             codec.set_mapping(mapping)
@@ -457,9 +457,9 @@ def test_a_half_under_timesteps_of_pictures(per_image: OscarCodec, per_image_fol
 
 
 def test_pictures_of_several_sizes_at_once(tiny: OscarCodec, picture) -> None:
-    pictures = [picture(72, 40, 0), picture(64, 64, 1), picture(72, 40, 2)]
-    files = tiny.compress_batch(pictures, TOP)
-    assert files == [tiny.compress(image, TOP) for image in pictures]
+    images = [picture(72, 40, 0), picture(64, 64, 1), picture(72, 40, 2)]
+    files = tiny.compress_batch(images, TOP)
+    assert files == [tiny.compress(image, TOP) for image in images]
     for image, data in zip(tiny.decompress_batch(files), files, strict=True):
         difference = np.asarray(image).astype(int) - np.asarray(tiny.decompress(data))
         assert np.abs(difference).max() <= 1

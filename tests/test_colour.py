@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from oscar.cli.image_files import PICTURE_FORMATS, encode_image
+from oscar.cli.image_files import IMAGE_FORMATS, encode_image
 from oscar.data import images
 from oscar.data.images import read_image, to_rgb, to_tensor
-from oscar.data.sources import find_pictures, read_picture
+from oscar.data.sources import find_images, open_source
 
 D50, D65 = np.array([0.9642, 1, 0.8249]), np.array([0.95047, 1, 1.08883])
 BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
@@ -331,11 +331,11 @@ def test_shards_are_read_as_files_are(tmp_path):
             member = tarfile.TarInfo(name)
             member.size = len(data.getvalue())
             tar.addfile(member, io.BytesIO(data.getvalue()))
-    (found,) = find_pictures(tmp_path / "a.tar")
-    assert near(read_picture(found), expected(P3, srgb_decode))
+    (found,) = find_images(tmp_path / "a.tar")
+    assert near(open_source(found), expected(P3, srgb_decode))
 
 
-@pytest.mark.parametrize("suffix", sorted(PICTURE_FORMATS))
+@pytest.mark.parametrize("suffix", sorted(IMAGE_FORMATS))
 def test_decoded_files_are_marked(suffix):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
     data = encode_image(noise, suffix)

@@ -1,4 +1,4 @@
-"""Files coded by context, cheaper indices and files of at most so many bytes, with the tiny random model."""
+"""Files coded by context, by rate-distortion optimisation, and of at most so many bytes, with the tiny random model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read_prefix(codec: OscarCodec, data: bytes) -> tuple[np.ndarray, float]:
 
 
 def train_contexts(codec: OscarCodec, picture, rates=(SMALL, TOP)) -> None:
-    """Context models of two rates, fitted to synthetic pictures."""
+    """Context models of two rates, fitted to synthetic images."""
     torch.manual_seed(0)
     images = torch.cat([to_tensor(picture(256, 256, seed)) for seed in range(4)])
     with torch.no_grad():
@@ -100,11 +100,11 @@ def test_estimates_are_those_of_files(codec: OscarCodec, picture) -> None:
 
 
 def test_symbols_do_not_depend_on_threads_or_batch(codec: OscarCodec, picture, data: bytes) -> None:
-    pictures, threads = [picture(333, 200, seed) for seed in range(2, 10)], torch.get_num_threads()
+    images, threads = [picture(333, 200, seed) for seed in range(2, 10)], torch.get_num_threads()
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            assert codec.compress_batch(pictures, TOP)[-1] == data
+            assert codec.compress_batch(images, TOP)[-1] == data
             indices = indices_of(codec, data)
             (image,) = codec.decompress_batch([data])
             assert codec.decompress_batch([data] * 8)[3].size == image.size
@@ -202,7 +202,7 @@ def test_damaged_context_models_are_refused(folder: Path, tmp_path: Path, change
 
 
 def distance(codec: OscarCodec, image, rate, indices: np.ndarray) -> float:
-    """Squared distance of the codes to the picture's features."""
+    """Squared distance of the codes to the image's features."""
     encoder = codec.bottleneck.at(rate)
     features = encoder.codebook_features(codec.encode_latent(to_tensor(image), rate))[0]
     if encoder.cell == 1:
@@ -299,7 +299,7 @@ def test_targets_are_never_exceeded(codec: OscarCodec, picture) -> None:
 def test_what_cannot_be_met_is_refused(codec: OscarCodec, picture) -> None:
     image = picture(256, 192, 5)
     sizes = [len(codec.compress(image, rate, degree)) for rate, degree in ((PAPER_RATES[0], MAX_EFFORT), (TOP, 0))]
-    words = f"max_bytes is 12, which no rate meets for this picture; reachable: {sizes[0]} to {sizes[1]} bytes"
+    words = f"max_bytes is 12, which no rate meets for this image; reachable: {sizes[0]} to {sizes[1]} bytes"
     with pytest.raises(TargetError, match=words):
         codec.compress(image, max_bytes=12)
     for options in ({"rate": TOP}, {"effort": 2}):

@@ -101,10 +101,10 @@ def test_quality_is_precision(codec) -> None:
 
 
 def test_batches_and_threads_change_no_symbol(codec, picture) -> None:
-    pictures = [picture(96, 72, seed) for seed in range(8)]
-    together = codec.compress_batch(pictures, 0.7)
+    images = [picture(96, 72, seed) for seed in range(8)]
+    together = codec.compress_batch(images, 0.7)
     torch.set_num_threads(2)
-    one_by_one = [codec.compress(image, quality=0.7) for image in pictures]
+    one_by_one = [codec.compress(image, quality=0.7) for image in images]
     symbols = [symbols_of(codec, data) for data in together]
     for data, again, found in zip(together, one_by_one, symbols, strict=True):
         assert len(data) == len(again)  # networks in floating point: a batch may round a latent differently

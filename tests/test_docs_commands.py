@@ -1,6 +1,6 @@
 """Every command line of README.md and docs/ is one that works: all are parsed as written, and those that can run do.
 
-A command is run in this process, in the order of the pages, in a folder with pictures where the pages have theirs. It
+A command is run in this process, in the order of the pages, in a folder with images where the pages have theirs. It
 runs as written but for `PLACES`, and but for the options that make it small (`SMALL`). What cannot run here is in
 `REASONS`, and is only parsed. A command of a kind that this file does not know fails.
 """
@@ -176,7 +176,7 @@ def folder(picture, golden: Path, golden_pkl: Path, tmp_path_factory) -> Path:
         (here / name).parent.mkdir(exist_ok=True)
         (here / name).symlink_to(photos)
     (here / "data/LSDIR").mkdir()
-    for number in range(2):  # pictures and shards of them
+    for number in range(2):  # images and shards of them
         with tarfile.open(here / f"data/LSDIR/{number:03d}.tar", "w") as shard:
             shard.add(photos / f"{number}.png", f"{number}.png")
         (here / f"data/LSDIR/{number}.png").symlink_to(photos / f"{number}.png")
@@ -260,15 +260,15 @@ def check_overrides(command: Command) -> None:
     register()
     overrides = [place(word) for word in command.words[1:] if word != "--multirun"]
     overrides = [first_of_sweep(word) if "--multirun" in command.words else word for word in overrides]
-    if command.script == "train" and needs_pictures(command):
+    if command.script == "train" and needs_images(command):
         overrides.append("data.train=[photos]")
     overrides = [word for word in overrides if not word.startswith(("data.latents=", "hydra"))]  # made by commands
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         parse(compose(command.script, overrides=overrides), HYDRA[command.script])
 
 
-def needs_pictures(command: Command) -> bool:
-    """Whether the experiment names pictures that are not in the repository."""
+def needs_images(command: Command) -> bool:
+    """Whether the experiment names images that are not in the repository."""
     return any(word.startswith("experiment=nano") for word in command.words)
 
 
@@ -373,7 +373,7 @@ def train_options(command: Command, words: list[str]) -> list[str]:
     """What makes a training run small, given what its experiment or stage trains."""
     named = " ".join(words)
     extra = [word for word in SMALL["train"] if f" {word.partition('=')[0]}=" not in named]
-    if needs_pictures(command):
+    if needs_images(command):
         extra.append("data.train=[photos]")
     if "experiment=paper" in named:
         extra += [word for word in PAPER if f" {word.partition('=')[0]}=" not in named]

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from oscar import __version__
 from oscar.baselines.registry import BASELINES
 from oscar.cli import doctor
-from oscar.cli.doctor import Finding, examine
+from oscar.cli.doctor import Finding, run_checks
 from oscar.cli.main import main
 from oscar.metrics.weights import CACHE
 
@@ -37,12 +37,12 @@ def put(*paths: Path) -> None:
 
 
 def find(section: str, name: str, *backbones: str) -> Finding:
-    (finding,) = [f for f in examine(backbones) if (f.section, f.name) == (section, name)]
+    (finding,) = [f for f in run_checks(backbones) if (f.section, f.name) == (section, name)]
     return finding
 
 
 def test_every_section_says_what_is_missing_and_how_to_get_it(bare: Path) -> None:
-    findings = examine()
+    findings = run_checks()
     counts = Counter(finding.section for finding in findings)
     assert list(counts) == ["system", "devices", "models", "backbones", "weights", "packages", "baselines"]
     assert counts["weights"] == len(CACHE) and counts["baselines"] == len(BASELINES)

@@ -21,11 +21,11 @@ HERE = ["data.images=photos", "codec=jpeg"]
 
 @pytest.fixture
 def folder(photos: Path, tmp_path: Path) -> Path:
-    """A working directory with pictures in photos/, none in empty/, and broken ones in broken/."""
+    """A working directory with images in photos/, none in empty/, and broken ones in broken/."""
     (tmp_path / "photos").symlink_to(photos)
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken/a.png").write_bytes(b"no picture")
+    (tmp_path / "broken/a.png").write_bytes(b"no image")
     return tmp_path
 
 
@@ -54,9 +54,9 @@ def in_processes(folder: Path, *command: str) -> subprocess.CompletedProcess:
 
 
 MISTAKES = [
-    (["codec=jpeg"], ["data.images is unset", "a folder of pictures"]),
+    (["codec=jpeg"], ["data.images is unset", "a folder of images"]),
     (["codec=jpeg", "data.images=nowhere"], ["nowhere", "no such folder"]),
-    (["codec=jpeg", "data.images=empty"], ["data.images", "empty", "holds no picture"]),
+    (["codec=jpeg", "data.images=empty"], ["data.images", "empty", "holds no image"]),
     (["data.images=photos", "codec=jpg"], ["codec 'jpg' does not exist; allowed: oscar, jpeg, "]),
     (["data.images=photos", "model=nowhere"], ["model 'nowhere'"]),
     ([*HERE, "metrics.names=[psnr,ssmi]"], ["metric 'ssmi' does not exist; allowed: psnr, "]),
@@ -89,13 +89,13 @@ def test_mistakes(evaluate, capsys, overrides: list[str], named: list[str]) -> N
 
 
 def test_nothing_but_broken_pictures(evaluate, capsys) -> None:
-    """Known only once the work has begun: the line comes after its progress, which names each picture left out."""
+    """Known only once the work has begun: the line comes after its progress, which names each image left out."""
     with pytest.raises(SystemExit) as end:
         evaluate("codec=jpeg", "data.images=broken")
     assert end.value.code == 2
     *progress, line = capsys.readouterr().err.splitlines()
     assert any("left out: a.png" in shown for shown in progress)
-    assert line.startswith("evaluate: none of the 1 pictures could be scored: ") and "a.png: not a picture" in line
+    assert line.startswith("evaluate: none of the 1 images could be scored: ") and "a.png: not an image" in line
 
 
 def test_a_baseline(evaluate, folder: Path, capsys) -> None:
@@ -106,7 +106,7 @@ def test_a_baseline(evaluate, folder: Path, capsys) -> None:
     sizes = sorted(path.stat().st_size for path in (folder / "out/files").iterdir())
     assert sizes == sorted(frame.file_bytes)
     shown = capsys.readouterr().out
-    assert "JPEG on 2 pictures of photos, 1 process(es)" in shown
+    assert "JPEG on 2 images of photos, 1 process(es)" in shown
     assert f"{frame.psnr[frame.point == 5].mean():.4f}" in shown
     assert {path.name for path in folder.iterdir()} == {"photos", "empty", "broken", "out"}
 

@@ -198,8 +198,8 @@ def test_the_loss_is_the_one_of_the_page() -> None:
     expected = ((a - b).square() + 1e-6).sqrt().mean()
     loss = ImageLoss({"charbonnier": 2.0})
     torch.testing.assert_close(loss(a, b)[0], 2 * expected)
-    by_picture, _ = loss.by_picture(torch.cat([a, b]), torch.cat([b, b]))
-    torch.testing.assert_close(by_picture, 2 * torch.stack([expected, torch.tensor(1e-3)]))
+    by_image, _ = loss.by_image(torch.cat([a, b]), torch.cat([b, b]))
+    torch.testing.assert_close(by_image, 2 * torch.stack([expected, torch.tensor(1e-3)]))
     with pytest.raises(ValueError, match="image loss 'charbonnie' does not exist; allowed: l1, .*, charbonnier"):
         ImageLoss({"charbonnie": 1.0})
 

@@ -1,4 +1,4 @@
-"""From a published checkpoint to pictures by commands alone: tiny in the suite, and on request at full size.
+"""From a published checkpoint to images by commands alone: tiny in the suite, and on request at full size.
 
 OSCAR_FULL_SIZE=1 python -m pytest tests/test_full_size.py       # minutes, and 5 GB of disk
 """

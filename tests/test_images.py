@@ -186,8 +186,8 @@ def test_random_damage_gives_a_picture_or_an_image_error(tmp_path):
 
 def test_what_is_no_picture_is_refused(tmp_path):
     text = tmp_path / "text.png"
-    text.write_text("not a picture")
-    for path, message in [(text, "not a picture"), (tmp_path / "none.png", "no such file"), (tmp_path, "is a folder")]:
+    text.write_text("not an image")
+    for path, message in [(text, "not an image"), (tmp_path / "none.png", "no such file"), (tmp_path, "is a folder")]:
         with pytest.raises(ImageError, match=message) as caught:
             read_image(path)
         assert str(path) in str(caught.value)
@@ -358,7 +358,7 @@ def test_files_of_scikit_image():
     folder = Path(spec.origin).parent / "data" if spec else Path()
     for name, count in (("no_time_for_that_tiny.gif", 24), ("multipage.tif", 2)):
         if not (folder / name).is_file():
-            pytest.skip("scikit-image's pictures are not installed")
+            pytest.skip("scikit-image's images are not installed")
         assert read_image(folder / name, (0, 0, 0)).info["frames"] == count
         for frame in (1, 2, count):
             if name.endswith(".tif"):
@@ -401,7 +401,7 @@ def test_orientation_of_a_later_page(tmp_path):
 def test_opened_files(tmp_path):
     path = save(tmp_path, Image.fromarray(RAMP))
     assert (pixels(read_image(io.BytesIO(path.read_bytes()))) == RAMP).all()
-    with pytest.raises(ImageError, match="^the stream: not a picture of a known format"):
+    with pytest.raises(ImageError, match="^the stream: not an image of a known format"):
         read_image(io.BytesIO(b"no image"), name="the stream")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from oscar.utils.files import list_folder, name_results, write_whole
+from oscar.utils.files import atomic_write, list_folder, name_results
 
 
 def names(*sources: str) -> dict[str, str]:
@@ -133,7 +133,7 @@ def test_a_replaced_file_keeps_its_mode(tmp_path):
     for bits in (0o600, 0o640, 0o444, 0o755):
         path.touch()
         path.chmod(bits)
-        write_whole(path, b"new")
+        atomic_write(path, b"new")
         assert path.read_bytes() == b"new" and mode(path) == bits
         path.unlink()
 
@@ -142,7 +142,7 @@ def test_a_new_file_follows_the_umask(tmp_path):
     for umask in (0o022, 0o077, 0o002):
         before = os.umask(umask)
         try:
-            write_whole(tmp_path / f"{umask}", b"new")
+            atomic_write(tmp_path / f"{umask}", b"new")
         finally:
             os.umask(before)
         assert mode(tmp_path / f"{umask}") == 0o666 & ~umask
@@ -156,12 +156,12 @@ def test_links_stay_and_their_files_are_written(tmp_path):
     link.symlink_to("far/real")
     chain.symlink_to(link)
     for path in (link, chain):
-        write_whole(path, path.name.encode())
+        atomic_write(path, path.name.encode())
         assert path.is_symlink() and not real.is_symlink()
         assert real.read_bytes() == path.name.encode() and mode(real) == 0o640
     dangling = tmp_path / "dangling"
     dangling.symlink_to("far/later")
-    write_whole(dangling, b"made")
+    atomic_write(dangling, b"made")
     assert dangling.is_symlink() and (tmp_path / "far/later").read_bytes() == b"made"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["chain", "dangling", "far", "later", "link", "real"]
 
@@ -173,7 +173,7 @@ def test_what_cannot_be_written_is_named(tmp_path, target):
     (tmp_path / "file").write_bytes(b"old")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(OSError) as caught:
-        write_whole(tmp_path / target, b"new")
+        atomic_write(tmp_path / target, b"new")
     assert caught.value.filename == str(tmp_path / target)
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "file").read_bytes() == b"old"
 
@@ -183,6 +183,6 @@ def test_pipes_are_written_as_they_are(tmp_path):
     got = []
     reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_bytes()))
     reader.start()
-    write_whole(tmp_path / "pipe", b"new")
+    atomic_write(tmp_path / "pipe", b"new")
     reader.join(timeout=10)
     assert got == [b"new"] and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)

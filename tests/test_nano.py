@@ -29,7 +29,7 @@ def test_it_is_small_and_has_the_papers_rates(nano):
 
 
 def curve(codec: OscarCodec, pictures: list[Image.Image]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bytes, PSNR and MS-SSIM at each rate, means over the pictures."""
+    """Bytes, PSNR and MS-SSIM at each rate, means over the images."""
     points = []
     for rate in codec.bottleneck.rates:
         for image in pictures:
@@ -62,7 +62,7 @@ def test_rate_and_quality_rise_together_on_photographs(nano, photographs):
 @pytest.mark.parametrize("rate", [0.0625, 0.125])
 @pytest.mark.parametrize(("size", "limit"), [((1, 1), 60), ((7, 5), 60), ((333, 517), 20), ((64, 2048), 30)])
 def test_any_size(nano, astronaut, size, limit, rate):
-    """Mean absolute error in levels of 255; the two smallest pictures are a single index of 4 or 8 bits."""
+    """Mean absolute error in levels of 255; the two smallest images are a single index of 4 or 8 bits."""
     image = astronaut.resize(size)
     decoded = nano.decompress(nano.compress(image, rate))
     assert decoded.size == size

@@ -35,7 +35,7 @@ MISTAKES = [
     (["data.train=[photos]", "max_steps"], ["max_steps"]),
     (["data.train=[]"], ["data.train", "one or more folders"]),
     (["data.train=[nowhere]"], ["data.train", "'nowhere'"]),
-    (["data.train=[empty]"], ["empty", "no picture"]),
+    (["data.train=[empty]"], ["empty", "no image"]),
     (["data.train=[photos]", "experiment=tiny/none"], ["experiment/tiny/none"]),
     (["data.train=[photos]", "init_from=nowhere", "experiment=tiny/joint"], ["model 'nowhere'"]),
     (["data.train=[photos]", "backbone.source=nowhere"], ["backbone 'nowhere'"]),
@@ -50,7 +50,7 @@ def with_experiment(overrides: list[str]) -> list[str]:
 
 @pytest.fixture
 def folder(photos: Path, tmp_path: Path) -> Path:
-    """A working directory with pictures in photos/ and none in empty/."""
+    """A working directory with images in photos/ and none in empty/."""
     (tmp_path / "photos").symlink_to(photos)
     (tmp_path / "empty").mkdir()
     return tmp_path

@@ -17,7 +17,7 @@ NAMES = ("calibrate_timesteps", "ablate_timesteps")
 
 @pytest.fixture
 def folder(photos: Path, tiny_folder: Path, tmp_path: Path) -> Path:
-    """A working directory with pictures in photos/, none in empty/, and a checkpoint in tiny/."""
+    """A working directory with images in photos/, none in empty/, and a checkpoint in tiny/."""
     (tmp_path / "photos").symlink_to(photos)
     (tmp_path / "tiny").symlink_to(tiny_folder)
     (tmp_path / "empty").mkdir()
@@ -44,7 +44,7 @@ def script(load_script, monkeypatch, folder: Path):
 
 MISTAKES = [
     ("data.images=nowhere", ["nowhere", "no such folder"]),
-    ("data.images=empty", ["empty", "no pictures"]),
+    ("data.images=empty", ["empty", "no images"]),
     ("data.limit=0", ["data.limit is 0", "at least 1"]),
     ("model=nowhere", ["model 'nowhere'"]),
     ("threads=0", ["threads is 0", "at least 1"]),
@@ -125,7 +125,7 @@ def test_a_sweep_of_runs(folder: Path, name: str) -> None:
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, env=env)
     assert result.returncode == 0, result.stderr
     file = "pictures.csv" if name == "calibrate_timesteps" else "sweep.csv"
-    pictures = [pd.read_csv(folder / "out" / limit / file)["image"].nunique() for limit in ("1", "2")]
-    assert pictures == [1, 2]
+    images = [pd.read_csv(folder / "out" / limit / file)["image"].nunique() for limit in ("1", "2")]
+    assert images == [1, 2]
     left = [path for path in folder.rglob("*") if path.is_file() and "sweeps" in path.parts]
     assert {path.name for path in left} <= {"multirun.yaml"}

@@ -55,7 +55,7 @@ def test_config_round_trip(kind: str) -> None:
     assert mapping.kind == config["kind"] == kind
     restored = mapping_from_config(config)
     assert restored == mapping and type(restored) is type(mapping) and restored.to_config() == mapping.to_config()
-    assert restored.per_picture == (kind == "per_image")
+    assert restored.per_image == (kind == "per_image")
 
 
 def test_the_config_of_a_table_does_not_change() -> None:
@@ -98,7 +98,7 @@ def test_a_permutation_is_the_same_everywhere() -> None:
 
 
 def test_per_image_has_no_timestep_of_a_rate() -> None:
-    with pytest.raises(ValueError, match="for each picture, not for each rate"):
+    with pytest.raises(ValueError, match="for each image, not for each rate"):
         PerImageMapping()(RATES[0])
     PerImageMapping().check(RATES, 10)
 

@@ -1,4 +1,4 @@
-"""What every codec under evaluation can do, ours and the baselines: picture -> bytes -> picture, at a chosen point.
+"""What every codec under evaluation can do, ours and the baselines: image -> bytes -> image, at a chosen point.
 
 A point is one setting of the codec's own rate control (quality, quantiser, nominal rate). Files are bytes in memory, so
 their length is the rate; a search over the points gives files of a chosen size.
@@ -22,7 +22,7 @@ class BaselineUnavailable(RuntimeError):
 
 
 class CodecError(RuntimeError):
-    """A codec that runs here but failed at one picture or file; the message is one line."""
+    """A codec that runs here but failed at one image or file; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,15 @@ class Encoded:
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """A picture through a codec and back.
+    """An image through a codec and back.
 
     Attributes:
-        reference: RGB picture that `decoded` is to be scored against: the original, unless a protocol resizes it (sets
-            of pictures are compared with the originals all the same).
-        decoded: RGB picture.
+        reference: RGB image that `decoded` is to be scored against: the original, unless a protocol resizes it (sets
+            of images are compared with the originals all the same).
+        decoded: RGB image.
         encoded: the file; None where a protocol writes none.
         nominal_bpp, estimated_bpp: see `Encoded`.
-        encode_seconds, decode_seconds: picture in memory -> bytes in memory, and back.
+        encode_seconds, decode_seconds: image in memory -> bytes in memory, and back.
     """
 
     reference: Image.Image
@@ -102,7 +102,7 @@ class ImageCodec(ABC):
 
     @abstractmethod
     def encode(self, image: Image.Image, point: float) -> Encoded:
-        """Compress an RGB picture.
+        """Compress an RGB image.
 
         Raises:
             ValueError: for a point that the codec does not have.
@@ -111,7 +111,7 @@ class ImageCodec(ABC):
 
     @abstractmethod
     def decode(self, data: bytes) -> Image.Image:
-        """Restore the RGB picture of a file, in its original size.
+        """Restore the RGB image of a file, in its original size.
 
         Raises:
             ValueError, RuntimeError, OSError: if the file is not one of this codec's, or the codec fails.
@@ -134,7 +134,7 @@ class ImageCodec(ABC):
         raise ValueError(f"{self.name}: {self.point_name} {point!r} is not allowed; allowed: {_in_words(self.grid)}")
 
     def round_trip(self, image: Image.Image, point: float) -> RoundTrip:
-        """Encode an RGB picture and decode it again, timed."""
+        """Encode an RGB image and decode it again, timed."""
         start = time.perf_counter()
         encoded = self.encode(image, point)
         middle = time.perf_counter()

@@ -9,7 +9,7 @@ from oscar.baselines.framing import pack_size, split_size
 
 
 class Downscaled(ImageCodec):
-    """Another codec on pictures shrunk by a whole factor (Lanczos) and enlarged after decoding (bicubic).
+    """Another codec on images shrunk by a whole factor (Lanczos) and enlarged after decoding (bicubic).
 
     The original's size goes before the other codec's file, in 4 bytes that count.
     """

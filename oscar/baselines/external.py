@@ -59,11 +59,11 @@ class ExternalCodec(ImageCodec):
 
     @abstractmethod
     def encode_file(self, image: Image.Image, point: int, folder: Path) -> bytes:
-        """The bytes of a picture's file; `folder` is empty and for any files on the way."""
+        """The bytes of an image's file; `folder` is empty and for any files on the way."""
 
     @abstractmethod
     def decode_file(self, data: bytes, folder: Path) -> Image.Image:
-        """The picture of a file; `folder` is empty and for any files on the way."""
+        """The image of a file; `folder` is empty and for any files on the way."""
 
     def encode(self, image: Image.Image, point: float) -> Encoded:
         point = int(self.check_point(point))
@@ -160,9 +160,9 @@ class BPG(ExternalCodec):
 
 
 class VVCCodec(ExternalCodec):
-    """VVC as one intra picture, fed with raw Y'CbCr of 10 bits (BT.709).
+    """VVC as one intra image, fed with raw Y'CbCr of 10 bits (BT.709).
 
-    The picture is padded to multiples of 8 by replicating its edge. Raw files do not tell their size, so that ours are
+    The image is padded to multiples of 8 by replicating its edge. Raw files do not tell their size, so that ours are
     the stream with 4 bytes of width and height before it.
     """
 

@@ -13,7 +13,7 @@ _MAX_SIDE = 1 << 16
 
 
 def pack_size(codec: str, image: Image.Image) -> bytes:
-    """The size of a picture (CodecError if it is too large)."""
+    """The size of an image (CodecError if it is too large)."""
     if max(image.size) > _MAX_SIDE:
         raise CodecError(f"{codec}: {image.width}x{image.height} pixels is not allowed; allowed: {_MAX_SIDE} a side")
     return _SIZE.pack(image.width - 1, image.height - 1)

@@ -58,7 +58,7 @@ class PillowCodec(ImageCodec):
         return {"quality": int(point)}
 
     def save(self, image: Image.Image, **options: Any) -> bytes:
-        """The bytes of a picture's file."""
+        """The bytes of an image's file."""
         buffer = io.BytesIO()
         image.save(buffer, format=self.format, **self.settings, **options)
         return buffer.getvalue()

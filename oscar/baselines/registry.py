@@ -36,7 +36,7 @@ def make_baseline(
     Args:
         name: one of `BASELINES`.
         points: operating points, in any order; None leaves the baseline's own.
-        downscale: factor by which pictures are shrunk before coding and enlarged after; 1 does neither.
+        downscale: factor by which images are shrunk before coding and enlarged after; 1 does neither.
         alias: its name in results, where one baseline stands there with several settings; file-name safe.
         label: its name in tables and plots.
         options: of the baseline, see its class.

@@ -1,4 +1,4 @@
-"""RGB pictures to raw planar Y'CbCr files of 10 bits and back: what VVC programs read and write.
+"""RGB images to raw planar Y'CbCr files of 10 bits and back: what VVC programs read and write.
 
 BT.709, full range; 10 bits so that rounding stays far below what the codecs lose. Samples are 16-bit little endian.
 """
@@ -23,7 +23,7 @@ _OFFSET = np.array([0, 512, 512])
 
 
 def to_yuv(image: Image.Image, chroma: str) -> bytes:
-    """Planes Y, Cb, Cr of an RGB picture, whose sides must be even for "4:2:0" (2x2 means)."""
+    """Planes Y, Cb, Cr of an RGB image, whose sides must be even for "4:2:0" (2x2 means)."""
     yuv = np.asarray(image, dtype=np.float64) @ _TO_YUV.T * (_PEAK / 255) + _OFFSET
     planes = [yuv[..., 0], yuv[..., 1], yuv[..., 2]]
     if chroma == "4:2:0":
@@ -33,7 +33,7 @@ def to_yuv(image: Image.Image, chroma: str) -> bytes:
 
 
 def from_yuv(data: bytes, width: int, height: int, chroma: str) -> Image.Image:
-    """RGB picture of the planes; chroma of "4:2:0" is interpolated linearly.
+    """RGB image of the planes; chroma of "4:2:0" is interpolated linearly.
 
     Raises:
         ValueError: if the data is not of this size.

@@ -1,7 +1,7 @@
 """The learned codecs of CompressAI's zoo, with its published weights and real rANS bitstreams.
 
-A file is 1 byte of quality, 4 bytes of picture size, and the strings: first, if the architecture has it, that of the
-hyper-latent z with its length in 3 bytes before it, then that of the latent y to the end. Pictures are padded at the
+A file is 1 byte of quality, 4 bytes of image size, and the strings: first, if the architecture has it, that of the
+hyper-latent z with its length in 3 bytes before it, then that of the latent y to the end. Images are padded at the
 right and bottom to multiples of 64 by replicating their edge. torch and CompressAI are imported when a codec is made.
 """
 
@@ -123,7 +123,7 @@ class ZooCodec(ImageCodec):
         padding = (0, -image.width % _MULTIPLE, 0, -image.height % _MULTIPLE)
         with torch.inference_mode():
             strings = self.network(quality).compress(F.pad(pixels, padding, mode="replicate"))["strings"]
-        strings = [string[0] for string in strings]  # of the batch's only picture
+        strings = [string[0] for string in strings]  # of the batch's only image
         lengths = b"".join(len(string).to_bytes(_LENGTH, "big") for string in strings[1:])
         header = bytes([quality]) + size + lengths
         parts = {"header": len(header)} | {layer: len(string) for layer, string in zip("yz", strings, strict=False)}

@@ -1,6 +1,6 @@
-"""Baselines at the sizes of OSCAR's files: for each picture and rate the largest file that is not larger.
+"""Baselines at the sizes of OSCAR's files: for each image and rate the largest file that is not larger.
 
-What is done so far stands in OUTPUT/<baseline>/<picture>.json, a row per file that was matched.
+What is done so far stands in OUTPUT/<baseline>/<image>.json, a row per file that was matched.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def match_bytes(
     codec: ImageCodec,
     targets: pd.DataFrame,
-    pictures: Mapping[str, Path],
+    images: Mapping[str, Path],
     metrics: MetricSet,
     output: Path,
     progress: bool = True,
@@ -42,7 +42,7 @@ def match_bytes(
     Args:
         codec: the baseline.
         targets: rows of `evaluate`; those without a file are left out.
-        pictures: files by the name under which the rows know them.
+        images: files by the name under which the rows know them.
         metrics: what is scored.
         output: folder of the results; they go below the baseline's name.
         progress: show a progress bar.
@@ -51,7 +51,7 @@ def match_bytes(
     Returns:
         The rows: image, width, height, target (codec), target_point, target_bytes, codec, label, point, file_bytes,
         actual_bpp, fits, and the metrics. `fits` is false where even the baseline's smallest file is larger than the
-        target; the row is then that of the smallest. And the reason by name of pictures at which it failed.
+        target; the row is then that of the smallest. And the reason by name of images at which it failed.
     """
     targets = targets[targets["file_bytes"].notna()]
     described = dumps([codec.describe(), metrics.names, sorted(metrics.unavailable)], sort_keys=True)
@@ -66,7 +66,7 @@ def match_bytes(
                 for target in wanted.to_dict("records"):
                     row = record.find(target)
                     if row is None and make:
-                        row = record.add(_match(codec, record, target, pictures[name], metrics))
+                        row = record.add(_match(codec, record, target, images[name], metrics))
                     rows += [] if row is None else [row]
                     bar.update()
             except (ImageError, ValueError, RuntimeError, OSError) as error:
@@ -81,7 +81,7 @@ def match_bytes(
 
 
 class _Record:
-    """The rows of one baseline and picture on disk, and what was encoded of it in this run."""
+    """The rows of one baseline and image on disk, and what was encoded of it in this run."""
 
     def __init__(self, path: Path, identity: str):
         self.path, self.identity = path, identity
@@ -104,7 +104,7 @@ class _Record:
 
 
 class _Remembering(ImageCodec):
-    """A codec that encodes one picture once per point, since the searches for several sizes meet the same points."""
+    """A codec that encodes one image once per point, since the searches for several sizes meet the same points."""
 
     def __init__(self, codec: ImageCodec, files: dict[float, Encoded]):
         self.codec, self.files, self.grid = codec, files, codec.grid

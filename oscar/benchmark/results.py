@@ -1,4 +1,4 @@
-"""What the report page of a benchmark shows: its sentences, its environment and the pictures of its browser."""
+"""What the report page of a benchmark shows: its sentences, its environment and the images of its browser."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import pandas as pd
 from PIL import Image
 
 from oscar.baselines.base import ImageCodec
-from oscar.benchmark.report.page import MetricInfo, ReportData, ReportEntry, ReportPicture
+from oscar.benchmark.report.page import MetricInfo, ReportData, ReportEntry, ReportImage
 from oscar.benchmark.runs import Benchmark, timing_table_of
 from oscar.benchmark.tables import matched_tables
 from oscar.data.images import ImageError, read_image
 from oscar.evaluation.curves import bd_name, metric_of, paper_curves
 from oscar.metrics.image import METRICS
 from oscar.utils.environment import describe_environment
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 
 
 def report_data(bench: Benchmark) -> ReportData:
-    """Everything for the report page; decodes the pictures of its browser."""
+    """Everything for the report page; decodes the images of its browser."""
     empty = pd.DataFrame()
     names = list(bench.metrics.names)
     names += [bd_name(name) for name in names if bd_name(name) != name]  # for the table of BD-rates
@@ -40,7 +40,7 @@ def report_data(bench: Benchmark) -> ReportData:
         rows=_apart(bench.rows, names),
         bd=bench.bd if measured else empty,
         reference_curves=curves.assign(metric=curves["metric"] + PAPER) if len(curves) else empty,
-        pictures=list(browser_pictures(bench)) if measured else [],
+        pictures=list(browser_images(bench)) if measured else [],
         timing=_timing(bench),
         matched=_matched(bench) if len(bench.matched) and measured else None,
     )
@@ -88,7 +88,7 @@ def _matched_line(bench: Benchmark, codec: ImageCodec, metric: str) -> str:
         delta = (group[f"delta_{metric}"].fillna(0) * group["fits"]).sum() / max(fits, 1)
         parts.append(f"{label} {fits} of {total}" + (f", {_signed(delta, 2 if spec.unit else 4)}" if fits else ""))
     return (
-        f"How often a baseline has a file no larger than that of {codec.label}, over all pictures and rates, and "
+        f"How often a baseline has a file no larger than that of {codec.label}, over all images and rates, and "
         f"how its {spec.label} differs there{f' in {spec.unit}' if spec.unit else ''}: {'; '.join(parts)}."
     )
 
@@ -148,11 +148,11 @@ def _matched(bench: Benchmark) -> pd.DataFrame:
     return pd.concat([table.frame for table in made], ignore_index=True)
 
 
-# Pictures.
+# Images.
 
 
-def browser_pictures(bench: Benchmark) -> Iterator[ReportPicture]:
-    """Some pictures, spread over the data set, with OSCAR's files and the baselines' at matched bytes, decoded."""
+def browser_images(bench: Benchmark) -> Iterator[ReportImage]:
+    """Some images, spread over the data set, with OSCAR's files and the baselines' at matched bytes, decoded."""
     count = min(bench.config.report_pictures, len(bench.pictures))
     names = list(bench.pictures)
     chosen = sorted({round(place) for place in np.linspace(0, len(names) - 1, count)}) if count else []
@@ -164,7 +164,7 @@ def browser_pictures(bench: Benchmark) -> Iterator[ReportPicture]:
             continue  # it is among the failures already
         entries = list(_our_entries(bench, name, image)) + list(_baseline_entries(bench, name, image))
         if entries:
-            yield ReportPicture(Path(name).stem, *image.size, bench.pictures[name], entries)
+            yield ReportImage(Path(name).stem, *image.size, bench.pictures[name], entries)
 
 
 def _our_entries(bench: Benchmark, name: str, image: Image.Image) -> Iterator[ReportEntry]:
@@ -191,7 +191,7 @@ def _entry(bench: Benchmark, codec: ImageCodec, row: dict, image: Image.Image, m
         png = io.BytesIO()
         codec.decode(codec.encode(image, row["point"]).data).save(png, "PNG")
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, png.getvalue())
+        atomic_write(path, png.getvalue())
     return ReportEntry(
         codec=codec.name,
         label=codec.label,

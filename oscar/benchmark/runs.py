@@ -1,4 +1,4 @@
-"""A benchmark: several codecs on one data set, from pictures to tables, plots and a report page.
+"""A benchmark: several codecs on one data set, from images to tables, plots and a report page.
 
     OUTPUT/report.html          the report page
     OUTPUT/tables/              means, matched bytes, BD-rate and timing, each as CSV, Markdown and LaTeX
@@ -9,7 +9,7 @@
     OUTPUT/timing/              the tables of `oscar.benchmark.speed.timing`
     OUTPUT/training/            figures of `oscar.benchmark.speed.training`
     OUTPUT/inference/           figures of `oscar.benchmark.speed.inference`
-    OUTPUT/pictures/            decoded pictures of the report page
+    OUTPUT/pictures/            decoded images of the report page
 
 What is done is kept: the same command goes on where it stopped. Tables, plots and page are made from what there is.
 """
@@ -33,7 +33,7 @@ from oscar.baselines.base import BaselineUnavailable, ImageCodec
 from oscar.benchmark import tables
 from oscar.benchmark.matched import match_bytes
 from oscar.benchmark.plots import plot_rates
-from oscar.data.folders import find_pictures
+from oscar.data.folders import find_images
 from oscar.data.images import ImageError, read_image
 from oscar.evaluation.codecs import OscarImageCodec, make_codec
 from oscar.evaluation.curves import DATASETS, bd_table, dataset_of, published_curves
@@ -49,7 +49,7 @@ from oscar.metrics.image import METRICS, MetricSet, metrics_of
 from oscar.metrics.protocol import PROTOCOLS
 from oscar.utils.environment import describe_environment, hardware
 from oscar.utils.errors import first_line
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 from oscar.utils.strict_json import as_read, write_json
 from oscar.utils.tables import Table
 
@@ -64,13 +64,13 @@ class Benchmark:
 
     Attributes:
         config: the whole configuration.
-        pictures: files by name in the rows.
+        images: files by name in the rows.
         root: folder below which they are named.
         ours: OSCAR models, one per protocol.
         baselines: the others.
         metrics: what is scored.
         unavailable: codecs and metrics that could not be had, with the reason.
-        failed: pictures at which something failed, with the reason, by codec and picture.
+        failed: images at which something failed, with the reason, by codec and image.
         rows: of all codecs, as `evaluate` gives them, and label.
         set_scores: codec, point and set metrics.
         matched: rows of `match_bytes`.
@@ -132,7 +132,7 @@ class Benchmark:
         folder = self.config.data.images
         known = DATASETS.get(dataset_of(folder) or "")
         where = known or (Path(folder).absolute().name if folder else "packaged photographs")
-        return f"{where}, {len(self.pictures)} picture{'s' * (len(self.pictures) != 1)}"
+        return f"{where}, {len(self.pictures)} image{'s' * (len(self.pictures) != 1)}"
 
 
 def run_benchmark(config: BenchmarkConfig) -> Benchmark | None:
@@ -141,10 +141,10 @@ def run_benchmark(config: BenchmarkConfig) -> Benchmark | None:
     A baseline or metric that does not exist or cannot be had costs a line and is listed as unavailable.
 
     Returns:
-        What was found; None if no part was asked for that looks at codecs and pictures.
+        What was found; None if no part was asked for that looks at codecs and images.
 
     Raises:
-        ValueError: for an unknown model, rate or device, a folder without pictures, or if no codec is left.
+        ValueError: for an unknown model, rate or device, a folder without images, or if no codec is left.
     """
     _set_up(config)
     for part, run_speed in SPEED_PARTS.items():
@@ -162,7 +162,7 @@ def run_benchmark(config: BenchmarkConfig) -> Benchmark | None:
         from oscar.benchmark.report.page import write_report
         from oscar.benchmark.results import report_data
 
-        _say("report: decoding its pictures")
+        _say("report: decoding its images")
         write_report(bench.output / "report.html", report_data(bench))
     for what in ("tables", "plots", *(["report.html"] if "report" in config.parts else [])):
         _say(f"{'report page' if what == 'report.html' else what}: {bench.output / what}")
@@ -190,15 +190,15 @@ def _inference_part(config: BenchmarkConfig) -> list[Table]:
     return run_inference_speed(config.inference, Path(config.output), config.device)
 
 
-# Parts that look at neither codecs nor pictures; each gives its tables.
+# Parts that look at neither codecs nor images; each gives its tables.
 SPEED_PARTS = {"training": _training_part, "inference": _inference_part}
 
 
 def prepare(config: BenchmarkConfig) -> Benchmark:
-    """Find the pictures and build codecs and metrics."""
+    """Find the images and build codecs and metrics."""
     accelerator = make_accelerator(config.device)
     device = config.device or accelerator.device
-    pictures, root = _pictures(config)
+    images, root = _pictures(config)
     unavailable: dict[str, str] = {}
     ours, baselines = _make_codecs(config, device, unavailable)
     for name in config.metrics.names:
@@ -214,7 +214,7 @@ def prepare(config: BenchmarkConfig) -> Benchmark:
     unavailable |= metrics.unavailable
     for name, reason in unavailable.items():
         print(f"{name} is unavailable: {reason}", file=sys.stderr)
-    bench = Benchmark(config, pictures, root, ours, baselines, metrics, unavailable)
+    bench = Benchmark(config, images, root, ours, baselines, metrics, unavailable)
     _check_timing(bench)
     _say(f"{bench.title}: {', '.join(codec.label for codec in bench.codecs)}")
     return bench
@@ -223,7 +223,7 @@ def prepare(config: BenchmarkConfig) -> Benchmark:
 def _pictures(config: BenchmarkConfig) -> tuple[dict[str, Path], Path]:
     """Picture files by their path below their folder, and the folder."""
     folder = Path(config.data.images).expanduser() if config.data.images else None
-    paths = find_pictures(folder)
+    paths = find_images(folder)
     root = folder or paths[0].parent
     return {path.relative_to(root).as_posix(): path for path in paths[: config.data.limit]}, root
 
@@ -277,7 +277,7 @@ def _protocols(codecs: Sequence[ImageCodec]) -> list[str]:
 
 
 def run_quality(bench: Benchmark, is_asked: bool) -> None:
-    """Every codec at its points on all pictures: `rows` and `set_scores`."""
+    """Every codec at its points on all images: `rows` and `set_scores`."""
     frames, sets = [], []
     for number, codec in enumerate(bench.codecs, 1):
         folder = bench.output / "codecs" / codec.name
@@ -289,7 +289,7 @@ def run_quality(bench: Benchmark, is_asked: bool) -> None:
                 evaluate(codec, list(bench.pictures.values()), metrics, folder, root=bench.root, config=config)
             elif not (folder / "results.json").exists():
                 continue
-            else:  # they may be of another model, or other pictures
+            else:  # they may be of another model, or other images
                 check_results(codec, list(bench.pictures.values()), metrics, folder, bench.root)
             frame, record = load_results(folder)
         except EvaluationError as error:
@@ -330,11 +330,11 @@ def run_matched(bench: Benchmark, is_asked: bool) -> None:
         frames.append(frame)
     bench.matched = pd.concat(frames, ignore_index=True)
     if len(bench.matched) and is_asked:
-        write_whole(results, bench.matched.to_csv(index=False).encode())
+        atomic_write(results, bench.matched.to_csv(index=False).encode())
 
 
 def run_timing_part(bench: Benchmark, is_asked: bool) -> None:
-    """Speed, memory and size of the codecs on one picture: `timing`. Not measured twice on one machine."""
+    """Speed, memory and size of the codecs on one image: `timing`. Not measured twice on one machine."""
     from oscar.benchmark.speed.timing import TimingResult, run_timing
 
     folder = bench.output / "timing"
@@ -344,7 +344,7 @@ def run_timing_part(bench: Benchmark, is_asked: bool) -> None:
     codecs = [codec for codec in bench.codecs if _protocol(codec) == "bitstream"]
     points = {codec.name: settings.points.get(codec.name, [_middle(codec.points)]) for codec in codecs}
     if record is not None and not is_asked and not _is_timing_of(record, codecs, bench.pictures):
-        print("timing is left out: it is of other codecs or pictures; allowed: timing in parts", file=sys.stderr)
+        print("timing is left out: it is of other codecs or images; allowed: timing in parts", file=sys.stderr)
         record = None
     if is_asked and codecs:
         name = bench.rows["image"].iloc[0] if len(bench.rows) else next(iter(bench.pictures))  # one that can be read
@@ -374,7 +374,7 @@ def run_timing_part(bench: Benchmark, is_asked: bool) -> None:
                 return
             folder.mkdir(parents=True, exist_ok=True)
             for table in tabular:
-                write_whole(folder / f"{table}.csv", getattr(result, table).to_csv(index=False).encode())
+                atomic_write(folder / f"{table}.csv", getattr(result, table).to_csv(index=False).encode())
             write_json(folder / "run.json", identity)
             record = identity
     if record is not None:
@@ -382,12 +382,12 @@ def run_timing_part(bench: Benchmark, is_asked: bool) -> None:
         bench.timing = TimingResult(**read, hardware=record["hardware"])
 
 
-def _is_timing_of(record: dict, codecs: Sequence[ImageCodec], pictures: Mapping[str, Path]) -> bool:
-    """Whether a record of timings is of these codecs, or some of them, and of one of these pictures."""
+def _is_timing_of(record: dict, codecs: Sequence[ImageCodec], images: Mapping[str, Path]) -> bool:
+    """Whether a record of timings is of these codecs, or some of them, and of one of these images."""
     known = {codec.name: as_read(codec.describe()) for codec in codecs}
     name, digest = record["picture"]
     return all(known.get(codec["name"]) == codec for codec in record["codecs"]) and (
-        name in pictures and hashlib.sha256(pictures[name].read_bytes()).hexdigest() == digest
+        name in images and hashlib.sha256(images[name].read_bytes()).hexdigest() == digest
     )
 
 
@@ -406,7 +406,7 @@ def write_results(bench: Benchmark) -> None:
     if len(bench.rows):
         for protocol in bench.protocols:
             rows = bench.rows[bench.rows["protocol"] == protocol].dropna(axis="columns", how="all")
-            write_whole(folder / f"{tables.named('rows', protocol)}.csv", rows.to_csv(index=False).encode())
+            atomic_write(folder / f"{tables.named('rows', protocol)}.csv", rows.to_csv(index=False).encode())
         paper_hint = {} if "paper" in bench.protocols else dict.fromkeys(METRICS, "protocols=[bitstream,paper] does")
         for protocol in PROTOCOLS:  # the paper's own curves are drawn in any case
             plot_rates(

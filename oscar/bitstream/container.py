@@ -1,14 +1,14 @@
-"""The `.oscar` container: a header of at most 16 bytes for pictures up to 16384x16384, and the coded symbols.
+"""The `.oscar` container: a header of at most 16 bytes for images up to 16384x16384, and the coded symbols.
 
-A picture with a timestep of its own (mapping `per_image`) has one byte more.
+An image with a timestep of its own (mapping `per_image`) has one byte more.
 
 bytes   field
 2       magic number 0x05C (12 bits), format version (4 bits)
-1       whether the picture has a timestep of its own (1 bit), coding (3 bits), rate id (4 bits)
+1       whether the image has a timestep of its own (1 bit), coding (3 bits), rate id (4 bits)
 2       model tag, big-endian
 2 to 6  width - 1, then height - 1: seven bits a byte, lowest first, high bit set when more follow
 4       codes of the latent norms, one per channel
-0 to 1  code of the picture's own timestep, where the bit says so
+0 to 1  code of the image's own timestep, where the bit says so
 3       checksum: low 24 bits of the CRC-32 of all other bytes, big-endian
 rest    payload: the coded symbols, up to the end of the file
 

@@ -553,7 +553,7 @@ def _at(values: Tensor, knots: Tensor) -> Tensor:
 
 
 def _bits(likelihood: Tensor) -> Tensor:
-    """Bits of each picture from likelihoods (B, ...)."""
+    """Bits of each image from likelihoods (B, ...)."""
     return -likelihood.flatten(1).log2().sum(dim=1)
 
 

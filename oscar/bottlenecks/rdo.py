@@ -2,7 +2,7 @@
 
 Effort e chooses, in the order in which indices are coded, the code that minimises
 
-    squared distance to the picture's feature + e * STEP * (mean squared distance of the nearest codes) * bits
+    squared distance to the image's feature + e * STEP * (mean squared distance of the nearest codes) * bits
 
 (and the penalties of a quantiser that has some, see `oscar.bottlenecks.residual_vq`), where the bits are what the
 rate's context model, or without one its frequency table, spends on the code. The decoder knows nothing of it. Effort 0
@@ -75,7 +75,7 @@ def choose_cheaper(
 
 
 class _Cells:
-    """Features of a picture and the sums of codes that stand for them, one code each where there are no stages.
+    """Features of an image and the sums of codes that stand for them, one code each where there are no stages.
 
     Args:
         features: (rows of cells, columns of cells, dimensions).

@@ -85,22 +85,22 @@ def compress(
     several: dict[Path, int] = {}  # files of more than one frame, and of how many
 
     def convert(batch: list[Job]) -> list[tuple[bytes, str]]:
-        pictures = [read_image(job.source, colour, frame) for job in batch]
+        images = [read_image(job.source, colour, frame) for job in batch]
         several.update(
             {
-                job.source: picture.info["frames"]
-                for job, picture in zip(batch, pictures, strict=True)
-                if picture.info["frames"] > 1
+                job.source: image.info["frames"]
+                for job, image in zip(batch, images, strict=True)
+                if image.info["frames"] > 1
             }
         )
         if target_bytes is None:
             chosen = next((value for value in points.values() if value is not None), None)
-            files = codec().compress_batch(pictures, chosen, effort)
+            files = codec().compress_batch(images, chosen, effort)
         else:
-            files = [codec().compress(picture, max_bytes=target_bytes(picture)) for picture in pictures]
+            files = [codec().compress(image, max_bytes=target_bytes(image)) for image in images]
         return [
-            (data, f"{len(data)} bytes, {8 * len(data) / (picture.width * picture.height):.4f} bpp (actual)")
-            for picture, data in zip(pictures, files, strict=True)
+            (data, f"{len(data)} bytes, {8 * len(data) / (image.width * image.height):.4f} bpp (actual)")
+            for image, data in zip(images, files, strict=True)
         ]
 
     def note_frames() -> None:
@@ -113,7 +113,7 @@ def compress(
 def _target(
     points: dict[str, float | None], effort: int, bpp: float | None, max_bytes: int | None
 ) -> Callable[[Image.Image], int] | None:
-    """The most bytes that a picture's file may have, None without a target."""
+    """The most bytes that an image's file may have, None without a target."""
     options = {**{f"--{name}": value for name, value in points.items()}, "--bpp": bpp, "--max-bytes": max_bytes}
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
@@ -125,5 +125,5 @@ def _target(
     if not 0 < options[given[0]] < math.inf:
         raise CommandError(f"{given[0]} is {options[given[0]]}; allowed: above 0")
     if max_bytes is not None:
-        return lambda picture: max_bytes
-    return lambda picture: int(bpp * picture.height * picture.width / 8)
+        return lambda image: max_bytes
+    return lambda image: int(bpp * image.height * image.width / 8)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from oscar.cli import loading
-from oscar.cli.image_files import PICTURE_FORMATS, check_size, encode_image, image_suffix
+from oscar.cli.image_files import IMAGE_FORMATS, check_size, encode_image, image_suffix
 from oscar.cli.jobs import BatchSize, Overwrite, SkipExisting, list_oscar, run
 from oscar.cli.loading import Backbone, Compile, Device, Dtype, Memory, Threads, network_options
 from oscar.utils.files import STDIO, Direction, Job, plan_jobs, read_source
@@ -56,7 +56,7 @@ def decompress(
 
     Images are in sRGB, and .png, .tif and .webp say so."""
     suffix = image_suffix(image_format, target)
-    plan = plan_jobs(source, target, Direction(list_oscar, ".oscar files", suffix, frozenset(PICTURE_FORMATS)))
+    plan = plan_jobs(source, target, Direction(list_oscar, ".oscar files", suffix, frozenset(IMAGE_FORMATS)))
     options = network_options(dtype, compile, memory, components="decoder", backbone=backbone, tiny_vae=tiny_vae)
     codec = functools.cache(lambda name: loading.load_codec(name, device, threads, **options))
 

@@ -55,7 +55,7 @@ PACKAGES = {  # import name: distribution, what it enables, the extra that insta
     "pyarrow": ("pyarrow", "results as Parquet", "eval"),
     "matplotlib": ("matplotlib", "plots", "eval"),
     "skimage": ("scikit-image", "photographs to try on, without any of your own", "eval"),
-    "datasets": ("datasets", "training pictures from Hugging Face data sets", "train"),
+    "datasets": ("datasets", "training images from Hugging Face data sets", "train"),
     "wandb": ("wandb", "logger=wandb", "wandb"),
     "hydra_plugins.hydra_submitit_launcher": ("hydra-submitit-launcher", "sweeps on Slurm", "slurm"),
 }
@@ -82,7 +82,7 @@ class Finding:
     get: str = ""
 
 
-def examine(backbones: Iterable[str] = ()) -> list[Finding]:
+def run_checks(backbones: Iterable[str] = ()) -> list[Finding]:
     """Look for everything.
 
     Args:

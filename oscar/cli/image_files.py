@@ -13,9 +13,9 @@ from oscar.utils.files import STDIO, Listing, read_source
 if TYPE_CHECKING:
     from PIL import Image
 
-# What a decoded picture may be stored as: Pillow's format and options. All are lossless: a lossy one such as JPEG would
+# What a decoded image may be stored as: Pillow's format and options. All are lossless: a lossy one such as JPEG would
 # change the pixels once more, and a measurement on it would not be one of this codec.
-PICTURE_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+IMAGE_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
     ".ppm": ("PPM", {}),
     ".bmp": ("BMP", {}),
@@ -55,18 +55,18 @@ def image_suffix(image_format: str | None, target: Path) -> str:
     if image_format is None:
         return _DEFAULT_FORMAT
     suffix = f".{image_format.lower()}"
-    if suffix not in PICTURE_FORMATS:
-        allowed = ", ".join(name[1:] for name in PICTURE_FORMATS)
+    if suffix not in IMAGE_FORMATS:
+        allowed = ", ".join(name[1:] for name in IMAGE_FORMATS)
         raise CommandError(f"--format {image_format!r} does not exist; allowed: {allowed}")
-    other = PICTURE_FORMATS.get(target.suffix.lower())
-    if other not in (None, PICTURE_FORMATS[suffix]) and not target.is_dir():
+    other = IMAGE_FORMATS.get(target.suffix.lower())
+    if other not in (None, IMAGE_FORMATS[suffix]) and not target.is_dir():
         raise CommandError(f"--format is {image_format}, but OUT is {target}; allowed: the same in both")
     return suffix
 
 
 def check_size(width: int, height: int, suffix: str) -> None:
     """Refuse what the format of an image file cannot hold."""
-    kind, _ = PICTURE_FORMATS[suffix]
+    kind, _ = IMAGE_FORMATS[suffix]
     row = {"BMP": -(-3 * width // 4) * 4, "TIFF": 3 * width}.get(kind, 0)
     limit = {"BMP": _MAX_FILE_BYTES - 54, "TIFF": _MAX_FILE_BYTES - _HEADROOM}.get(kind, 0)
     if kind == "WEBP" and max(width, height) > _MAX_WEBP_SIDE:
@@ -81,7 +81,7 @@ def check_size(width: int, height: int, suffix: str) -> None:
 def encode_image(image: Image.Image, suffix: str) -> bytes:
     from oscar.data.images import srgb_mark
 
-    kind, options = PICTURE_FORMATS[suffix]
+    kind, options = IMAGE_FORMATS[suffix]
     buffer = io.BytesIO()
     image.save(buffer, format=kind, **options, **srgb_mark(kind))
     return buffer.getvalue()

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from oscar.cli.messages import INTERRUPTED, WRONG_INPUT, error_line, is_out_of_memory, one_line, print_error, print_note
-from oscar.utils.files import STDIO, Job, Listing, Plan, drop_existing, list_folder, write_whole
+from oscar.utils.files import STDIO, Job, Listing, Plan, atomic_write, drop_existing, list_folder
 
 OSCAR_SUFFIX = ".oscar"
 BatchSize = Annotated[int, typer.Option(min=1, help="Of a folder, files that go through the networks together.")]
@@ -109,7 +109,7 @@ def _write(path: Path, data: bytes) -> None:
             rest = rest[sys.stdout.buffer.write(rest) :]
         sys.stdout.buffer.flush()
     else:
-        write_whole(path, data)
+        atomic_write(path, data)
 
 
 def list_oscar(folder: Path) -> Listing:

@@ -26,7 +26,7 @@ Compile = Annotated[
     str, typer.Option("--compile", help="torch.compile: off, on, graphs (CUDA graphs too). Pays in folders.")
 ]
 Memory = Annotated[
-    str, typer.Option(help="For large pictures, beyond the model: auto (by what is free), a size such as 4GB, none.")
+    str, typer.Option(help="For large images, beyond the model: auto (by what is free), a size such as 4GB, none.")
 ]
 Backbone = Annotated[
     str | None, typer.Option(help="Where the model's backbone is now, if it has moved.", show_default=False)

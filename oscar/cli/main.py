@@ -109,8 +109,8 @@ def _root(
     pass
 
 
-app.command(short_help="Picture(s) to .oscar file(s).")(compress)
-app.command(short_help=".oscar file(s) to picture(s).")(decompress)
+app.command(short_help="Image(s) to .oscar file(s).")(compress)
+app.command(short_help=".oscar file(s) to image(s).")(decompress)
 app.command(short_help="What an .oscar file holds, or how a model was trained.")(info)
 app.command(short_help="A published checkpoint to a model folder, and back.")(convert)
 app.command(short_help="Rates that were trained apart to one model.")(merge)
@@ -124,9 +124,9 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Say which devices, backbones, weights of metrics, packages and programs are here, and how to get the others."""
-    from oscar.cli.doctor import as_table, examine
+    from oscar.cli.doctor import as_table, run_checks
 
-    findings = examine(backbone or ())
+    findings = run_checks(backbone or ())
     if as_json:
         typer.echo(dumps([vars(finding) for finding in findings], indent=2))
         return

@@ -7,7 +7,7 @@ from oscar.config.benchmark import BenchmarkConfig, InferenceSpeedConfig, Timing
 from oscar.config.checks import ConfigError, fill, take
 from oscar.config.data import CacheLatentsConfig, DataConfig
 from oscar.config.evaluation import AblateTimestepsConfig, CalibrateTimestepsConfig, EvaluateConfig
-from oscar.config.images import BenchmarkPicturesConfig, MetricsConfig, PackagedPicturesConfig, PicturesConfig
+from oscar.config.images import BenchmarkImagesConfig, ImagesConfig, MetricsConfig, PackagedImagesConfig
 from oscar.config.model import (
     DENOISER,
     HYPERPRIOR,
@@ -25,7 +25,7 @@ __all__ = [
     "AblateTimestepsConfig",
     "BackboneConfig",
     "BenchmarkConfig",
-    "BenchmarkPicturesConfig",
+    "BenchmarkImagesConfig",
     "BottleneckConfig",
     "CacheLatentsConfig",
     "CalibrateTimestepsConfig",
@@ -43,8 +43,8 @@ __all__ = [
     "LoggerConfig",
     "MetricsConfig",
     "OptimiserConfig",
-    "PackagedPicturesConfig",
-    "PicturesConfig",
+    "PackagedImagesConfig",
+    "ImagesConfig",
     "StageConfig",
     "TimingConfig",
     "TrainConfig",

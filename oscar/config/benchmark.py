@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any  # noqa: UP035 (OmegaConf reads Optional from the annotations)
 
 from oscar.config.checks import ConfigError, at_least, choose
-from oscar.config.images import BenchmarkPicturesConfig, MetricsConfig
+from oscar.config.images import BenchmarkImagesConfig, MetricsConfig
 from oscar.config.model import BackboneConfig, BottleneckConfig
 from oscar.config.stage import StageConfig
 from oscar.rates import RATES, find_rate
@@ -16,7 +16,7 @@ from oscar.rates import RATES, find_rate
 
 @dataclass
 class TimingConfig:
-    """The timing part of a benchmark (`oscar.benchmark.speed.timing`), on the first picture."""
+    """The timing part of a benchmark (`oscar.benchmark.speed.timing`), on the first image."""
 
     points: dict[str, list[float]] = field(default_factory=dict)
     """operating points by codec name; a codec that is not named is timed at the middle one of its own"""
@@ -45,7 +45,7 @@ class TrainingSpeedConfig:
     joint: StageConfig = field(default_factory=StageConfig)
     """losses of stage joint; those whose weights cannot be had are left out"""
     images: str | None = None
-    """folder of pictures to load; None makes JPEG files of DIV2K's size of scikit-image's packaged photographs"""
+    """folder of images to load; None makes JPEG files of DIV2K's size of scikit-image's packaged photographs"""
     crop: int = 256
     batch_size: int = 4
     """of schedules and loader; joint takes one crop"""
@@ -69,7 +69,7 @@ class TrainingSpeedConfig:
             at_least(f"training.{name}", getattr(self, name), 1)
         at_least("training.warmup", self.warmup, 0)
         if self.images is not None and not Path(self.images).is_dir():
-            raise ConfigError(f"training.images is {self.images!r}; allowed: a folder of pictures that exists")
+            raise ConfigError(f"training.images is {self.images!r}; allowed: a folder of images that exists")
         self.backbone.check()
         self.bottleneck.complete()
         self.bottleneck.check()
@@ -82,13 +82,13 @@ class InferenceSpeedConfig:
 
     measure: list[str] = field(default_factory=lambda: ["latency", "memory"])
     """latency: encode and decode beside the plain way; memory: loading and running each half in a process of its own;
-    large: memory of one large picture, likewise"""
+    large: memory of one large image, likewise"""
     model: str | None = None
     """checkpoint folder or hub id; None makes one of random weights from backbone and bottleneck, in the output"""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     sizes: list[str] = field(default_factory=lambda: ["512x512"])
-    """WIDTHxHEIGHT of the latency's pictures; the first is that of memory too"""
+    """WIDTHxHEIGHT of the latency's images; the first is that of memory too"""
     rate: float = 0.0625
     """nominal bpp"""
     dtypes: list[str] = field(default_factory=lambda: ["auto", "float32"])
@@ -101,7 +101,7 @@ class InferenceSpeedConfig:
     large_size: str = "3840x2160"
     large_dtype: str = "bfloat16"
     large_memory: str = "auto"
-    """budget of the large picture: auto, or a size such as 4GB"""
+    """budget of the large image: auto, or a size such as 4GB"""
 
     def check(self) -> None:
         for name in self.measure:
@@ -138,18 +138,18 @@ class BenchmarkConfig:
     parts: list[str] = field(default_factory=lambda: ["quality", "matched", "timing", "report"])
     """quality: every codec at its points; matched: baselines at the sizes of OSCAR's files; timing; report: the page.
     Parts that are left out stand in tables and page as an earlier run left them. training and inference measure speed
-    at full size, which takes minutes, and need none of these codecs and pictures"""
+    at full size, which takes minutes, and need none of these codecs and images"""
     models: dict[str, str] = field(default_factory=lambda: {"nano": "nano"})
     """OSCAR models by their name in the results: nano, a checkpoint folder or a hub id"""
     protocols: list[str] = field(default_factory=lambda: ["bitstream"])
-    """of the OSCAR models: bitstream (real files, any size), paper (the published code's: resized pictures, no file)"""
+    """of the OSCAR models: bitstream (real files, any size), paper (the published code's: resized images, no file)"""
     dtype: str = "float32"
     """precision of the OSCAR models' networks"""
     rates: list[float] | None = None
     """nominal bpp of the OSCAR models' rates; None takes all"""
     baselines: dict[str, Any] = field(default_factory=dict)
     """by any name: `name` of a baseline, `points`, and its options (configs/baselines)"""
-    data: BenchmarkPicturesConfig = field(default_factory=BenchmarkPicturesConfig)
+    data: BenchmarkImagesConfig = field(default_factory=BenchmarkImagesConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     bd_method: str = "pchip"
     """interpolation of BD-rate: pchip, akima or cubic"""

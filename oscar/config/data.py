@@ -11,13 +11,13 @@ from oscar.config.model import BackboneConfig
 
 @dataclass
 class DataConfig:
-    """Training pictures."""
+    """Training images."""
 
     train: list[str] = field(default_factory=list)
-    """folders (searched recursively), text lists of pictures, WebDataset shards (.tar), patterns of these such as
+    """folders (searched recursively), text lists of images, WebDataset shards (.tar), patterns of these such as
     shards/{000..099}.tar, and hf:DATASET[#SPLIT] for a Hugging Face data set (`oscar.data.sources`)"""
     latents: str | None = None
-    """hyper, context: latents folder that scripts/cache_latents.py made of such pictures; `train` is not read then"""
+    """hyper, context: latents folder that scripts/cache_latents.py made of such images; `train` is not read then"""
     crop: int = 256
     """side of the square crops in pixels; a multiple of 64, so that every rate's grid fits"""
     batch_size: int = 8
@@ -33,7 +33,7 @@ class DataConfig:
     scale: list[float] = field(default_factory=lambda: [1.0, 1.0])
     """range of the random shrinking before the crop"""
     cache: bool = False
-    """keep decoded pictures in memory"""
+    """keep decoded images in memory"""
 
     def check(self) -> None:
         from oscar.utils.patterns import HUB, expand
@@ -43,7 +43,7 @@ class DataConfig:
                 allowed = "a folder that scripts/cache_latents.py wrote"
                 raise ConfigError(f"data.latents is {self.latents!r}, which does not exist; allowed: {allowed}")
         elif not self.train:
-            raise ConfigError("data.train is empty; allowed: one or more folders or text lists of pictures")
+            raise ConfigError("data.train is empty; allowed: one or more folders or text lists of images")
         for root in () if self.latents is not None else self.train:
             if not root.startswith(HUB):
                 try:
@@ -75,7 +75,7 @@ class CacheLatentsConfig:
     seed: int = 0
     """of the crops; with the seed of the training run they are the crops that it would cut itself"""
     crops: int = 8
-    """crops, and so latents, per picture"""
+    """crops, and so latents, per image"""
     dtype: str = "float16"
     """in which latents are stored; they are computed in float32"""
     shard_size: int = 1024
@@ -95,7 +95,7 @@ class CacheLatentsConfig:
             at_least(name, getattr(self, name), 1)
         at_least("seed", self.seed, 0)
         if self.data.latents is not None:
-            raise ConfigError(f"data.latents is {self.data.latents!r}, but latents are made of pictures; allowed: null")
+            raise ConfigError(f"data.latents is {self.data.latents!r}, but latents are made of images; allowed: null")
         for name in ("total_batch_size", "crop_margin"):
             if getattr(self.data, name):
                 raise ConfigError(

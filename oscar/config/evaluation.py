@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any  # noqa: UP035 (OmegaConf reads Optional from the annotations)
 
 from oscar.config.checks import ConfigError, at_least, choose
-from oscar.config.images import MetricsConfig, PackagedPicturesConfig, PicturesConfig
+from oscar.config.images import ImagesConfig, MetricsConfig, PackagedImagesConfig
 
 
 @dataclass
 class EvaluateConfig:
-    """One evaluation: one codec on one folder of pictures."""
+    """One evaluation: one codec on one folder of images."""
 
     output: str = "runs/evaluate"
     """folder of the results; a run that was interrupted goes on in it"""
@@ -20,17 +20,17 @@ class EvaluateConfig:
     model: str = "nano"
     """oscar: nano, a checkpoint folder or a hub id"""
     protocol: str = "bitstream"
-    """oscar: bitstream (real files, any size), or paper (the published code's: resized pictures, no file)"""
+    """oscar: bitstream (real files, any size), or paper (the published code's: resized images, no file)"""
     dtype: str = "float32"
     """oscar: precision of the networks"""
     options: dict[str, Any] = field(default_factory=dict)
     """baselines: arguments of their constructor"""
     points: list[float] | None = None
     """operating points: nominal bpp of oscar's rates, quality of a baseline; None takes the codec's own list"""
-    data: PicturesConfig = field(default_factory=PicturesConfig)
+    data: ImagesConfig = field(default_factory=ImagesConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     save_images: bool = False
-    """keep decoded pictures in output/images and files in output/files"""
+    """keep decoded images in output/images and files in output/files"""
     device: str | None = None
     """of the networks, also the metrics'; None leaves it to Accelerate: a GPU per process if there are any"""
     threads: int | None = None
@@ -58,7 +58,7 @@ class CalibrateTimestepsConfig:
     """folder of the results"""
     model: str = "nano"
     """nano, a checkpoint folder or a hub id"""
-    data: PackagedPicturesConfig = field(default_factory=PackagedPicturesConfig)
+    data: PackagedImagesConfig = field(default_factory=PackagedImagesConfig)
     save_to: str | None = None
     """folder for a copy of the checkpoint with the measured mapping"""
     save_mapping: str = "cosine"
@@ -82,12 +82,12 @@ class AblateTimestepsConfig:
     model: str = "nano"
     """nano, a checkpoint folder or a hub id"""
     mappings: dict[str, Any] = field(default_factory=dict)
-    """by any name (configs/timesteps); cosine and snr without a calibration file are measured on the pictures below"""
+    """by any name (configs/timesteps); cosine and snr without a calibration file are measured on the images below"""
     sweep: list[int] = field(default_factory=list)
     """timesteps to decode every rate at, beside those of the mappings"""
     rates: list[float] | None = None
     """nominal bpp of the rates; None takes all of the model's"""
-    data: PackagedPicturesConfig = field(default_factory=PackagedPicturesConfig)
+    data: PackagedImagesConfig = field(default_factory=PackagedImagesConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     device: str = "cpu"
     threads: int | None = None

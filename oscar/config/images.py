@@ -9,7 +9,7 @@ from oscar.config.checks import ConfigError, at_least, choose
 
 
 @dataclass
-class PicturesConfig:
+class ImagesConfig:
     """Pictures to evaluate on."""
 
     images: str | None = None
@@ -19,12 +19,12 @@ class PicturesConfig:
 
     def check(self) -> None:
         if self.images is None:
-            raise ConfigError("data.images is unset; allowed: a folder of pictures")
+            raise ConfigError("data.images is unset; allowed: a folder of images")
         at_least("data.limit", self.limit, 1)
 
 
 @dataclass
-class PackagedPicturesConfig(PicturesConfig):
+class PackagedImagesConfig(ImagesConfig):
     """Pictures to measure; without a folder scikit-image's packaged photographs."""
 
     def check(self) -> None:
@@ -32,7 +32,7 @@ class PackagedPicturesConfig(PicturesConfig):
 
 
 @dataclass
-class BenchmarkPicturesConfig(PicturesConfig):
+class BenchmarkImagesConfig(ImagesConfig):
     """Pictures of a benchmark; without a folder scikit-image's packaged photographs."""
 
     dataset: str | None = None

@@ -37,7 +37,7 @@ class TrainerConfig:
     final: str = "last"
     """weights of the result: last, or best by validation"""
     non_finite: str = "stop"
-    """a loss or gradient that is no number: stop names the pictures and stops; skip leaves the step out everywhere"""
+    """a loss or gradient that is no number: stop names the images and stops; skip leaves the step out everywhere"""
     max_skipped: int = 10
     """skip: so many such steps in a row stop the run"""
     gradient_checkpointing: bool = False
@@ -73,14 +73,14 @@ class LoggerConfig:
 
 @dataclass
 class ValidationConfig:
-    """Validation during training, on a fixed set of pictures; off unless `images` is given."""
+    """Validation during training, on a fixed set of images; off unless `images` is given."""
 
     images: str | None = None
-    """folder, searched recursively; the pictures are kept in memory"""
+    """folder, searched recursively; the images are kept in memory"""
     limit: int | None = 24
     """only so many, the first in the order of their paths; None takes all"""
     crop: int | None = None
-    """side of the centre crop that stands for each picture, a multiple of 64; None takes whole pictures"""
+    """side of the centre crop that stands for each image, a multiple of 64; None takes whole images"""
     every: int = 1000
     """optimiser steps between two validations; one more follows the last step"""
     rates: list[float] | None = None
@@ -90,7 +90,7 @@ class ValidationConfig:
     points: list[float] | None = None
     """hyper, joint with a bottleneck of your own: operating points to validate; None takes all"""
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
-    """of single pictures; those whose weights cannot be had are left out, with a warning"""
+    """of single images; those whose weights cannot be had are left out, with a warning"""
     best: str | None = None
     """scalar that picks the best checkpoint: a metric, or in stages hyper and joint also bpp or cosine; None takes
     cosine in stage hyper, loss in stage prior, and otherwise the first metric that can be had"""
@@ -103,7 +103,7 @@ class ValidationConfig:
 
     def check(self, stage: str, bottleneck: BottleneckConfig) -> None:
         if self.images is not None and not Path(self.images).is_dir():
-            raise ConfigError(f"validation.images is {self.images!r}; allowed: a folder of pictures that exists")
+            raise ConfigError(f"validation.images is {self.images!r}; allowed: a folder of images that exists")
         for name in ("limit", "every"):
             at_least(f"validation.{name}", getattr(self, name), 1)
         at_least("validation.grid", self.grid, 0)
@@ -177,7 +177,7 @@ class TrainConfig:
         self.data.check()
         if self.data.latents is not None and not stage.works_on_latents:
             name = self.stage.name
-            raise ConfigError(f"data.latents is {self.data.latents!r}, but stage {name} needs pictures; allowed: null")
+            raise ConfigError(f"data.latents is {self.data.latents!r}, but stage {name} needs images; allowed: null")
         if self.bottleneck.is_known:  # else that of init_from, see oscar.training.resolve
             self.stage.check(self.bottleneck)
         if self.data.latents is not None and self.stage.sample_latents:

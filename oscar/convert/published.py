@@ -27,7 +27,7 @@ from oscar.models.backbone import Backbone
 from oscar.models.denoiser import ADAPTERS, lora_targets
 from oscar.rates import LATENT_SIDE, RATES, RatePoint
 from oscar.utils.errors import first_line
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 
 LORA_ALPHA = 8  # PEFT's default, which the published code leaves; not in its files
 # Codes of a rate where the published code's table departs from ours.
@@ -271,7 +271,7 @@ def export_codec(codec: OscarCodec, out: str | Path) -> None:
     """Write a codec as a published checkpoint; see `to_published` and `export`."""
     buffer = io.BytesIO()
     torch.save(to_published(codec), buffer)
-    write_whole(Path(out), buffer.getbuffer())
+    atomic_write(Path(out), buffer.getbuffer())
 
 
 def published_tensors(codec: OscarCodec, rates: Sequence[RatePoint]) -> dict[str, tuple[Tensor, Key]]:

@@ -1,9 +1,9 @@
 """Photographs for training: random square crops whose content is a pure function of seed and position.
 
 Determinism: batch s of a run is the same whatever the number of workers, the number of processes it is split over and
-the step at which the run was resumed. `ResumableSampler` numbers every sample of the run; the picture follows from
+the step at which the run was resumed. `ResumableSampler` numbers every sample of the run; the image follows from
 (seed, epoch, position in the epoch) and its crop and augmentation from (seed, sample number), nothing else: workers
-draw from no random stream of their own. `oscar.data.sources` says how pictures are numbered.
+draw from no random stream of their own. `oscar.data.sources` says how images are numbered.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from oscar.data.images import ImageError
 from oscar.data.latents import LatentDataset
-from oscar.data.sources import Picture, find_pictures, read_picture
+from oscar.data.sources import ImageSource, find_images, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class SampleKey(NamedTuple):
     """What the sampler hands to the dataset.
 
     Attributes:
-        index: picture in the dataset.
+        index: image in the dataset.
         number: sample number within the run, from 0, counted over all processes.
     """
 
@@ -43,31 +43,31 @@ class SampleKey(NamedTuple):
 class PhotoDataset(Dataset):
     """Square crops of photographs, each decoded once per crop.
 
-    Pictures smaller than the crop are continued by mirroring at their right and bottom edges, where the codec pads too;
-    enlarging them would teach blur. Unreadable pictures are logged once per process and replaced by the next readable
+    Images smaller than the crop are continued by mirroring at their right and bottom edges, where the codec pads too;
+    enlarging them would teach blur. Unreadable images are logged once per process and replaced by the next readable
     one.
 
     Args:
-        roots: folders (searched recursively), single pictures, text lists (.txt, .lst) with a path per line, relative
+        roots: folders (searched recursively), single images, text lists (.txt, .lst) with a path per line, relative
             to the list's folder (empty lines and those that start with # are skipped), WebDataset shards (.tar,
             uncompressed, on a local or mounted drive), patterns of all these ({000..099}, {a,b}, *, ?, [...]), and
-            hf:DATASET[#SPLIT] for a Hugging Face data set, a hub id or a folder of pictures or Parquet files.
+            hf:DATASET[#SPLIT] for a Hugging Face data set, a hub id or a folder of images or Parquet files.
         crop_size: side of the crops in pixels.
         augment: random crop and one of the eight flips and right-angle rotations, as in the paper; otherwise the
             centre crop as it is.
-        cache: decode every picture now and keep it in memory (3 bytes a pixel), for small sets. Workers that are forked
+        cache: decode every image now and keep it in memory (3 bytes a pixel), for small sets. Workers that are forked
             share it, spawned ones get a copy each.
-        scale: range of a random factor by which a picture is shrunk, with antialiasing, before cropping, drawn
-            uniformly; raised where the picture would get smaller than the crop. None or (1, 1): they keep their size.
+        scale: range of a random factor by which an image is shrunk, with antialiasing, before cropping, drawn
+            uniformly; raised where the image would get smaller than the crop. None or (1, 1): they keep their size.
         seed: of crops and augmentation.
         margin: pixels by which a first crop is larger; after flips and rotations the crop is cut from it, half of the
             time at a random place and else at the top left, as in the published code.
 
     Attributes:
-        paths: where each picture is; `str` of an item names it.
+        paths: where each image is; `str` of an item names it.
 
     Raises:
-        ValueError: if a root does not exist or holds no readable picture, or an argument is out of range.
+        ValueError: if a root does not exist or holds no readable image, or an argument is out of range.
     """
 
     def __init__(
@@ -93,18 +93,18 @@ class PhotoDataset(Dataset):
                 raise ValueError("scale is random and needs augment=True")
         roots = [roots] if isinstance(roots, str | Path) else list(roots)
         if not roots:
-            raise ValueError("roots is empty; give at least one folder or list of pictures")
+            raise ValueError("roots is empty; give at least one folder or list of images")
         self.crop_size, self.augment, self.seed, self.margin = crop_size, augment, seed, margin
         self.scale = None if scale is None else (float(scale[0]), float(scale[1]))
         self.unreadable: set[int] = set()
         self.pictures: list[np.ndarray | None] | None = None
-        self.paths: list[Picture] = []
+        self.paths: list[ImageSource] = []
         for root in roots:
             start = len(self.paths)
-            self.paths += find_pictures(root)
-            # one picture of each root is decoded here, so that a folder without any is refused before training starts
+            self.paths += find_images(root)
+            # one image of each root is decoded here, so that a folder without any is refused before training starts
             if not any(self.decode(index) is not None for index in range(start, len(self.paths))):
-                raise ValueError(f"{root} holds no readable picture")
+                raise ValueError(f"{root} holds no readable image")
         if cache:
             self.pictures = [self.decode(index) for index in range(len(self.paths))]
 
@@ -115,51 +115,51 @@ class PhotoDataset(Dataset):
         """One crop.
 
         Args:
-            key: (picture index, sample number), or an index alone, which is then also the sample number.
+            key: (image index, sample number), or an index alone, which is then also the sample number.
 
         Returns:
-            `image`, float32 (3, crop_size, crop_size) in [-1, 1], and `index`, the picture it was cut from.
+            `image`, float32 (3, crop_size, crop_size) in [-1, 1], and `index`, the image it was cut from.
         """
         index, number = (key, key) if isinstance(key, int | np.integer) else key
         index, (image,) = self.crops(index, [number])
         return {"image": image, "index": index}
 
     def crops(self, index: int, numbers: Sequence[int]) -> tuple[int, Tensor]:
-        """Several crops of one picture, decoded once.
+        """Several crops of one image, decoded once.
 
         Args:
-            index: the picture.
+            index: the image.
             numbers: sample number of each crop.
 
         Returns:
-            The picture that they were cut from, and float32 (len(numbers), 3, crop_size, crop_size) in [-1, 1].
+            The image that they were cut from, and float32 (len(numbers), 3, crop_size, crop_size) in [-1, 1].
         """
         index, image = self.next_readable(int(index))
         crops = [self.cut(image, np.random.default_rng((self.seed, CROP_STREAM, int(n)))) for n in numbers]
         return index, torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy()).float() / 127.5 - 1
 
     def next_readable(self, index: int) -> tuple[int, np.ndarray]:
-        """The picture at `index` or, if it is unreadable, at the first readable index after it, going round."""
+        """The image at `index` or, if it is unreadable, at the first readable index after it, going round."""
         if not 0 <= index < len(self):
-            raise IndexError(f"picture {index} does not exist; there are {len(self)}")
+            raise IndexError(f"image {index} does not exist; there are {len(self)}")
         for candidate in (*range(index, len(self)), *range(index)):
             if candidate not in self.unreadable:
                 image = self.decode(candidate)
                 if image is not None:
                     return candidate, image
-        raise ValueError(f"none of the {len(self)} pictures can be read any more, the first is {self.paths[0]}")
+        raise ValueError(f"none of the {len(self)} images can be read any more, the first is {self.paths[0]}")
 
     def decode(self, index: int) -> np.ndarray | None:
-        """The picture, uint8 (H, W, 3), or None, logged once, if it is unreadable."""
+        """The image, uint8 (H, W, 3), or None, logged once, if it is unreadable."""
         if self.pictures is not None:
             return self.pictures[index]
         if index in self.unreadable:
             return None
         try:
-            return np.asarray(read_picture(self.paths[index]))
+            return np.asarray(open_source(self.paths[index]))
         except ImageError as error:
             self.unreadable.add(index)
-            logger.warning("picture left out: %s", error)
+            logger.warning("image left out: %s", error)
             return None
 
     def cut(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -188,7 +188,7 @@ class PhotoDataset(Dataset):
 
 
 def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """The pictures of an epoch in their order, a permutation of 0 to length - 1."""
+    """The images of an epoch in their order, a permutation of 0 to length - 1."""
     return np.random.default_rng((seed, ORDER_STREAM, epoch)).permutation(length)
 
 
@@ -200,9 +200,9 @@ class ResumableSampler(Sampler[SampleKey]):
     resumed on another number of processes goes on in the same order if P * batch_size stays what it was.
 
     Args:
-        dataset_len: number of pictures.
+        dataset_len: number of images.
         batch_size: samples per step and process.
-        seed: of the order of pictures.
+        seed: of the order of images.
         num_processes: P.
         rank: r.
         start_step: first step, counted in batches per process (micro-batches under gradient accumulation).
@@ -272,7 +272,7 @@ def build_loader(
         roots, crop_size, augment, cache, scale, margin: see PhotoDataset.
         batch_size: per process.
         seed: of order, crops and augmentation; equal on every process.
-        latents: folder of cached latents in place of pictures; `roots` and what follows for them then does nothing.
+        latents: folder of cached latents in place of images; `roots` and what follows for them then does nothing.
         workers: loading processes; they change no batch.
         pin_memory: None pins where CUDA is present.
         start_step, rank, world: see ResumableSampler.
@@ -280,7 +280,7 @@ def build_loader(
     Returns:
         A loader of {"image": float32 (batch_size, 3, crop_size, crop_size) in [-1, 1], "index": int64 (batch_size,)},
         or, from latents, of {"latent": float32 (batch_size, 4, crop_size / 8, crop_size / 8), "index": ...}. Its
-        dataset's `paths` names the picture of an index.
+        dataset's `paths` names the image of an index.
 
     Raises:
         ValueError: see PhotoDataset, LatentDataset and ResumableSampler.

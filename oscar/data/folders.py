@@ -1,4 +1,4 @@
-"""Which pictures an evaluation looks at: a folder's, or the photographs that scikit-image brings along."""
+"""Which images an evaluation looks at: a folder's, or the photographs that scikit-image brings along."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from pathlib import Path
 
 from oscar.data.images import ImageError, list_images
 
-# Colour photographs inside scikit-image's wheel; its other pictures are downloaded on first use.
+# Colour photographs inside scikit-image's wheel; its other images are downloaded on first use.
 PACKAGED = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 
 
-def find_pictures(folder: str | Path | None = None) -> list[Path]:
-    """The pictures of a folder, searched recursively, or scikit-image's packaged photographs.
+def find_images(folder: str | Path | None = None) -> list[Path]:
+    """The images of a folder, searched recursively, or scikit-image's packaged photographs.
 
     Raises:
         ImageError: if there are none.
     """
     if folder is not None:
-        pictures = list_images(folder)
-        if not pictures:
-            raise ImageError(f"{folder}: no pictures in this folder")
-        return pictures
+        images = list_images(folder)
+        if not images:
+            raise ImageError(f"{folder}: no images in this folder")
+        return images
     spec = importlib.util.find_spec("skimage")
     data = Path(spec.origin).parent / "data" if spec else Path()
-    pictures = [data / name for name in PACKAGED if spec and (data / name).is_file()]
-    if not pictures:
+    images = [data / name for name in PACKAGED if spec and (data / name).is_file()]
+    if not images:
         raise ImageError("scikit-image's photographs are not installed; allowed: a folder with your own")
-    return pictures
+    return images
+
+
+find_pictures = find_images  # the name that `oscar.benchmark.speed` still has

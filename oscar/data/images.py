@@ -35,7 +35,7 @@ _PROFILE_DATE = bytes.fromhex("07cf 0001 0001 0000 0000 0000")  # 1 January 1999
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read or that has no unambiguous RGB form of 8 bits."""
+    """An image that cannot be read or that has no unambiguous RGB form of 8 bits."""
 
 
 def image_suffixes() -> frozenset[str]:
@@ -60,7 +60,7 @@ def read_image(
     frame: int | None = None,
     name: str | None = None,
 ) -> Image.Image:
-    """Read a picture file as 8-bit sRGB, turned upright as its EXIF orientation says.
+    """Read an image file as 8-bit sRGB, turned upright as its EXIF orientation says.
 
     `info["frames"]` of the result is how many frames (or pages) the file has.
 
@@ -71,7 +71,7 @@ def read_image(
         name: of an opened file, for messages.
 
     Raises:
-        ImageError: in one line with the path, if it is not a whole and readable picture, has no such frame, or
+        ImageError: in one line with the path, if it is not a whole and readable image, has no such frame, or
             `to_rgb` refuses it.
     """
     name = name or str(source)
@@ -79,7 +79,7 @@ def read_image(
         if isinstance(source, (str, Path)):
             path = Path(source)
             if path.is_dir() or not path.exists():
-                raise ImageError(f"{'is a folder' if path.is_dir() else 'no such file'}; allowed: a picture file")
+                raise ImageError(f"{'is a folder' if path.is_dir() else 'no such file'}; allowed: an image file")
             # Opened by name, Pillow 13.0 maps some uncompressed TIFF into memory and scrambles it if turned by a
             # quarter.
             with path.open("rb") as stream:
@@ -88,12 +88,12 @@ def read_image(
             image, frames = _read_frame(source, frame)
         image = _to_rgb(image, background, lambda message: _warn(f"{name}: {message}"))
     except Image.UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not a picture of a known format") from error
+        raise ImageError(f"{name}: not an image of a known format") from error
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
     except Exception as error:  # on broken files Pillow's readers raise nearly anything: OSError, SyntaxError, KeyError
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{name}: cannot be read as a picture: {reason}") from error
+        raise ImageError(f"{name}: cannot be read as an image: {reason}") from error
     image.info["frames"] = frames
     return image
 
@@ -132,7 +132,7 @@ def _check_depth(stream: BinaryIO) -> None:
 
 def _count_frames(image: Image.Image) -> int | None:
     """How many frames there are, None if they cannot be counted."""
-    if image.format == "PSD":  # has layers, which are parts of one picture
+    if image.format == "PSD":  # has layers, which are parts of one image
         return 1
     try:
         return getattr(image, "n_frames", 1) or None
@@ -171,7 +171,7 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int] | None, warn: C
         if len(background) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in background):
             raise ImageError(f"background {background} is not allowed; allowed: three integers from 0 to 255")
     if 0 in image.size:
-        raise ImageError(f"picture of {image.width}x{image.height} pixels is not allowed; allowed: from 1x1")
+        raise ImageError(f"image of {image.width}x{image.height} pixels is not allowed; allowed: from 1x1")
     profile, gamma = image.info.get("icc_profile"), image.info.get("gamma")
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = _grey16_to_8(image)
@@ -192,7 +192,7 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int] | None, warn: C
         warn(f"gamma of {gamma:g} is not applied, the pixels are taken for sRGB")
     if alpha is not None and alpha.getextrema() != (255, 255):
         if background is None:
-            raise ImageError("picture has transparent pixels; allowed: opaque ones, or a background to lay them on")
+            raise ImageError("image has transparent pixels; allowed: opaque ones, or a background to lay them on")
         rgb.putalpha(alpha)
         rgb = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), rgb).convert("RGB")
     for key in ("icc_profile", "gamma", "transparency"):  # of the pixels as they were
@@ -297,7 +297,7 @@ def _grey16_to_8(image: Image.Image) -> Image.Image:
 def to_tensor(
     image: Image.Image | np.ndarray | torch.Tensor, background: tuple[int, int, int] | None = None
 ) -> torch.Tensor:
-    """Convert one picture to a float32 tensor (1, 3, H, W) in [-1, 1].
+    """Convert one image to a float32 tensor (1, 3, H, W) in [-1, 1].
 
     Args:
         image: a PIL image; a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or a tensor (3, H, W) or
@@ -305,7 +305,7 @@ def to_tensor(
         background: see `to_rgb`.
 
     Raises:
-        ImageError: if the shape, type or values are not as above, or `to_rgb` refuses the picture.
+        ImageError: if the shape, type or values are not as above, or `to_rgb` refuses the image.
     """
     import torch
 
@@ -314,7 +314,7 @@ def to_tensor(
     if isinstance(image, np.ndarray):
         image = _array_to_pil(image)
     if not isinstance(image, Image.Image):
-        raise ImageError(f"picture of type {type(image).__name__} is not allowed; allowed: PIL image, array, tensor")
+        raise ImageError(f"image of type {type(image).__name__} is not allowed; allowed: PIL image, array, tensor")
     pixels = torch.from_numpy(np.array(to_rgb(image, background))).permute(2, 0, 1)[None]
     return (pixels.float() / 127.5 - 1).contiguous()
 
@@ -365,7 +365,7 @@ def to_pil(pixels: torch.Tensor, truncate: bool = False) -> Image.Image:
 
 
 def scan_images(folder: str | Path, recursive: bool = True) -> Listing:
-    """The picture files of a folder, by `image_suffixes`, and what else it holds; see `oscar.utils.files.list_folder`.
+    """The image files of a folder, by `image_suffixes`, and what else it holds; see `oscar.utils.files.list_folder`.
 
     Raises:
         ImageError: if there is no such folder.
@@ -377,7 +377,7 @@ def scan_images(folder: str | Path, recursive: bool = True) -> Listing:
 
 
 def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
-    """The sorted paths of the picture files of a folder.
+    """The sorted paths of the image files of a folder.
 
     Raises:
         ImageError: if there is no such folder, or one in it cannot be read.
@@ -394,5 +394,5 @@ def as_batch(image: Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
     batch = to_tensor(image)
     height, width = batch.shape[-2:]
     if max(height, width) > MAX_SIDE:
-        raise ImageError(f"picture of {width}x{height} pixels is not allowed; allowed: {MAX_SIDE} a side")
+        raise ImageError(f"image of {width}x{height} pixels is not allowed; allowed: {MAX_SIDE} a side")
     return batch

@@ -1,15 +1,15 @@
 """Latents of training crops on disk, made once by a frozen VAE, so that later epochs skip it.
 
     FOLDER/index.json                 how the latents were made: `LatentIndex`
-    FOLDER/pictures.json              names of the pictures, in their order
+    FOLDER/pictures.json              names of the images, in their order
     FOLDER/latents-00000.safetensors  a shard: `latent` (n, C, h, w), scaled posterior modes as `Backbone.encode` gives
-                                      them, and `picture` (n,), the number of the picture that each was cut from
+                                      them, and `picture` (n,), the number of the image that each was cut from
 
-A picture has `crops` latents, of as many crops drawn and turned as in training. Augmentation is done on pixels, since
+An image has `crops` latents, of as many crops drawn and turned as in training. Augmentation is done on pixels, since
 the latent of a flipped crop is not the flipped latent; a run longer than `crops` epochs sees the same ones again. Crop
-e of a picture is the very one that a run from pictures with the same seed cuts in its epoch e.
+e of an image is the very one that a run from images with the same seed cuts in its epoch e.
 
-A shard holds all crops of `shard_pictures` consecutive pictures and is written whole or not at all; a cache is complete
+A shard holds all crops of `shard_pictures` consecutive images and is written whole or not at all; a cache is complete
 when every shard exists.
 """
 
@@ -49,7 +49,7 @@ class LatentIndex:
     vae: str
     """SHA-256 of the VAE's encoder half, `vae_hash`"""
     crops: int
-    """latents per picture"""
+    """latents per image"""
     pictures: int
     count: int
     """latents in all"""
@@ -68,7 +68,7 @@ class LatentIndex:
         return -(-self.pictures // self.shard_pictures)
 
     def members(self, shard: int) -> range:
-        """The pictures of a shard."""
+        """The images of a shard."""
         first = shard * self.shard_pictures
         return range(first, min(first + self.shard_pictures, self.pictures))
 
@@ -119,7 +119,7 @@ def vae_hash(backbone: Backbone) -> str:
 
 
 def check_latents(data: DataConfig, backbone: Backbone) -> None:
-    """Refuse cached latents that a run on pictures with this configuration would not have seen.
+    """Refuse cached latents that a run on images with this configuration would not have seen.
 
     Args:
         data: names the latents, and the crop and augmentation that they must have.
@@ -144,9 +144,9 @@ def check_latents(data: DataConfig, backbone: Backbone) -> None:
 
 
 class LatentDataset(Dataset):
-    """Cached latents under the numbers of their pictures; a drop-in for `PhotoDataset`.
+    """Cached latents under the numbers of their images; a drop-in for `PhotoDataset`.
 
-    In epoch e of a run, picture p gives its crop number e modulo `crops`. Files are opened for each latent, so that
+    In epoch e of a run, image p gives its crop number e modulo `crops`. Files are opened for each latent, so that
     workers share nothing.
 
     Args:
@@ -154,7 +154,7 @@ class LatentDataset(Dataset):
 
     Attributes:
         index: how the latents were made.
-        paths: names of the pictures.
+        paths: names of the images.
 
     Raises:
         ValueError: if the cache is not complete or cannot be read.
@@ -181,18 +181,18 @@ class LatentDataset(Dataset):
         """One latent.
 
         Args:
-            key: (picture, sample number), or a picture alone, whose first crop it then is.
+            key: (image, sample number), or an image alone, whose first crop it then is.
 
         Returns:
-            `latent`, float32 (C, h, w), and `index`, the picture it was cut from.
+            `latent`, float32 (C, h, w), and `index`, the image it was cut from.
 
         Raises:
             ValueError: naming the shard, if it is damaged.
         """
-        picture, number = (key, key) if isinstance(key, int | np.integer) else key
-        if not 0 <= picture < len(self):
-            raise IndexError(f"picture {picture} does not exist; there are {len(self)}")
-        shard, place = divmod(int(picture), self.index.shard_pictures)
+        image, number = (key, key) if isinstance(key, int | np.integer) else key
+        if not 0 <= image < len(self):
+            raise IndexError(f"image {image} does not exist; there are {len(self)}")
+        shard, place = divmod(int(image), self.index.shard_pictures)
         row = place * self.index.crops + int(number) // len(self) % self.index.crops
         path = shard_path(self.folder, shard)
         try:

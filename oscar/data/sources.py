@@ -1,6 +1,6 @@
-"""Where training pictures come from: folders, text lists, WebDataset shards and Hugging Face data sets.
+"""Where training images come from: folders, text lists, WebDataset shards and Hugging Face data sets.
 
-Every kind gives random access, so that an epoch is a permutation of all pictures, whatever they lie in. They are
+Every kind gives random access, so that an epoch is a permutation of all images, whatever they lie in. They are
 numbered root by root, in this order:
 
     folder                  by path, searched recursively
@@ -36,8 +36,8 @@ LIST_SUFFIXES = (".txt", ".lst")
 
 
 @dataclass(frozen=True)
-class ShardPicture:
-    """A picture within an uncompressed tar; `str` names shard and member."""
+class ShardImage:
+    """An image within an uncompressed tar; `str` names shard and member."""
 
     shard: Path
     name: str
@@ -54,8 +54,8 @@ class ShardPicture:
 
 
 @dataclass(frozen=True)
-class RowPicture:
-    """A picture in a row of a Hugging Face data set; `str` names data set, row and, where there is one, the file."""
+class RowImage:
+    """An image in a row of a Hugging Face data set; `str` names data set, row and, where there is one, the file."""
 
     root: str
     table: datasets.Dataset
@@ -73,30 +73,30 @@ class RowPicture:
         return f"{self.root} row {self.row}" + (f" ({self.path})" if self.path else "")
 
 
-Picture = Path | ShardPicture | RowPicture
+ImageSource = Path | ShardImage | RowImage
 
 
-def read_picture(picture: Picture) -> Image.Image:
-    """The picture as 8-bit RGB, upright.
+def open_source(image: ImageSource) -> Image.Image:
+    """The image as 8-bit RGB, upright.
 
     Raises:
-        ImageError: in one line that names it, if it is not a whole and readable picture or has transparent pixels.
+        ImageError: in one line that names it, if it is not a whole and readable image or has transparent pixels.
     """
-    if isinstance(picture, Path):
-        return read_image(picture)
+    if isinstance(image, Path):
+        return read_image(image)
     try:
-        stream = picture.open()
+        stream = image.open()
     except Exception as error:  # of the shard, of the table, or of a file that a row names
-        raise ImageError(f"{picture}: cannot be read as a picture: {first_line(error)}") from error
+        raise ImageError(f"{image}: cannot be read as an image: {first_line(error)}") from error
     with stream:
-        return read_image(stream, name=str(picture))
+        return read_image(stream, name=str(image))
 
 
-def find_pictures(root: str | Path) -> list[Picture]:
-    """The pictures of one root; of which kind it is follows from its name.
+def find_images(root: str | Path) -> list[ImageSource]:
+    """The images of one root; of which kind it is follows from its name.
 
     Raises:
-        ValueError: if the root, or something that it names, does not exist, or there is no picture.
+        ValueError: if the root, or something that it names, does not exist, or there is no image.
     """
     if str(root).startswith(HUB):
         found = _read_hub(str(root))
@@ -109,7 +109,7 @@ def find_pictures(root: str | Path) -> list[Picture]:
             itertools.chain.from_iterable(of_shard[path] if path in of_shard else _read_path(path) for path in paths)
         )
     if not found:
-        raise ValueError(f"{root} holds no picture")
+        raise ValueError(f"{root} holds no image")
     return found
 
 
@@ -122,33 +122,33 @@ def _read_path(path: Path) -> list[Path]:
 
 
 def _read_list(path: Path) -> list[Path]:
-    pictures = []
+    images = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         name = line.strip()
         if name and not name.startswith("#"):
-            pictures.append(path.parent / name)
-            if not pictures[-1].is_file():
-                raise ValueError(f"{path} line {number}: no picture {name}")
-    return pictures
+            images.append(path.parent / name)
+            if not images[-1].is_file():
+                raise ValueError(f"{path} line {number}: no image {name}")
+    return images
 
 
-def _read_shard(path: Path) -> list[ShardPicture]:
-    """The members with a picture's extension; what follows a damaged place is logged and left out."""
-    pictures, suffixes = [], image_suffixes()
+def _read_shard(path: Path) -> list[ShardImage]:
+    """The members with an image's extension; what follows a damaged place is logged and left out."""
+    images, suffixes = [], image_suffixes()
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 name = Path(member.name)
                 if member.isreg() and name.suffix.lower() in suffixes and not name.name.startswith("."):
-                    pictures.append(ShardPicture(path, member.name, member.offset_data, member.size))
+                    images.append(ShardImage(path, member.name, member.offset_data, member.size))
     except (tarfile.TarError, OSError) as error:
-        after = f"the rest of it, after {len(pictures)} pictures," if pictures else "shard"
+        after = f"the rest of it, after {len(images)} images," if images else "shard"
         logger.warning("%s left out: %s: not a whole uncompressed tar: %s", after, path, first_line(error))
-    return pictures
+    return images
 
 
-def _read_hub(root: str) -> list[RowPicture]:
-    """The rows of hf:DATASET[#SPLIT], a hub id or a folder of pictures or Parquet files; without a split, of train."""
+def _read_hub(root: str) -> list[RowImage]:
+    """The rows of hf:DATASET[#SPLIT], a hub id or a folder of images or Parquet files; without a split, of train."""
     try:
         import datasets
     except ImportError:
@@ -158,11 +158,11 @@ def _read_hub(root: str) -> list[RowPicture]:
         table = datasets.load_dataset(source, split=split or "train")
         column = _image_column(table)
         table = table.select_columns(column).cast_column(column, datasets.Image(decode=False))
-        # of the table itself, so that no picture is read for the names
+        # of the table itself, so that no image is read for the names
         paths = [path for chunk in table.data.column(column).chunks for path in chunk.field("path").to_pylist()]
     except Exception as error:  # the library and its builders raise many kinds
         raise ValueError(f"{root} cannot be read as a Hugging Face data set: {first_line(error)}") from None
-    return [RowPicture(root, table, row, path) for row, path in enumerate(paths)]
+    return [RowImage(root, table, row, path) for row, path in enumerate(paths)]
 
 
 def _image_column(table: datasets.Dataset) -> str:
@@ -173,4 +173,4 @@ def _image_column(table: datasets.Dataset) -> str:
             return name
     if "image" in table.features:  # Parquet files from elsewhere, with bytes or paths
         return "image"
-    raise ValueError(f"no column of pictures among {', '.join(table.column_names)}")
+    raise ValueError(f"no column of images among {', '.join(table.column_names)}")

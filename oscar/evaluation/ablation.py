@@ -1,7 +1,7 @@
 """Which timestep serves a rate best: any set of mappings, and a sweep, over one checkpoint.
 
     OUTPUT/rates/<rate>/    the evaluation of each rate, whose points are timesteps (`oscar.evaluation.evaluate`)
-    OUTPUT/sweep.csv        all rows: image, rate, timestep (-1: the picture's own), rates in bpp, metrics
+    OUTPUT/sweep.csv        all rows: image, rate, timestep (-1: the image's own), rates in bpp, metrics
     OUTPUT/tables/          side_by_side_<metric>, mappings_<metric>, timesteps: CSV, Markdown, LaTeX
     OUTPUT/plots/           quality against timestep, a panel for each rate: PDF, SVG, PNG
 
@@ -27,7 +27,7 @@ from oscar.bitstream import Container
 from oscar.bottlenecks.vq import need_rates
 from oscar.checkpoint import content_hash
 from oscar.codec import OscarCodec
-from oscar.data.folders import find_pictures
+from oscar.data.folders import find_images
 from oscar.data.images import to_pil, to_tensor
 from oscar.evaluation.calibration import by_bpp, calibrate
 from oscar.evaluation.curves import metric_title
@@ -37,7 +37,7 @@ from oscar.inference.load import load
 from oscar.metrics.image import METRICS, MetricSet
 from oscar.rates import RatePoint
 from oscar.timesteps import TimestepMapping, mapping_from_config, read_calibration
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 from oscar.utils.tables import Table
 
 if TYPE_CHECKING:
@@ -45,17 +45,17 @@ if TYPE_CHECKING:
 
 
 class _Coded(NamedTuple):
-    """A picture at one rate, encoded once for all timesteps."""
+    """An image at one rate, encoded once for all timesteps."""
 
     data: bytes
-    data_own: bytes  # with the byte that says the picture's own timestep
+    data_own: bytes  # with the byte that says the image's own timestep
     own: int
     z_hat: Tensor
     seconds: float
 
 
 class TimestepCodec(ImageCodec):
-    """OSCAR at one rate, decoded at any timestep: its points. `OWN` is the picture's own, one byte more of file.
+    """OSCAR at one rate, decoded at any timestep: its points. `OWN` is the image's own, one byte more of file.
 
     Args:
         codec: the codec, in evaluation mode; its own mapping is not looked at.
@@ -105,7 +105,7 @@ class TimestepCodec(ImageCodec):
 
     @torch.inference_mode()
     def round_trip(self, image: Image.Image, point: float) -> RoundTrip:
-        """Encode a picture, unless it was the last one too, and decode it at a timestep."""
+        """Encode an image, unless it was the last one too, and decode it at a timestep."""
         coded = self._encode(image)
         start = time.perf_counter()
         x0 = self.codec.denoiser(coded.z_hat, coded.own if point == OWN else _plain(point))
@@ -139,17 +139,17 @@ def ablate_config(config: AblateTimestepsConfig) -> pd.DataFrame:
     """Run the ablation of a configuration, with progress, and write tables and plots; returns the choices.
 
     Raises:
-        ValueError: for an unknown model, mapping, metric or rate, or a folder without pictures.
+        ValueError: for an unknown model, mapping, metric or rate, or a folder without images.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     sets = [name for name in config.metrics.names if name in METRICS and METRICS[name].kind == "set"]
     if sets:
-        raise EvaluationError(f"metrics.names has {sets[0]}, which has no value per picture; allowed: those that do")
+        raise EvaluationError(f"metrics.names has {sets[0]}, which has no value per image; allowed: those that do")
     metrics = MetricSet(
         config.metrics.names, config.device, files=config.metrics.files, download=config.metrics.download
     )
-    paths = find_pictures(config.data.images)[: config.data.limit]
+    paths = find_images(config.data.images)[: config.data.limit]
     codec = load(config.model, config.device, torch.float32)
     need_rates(codec.bottleneck, "the ablation")
     parse = codec.bottleneck.parse
@@ -170,16 +170,16 @@ def ablate_config(config: AblateTimestepsConfig) -> pd.DataFrame:
         asdict(config),
         content_hash(config.model),
     )
-    write_whole(output / "sweep.csv", rows.to_csv(index=False).encode())
+    atomic_write(output / "sweep.csv", rows.to_csv(index=False).encode())
     names = [name for name in metrics.names if name in rows]
     choices = choose(rows, rates, mappings, names, own)
     for table in make_tables(choices, mappings, names):
         table.write(output / "tables")
         if table.name.startswith("side_by_side"):
             print(table.to_markdown())
-    pictures = rows["image"].nunique()
+    images = rows["image"].nunique()
     for name in names:
-        plot_ablation(output / "plots" / f"sweep_{name.replace('+', '_plus')}", rows, choices, name, pictures)
+        plot_ablation(output / "plots" / f"sweep_{name.replace('+', '_plus')}", rows, choices, name, images)
     for what in ("sweep.csv", "tables", "plots"):
         print(f"{what}: {output / what}")
     return choices
@@ -193,7 +193,7 @@ def make_mappings(
     Returns:
         The mappings, and the calibration's `pictures` if there was one: per_image needs one too.
     """
-    pictures = None
+    images = None
     measured: dict[str, TimestepMapping] = {}
     resolved = {name: read_calibration(config) for name, config in configs.items()}
     missing = [
@@ -202,10 +202,10 @@ def make_mappings(
         if config.get("kind") in ("cosine", "snr") and config.get("values") is None
     ]
     others = {name: mapping_from_config(config) for name, config in resolved.items() if name not in missing}
-    if missing or any(mapping.per_picture for mapping in others.values()):
+    if missing or any(mapping.per_image for mapping in others.values()):
         calibration = calibrate(codec, paths)
-        pictures, measured = calibration.pictures, calibration.mappings
-    return {name: others[name] if name in others else measured[resolved[name]["kind"]] for name in configs}, pictures
+        images, measured = calibration.pictures, calibration.mappings
+    return {name: others[name] if name in others else measured[resolved[name]["kind"]] for name in configs}, images
 
 
 def sweep(
@@ -220,10 +220,10 @@ def sweep(
     config: dict | None = None,
     content: str | None = None,
 ) -> pd.DataFrame:
-    """Score every picture and rate at each timestep of the sweep and of a mapping; goes on where it stopped.
+    """Score every image and rate at each timestep of the sweep and of a mapping; goes on where it stopped.
 
     Returns:
-        The rows: image, rate, timestep (`OWN` for the picture's own), nominal_bpp, actual_bpp, and the metrics.
+        The rows: image, rate, timestep (`OWN` for the image's own), nominal_bpp, actual_bpp, and the metrics.
     """
     frames = []
     for rate in rates:
@@ -239,7 +239,7 @@ def sweep(
 
 
 def _point(mapping: TimestepMapping, rate: RatePoint) -> float:
-    return OWN if mapping.per_picture else float(mapping(rate))
+    return OWN if mapping.per_image else float(mapping(rate))
 
 
 def choose(
@@ -258,9 +258,9 @@ def choose(
         own: of `make_mappings`, for the mean of the pictures' own timesteps.
 
     Returns:
-        Columns rate, mapping, timestep (the mean under per_image), actual_bpp and metrics (means over pictures); with a
+        Columns rate, mapping, timestep (the mean under per_image), actual_bpp and metrics (means over images); with a
         row for each rate and mapping, and one for each rate and metric whose mapping is `best` and whose other metrics
-        are missing. The best is the best mean over pictures among one timestep for all of them.
+        are missing. The best is the best mean over images among one timestep for all of them.
     """
     means = rows.groupby(["rate", "timestep"])[["actual_bpp", *metrics]].mean()
     result = []
@@ -295,7 +295,7 @@ def make_tables(choices: pd.DataFrame, mappings: Mapping[str, TimestepMapping], 
     tables = [
         Table(
             "timesteps",
-            "Timestep of each mapping by rate; of per_image the mean over pictures.",
+            "Timestep of each mapping by rate; of per_image the mean over images.",
             _with_rate(timesteps),
             _titles(names),
             dict.fromkeys(names, "{:.0f}".format),
@@ -308,7 +308,7 @@ def make_tables(choices: pd.DataFrame, mappings: Mapping[str, TimestepMapping], 
         with_mean = pd.concat([values, values.mean().to_frame("mean").T])
         shown = dict.fromkeys([*names, BEST], f"{{:.{digits}f}}".format)
         note = (
-            "best: of all timesteps tried the one with the best mean, chosen on these pictures; cosine and snr are "
+            "best: of all timesteps tried the one with the best mean, chosen on these images; cosine and snr are "
             "measured on them too, unless a calibration file is named."
         )
         tables.append(

@@ -2,11 +2,11 @@
 
     OUTPUT/calibration.json     per rate, with where it comes from, and the mappings that follow (`read_calibration`)
     OUTPUT/calibration.csv      per rate
-    OUTPUT/pictures.csv         per picture and rate, of which the others are means
+    OUTPUT/pictures.csv         per image and rate, of which the others are means
     OUTPUT/calibration.pdf      measured cosine against sqrt(alpha_bar_t), and the timesteps; also as SVG and PNG
 
 The paper takes the decoder's rescaled latent y for a noisy one, y = sqrt(alpha_bar_t) z0 + sqrt(1 - alpha_bar_t) noise
-(section 3.1). Here y is split, in each channel of each picture, into its part along z0 and a residual orthogonal to it.
+(section 3.1). Here y is split, in each channel of each image, into its part along z0 and a residual orthogonal to it.
 If the residual is the noise of timestep t, the cosine of y and z0 is sqrt(alpha_bar_t), the residual's share of y's
 power is 1 - alpha_bar_t, and the residual is Gaussian and does not depend on z0.
 """
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from oscar.bottlenecks.vq import need_rates, rescale
 from oscar.codec import OscarCodec
-from oscar.data.folders import find_pictures
+from oscar.data.folders import find_images
 from oscar.data.images import ImageError, read_image, to_tensor
 from oscar.diffusion import channel_cosine
 from oscar.evaluation.evaluate import EvaluationError
@@ -37,7 +37,7 @@ from oscar.rates import RatePoint
 from oscar.timesteps import CalibratedMapping, TimestepMapping
 from oscar.utils.environment import describe_environment
 from oscar.utils.errors import first_line
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 from oscar.utils.strict_json import write_json
 
 if TYPE_CHECKING:
@@ -51,10 +51,10 @@ class Calibration:
     """What was measured.
 
     Attributes:
-        pictures: a row per picture and rate: image, rate, and the columns of `measure`.
+        images: a row per image and rate: image, rate, and the columns of `measure`.
         rates: a row per rate, by bits per pixel: see `summarise`.
         mappings: `cosine` and `snr`, which follow.
-        failed: pictures that could not be read, with the reason.
+        failed: images that could not be read, with the reason.
     """
 
     pictures: pd.DataFrame
@@ -67,19 +67,19 @@ def calibrate_config(config: CalibrateTimestepsConfig) -> Calibration:
     """Run the calibration of a configuration, with progress, and write its results.
 
     Raises:
-        ValueError: for an unknown model, a folder without pictures, or a folder to save to that is no checkpoint.
+        ValueError: for an unknown model, a folder without images, or a folder to save to that is no checkpoint.
     """
     from oscar.evaluation.timestep_plots import plot_calibration
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    paths = find_pictures(config.data.images)[: config.data.limit]
+    paths = find_images(config.data.images)[: config.data.limit]
     codec = OscarCodec.from_pretrained(config.model).eval().requires_grad_(False).to(config.device)
     calibration = calibrate(codec, paths)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     for name, frame in (("pictures", calibration.pictures), ("calibration", calibration.rates)):
-        write_whole(output / f"{name}.csv", frame.to_csv(index=False).encode())
+        atomic_write(output / f"{name}.csv", frame.to_csv(index=False).encode())
     record = {
         "mappings": {name: mapping.to_config() for name, mapping in calibration.mappings.items()},
         "rates": calibration.rates.astype(object).where(calibration.rates.notna(), None).to_dict("records"),
@@ -105,7 +105,7 @@ def calibrate_config(config: CalibrateTimestepsConfig) -> Calibration:
 
 
 def calibrate(codec: OscarCodec, paths: Sequence[Path], progress: bool = True) -> Calibration:
-    """Measure every rate of a codec on whole pictures; one that cannot be read costs a line on stderr.
+    """Measure every rate of a codec on whole images; one that cannot be read costs a line on stderr.
 
     Raises:
         EvaluationError: if none can be read.
@@ -127,19 +127,19 @@ def calibrate(codec: OscarCodec, paths: Sequence[Path], progress: bool = True) -
         rates = by_bpp(codec.bottleneck.rates)
         rows += [{"image": name, "rate": rate.bpp, **measure(codec, batch, rate)} for rate in rates]
     if not rows:
-        raise EvaluationError(f"none of the {len(paths)} pictures can be read: {next(iter(failed.values()))}")
-    pictures = pd.DataFrame(rows)
-    rates, mappings = summarise(codec, pictures)
-    return Calibration(pictures, rates, mappings, failed)
+        raise EvaluationError(f"none of the {len(paths)} images can be read: {next(iter(failed.values()))}")
+    images = pd.DataFrame(rows)
+    rates, mappings = summarise(codec, images)
+    return Calibration(images, rates, mappings, failed)
 
 
 @torch.inference_mode()
 def measure(codec: OscarCodec, batch: Tensor, rate: RatePoint) -> dict[str, float]:
-    """Compare one picture's quantised and original latents.
+    """Compare one image's quantised and original latents.
 
     Args:
         codec: the codec.
-        batch: the picture (1, 3, H, W) in [-1, 1].
+        batch: the image (1, 3, H, W) in [-1, 1].
         rate: one of the codec's rate points.
 
     Returns:
@@ -148,7 +148,7 @@ def measure(codec: OscarCodec, batch: Tensor, rate: RatePoint) -> dict[str, floa
         standardised, `skewness`, `excess_kurtosis` and `ks_distance` (Kolmogorov-Smirnov, to the standard normal);
         `correlation` of z0 with what is left of the rescaled latent at the codec's own timestep (0 if that fits, below
         if the timestep is too low), and `magnitude_correlation` of the residual's and z0's absolute values; also
-        `timestep`, the picture's own (mapping `per_image`).
+        `timestep`, the image's own (mapping `per_image`).
     """
     encoded = codec.quantise(codec.encode_latent(batch, rate), rate)
     z_hat = codec.bottleneck.at(rate).decode(encoded.symbols.indices).contiguous()
@@ -157,7 +157,7 @@ def measure(codec: OscarCodec, batch: Tensor, rate: RatePoint) -> dict[str, floa
     noisy = rescale(z_hat, encoded.symbols.rms)[0].flatten(1).double()
     signal = _dot(noisy, latent) / _dot(latent, latent).clamp_min(_TINY) * latent
     residual = noisy - signal
-    timestep = own if codec.mapping.per_picture else codec.mapping(rate)
+    timestep = own if codec.mapping.per_image else codec.mapping(rate)
     rest = noisy - codec.backbone.schedule.alpha_bar(timestep).sqrt().double() * latent
     shape = _standardise(residual)
     columns = {
@@ -183,16 +183,16 @@ def normal_distance(values: Tensor) -> Tensor:
     return torch.maximum((above - expected).amax(dim=1), (expected - above).amax(dim=1) + 1 / count)
 
 
-def summarise(codec: OscarCodec, pictures: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, CalibratedMapping]]:
-    """Means over pictures, and the timesteps that follow.
+def summarise(codec: OscarCodec, images: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, CalibratedMapping]]:
+    """Means over images, and the timesteps that follow.
 
     Returns:
-        The frame: rate, pictures, cosine and cosine_std over pictures, cosine_position, residual_variance (the share of
-        residual in the power of all pictures), skewness, excess_kurtosis, ks_distance, correlation,
+        The frame: rate, images, cosine and cosine_std over images, cosine_position, residual_variance (the share of
+        residual in the power of all images), skewness, excess_kurtosis, ks_distance, correlation,
         magnitude_correlation; timesteps: of the paper's table, the codec's own mapping, `cosine`, `snr`, and mean and
         standard deviation of the pictures' own (per_image). And the mappings `cosine` and `snr`.
     """
-    groups = pictures.groupby("rate")
+    groups = images.groupby("rate")
     means = groups.mean(numeric_only=True)
     rates = by_bpp(codec.bottleneck.rates)
     share = means["residual_power"] / (means["residual_power"] + means["signal_power"])
@@ -228,7 +228,7 @@ def summarise(codec: OscarCodec, pictures: pd.DataFrame) -> tuple[pd.DataFrame, 
 
 
 def _of_rate(mapping: TimestepMapping, rate: RatePoint) -> float | None:
-    return None if mapping.per_picture else mapping(rate)
+    return None if mapping.per_image else mapping(rate)
 
 
 def by_bpp(rates: Iterable[RatePoint]) -> list[RatePoint]:

@@ -30,13 +30,13 @@ class OscarImageCodec(ImageCodec):
     """OSCAR as a codec under evaluation; its points are those of the bottleneck: the nominal bpp of the model's rates,
     with a hyperprior qualities from 0 to 1.
 
-    Protocol `bitstream` writes and reads real files of pictures of any size. Protocol `paper` is the published
+    Protocol `bitstream` writes and reads real files of images of any size. Protocol `paper` is the published
     evaluation: the image is resized (`paper_size`, Lanczos), the latent is a sample, the decoder gets the original
     latent's norms, no file is written, pixels are truncated to 8 bits, and the result is scored against the resized
     image. Its rate is the nominal one.
 
     nominal_bpp is the rate's name, as the paper prints it; estimated_bpp is the ideal code length of the indices under
-    the model's frequency tables, or context models, over the coded picture's pixels; where there is a file, its header
+    the model's frequency tables, or context models, over the coded image's pixels; where there is a file, its header
     and norms, whose length is known, are included, and for a hyperprior the mean of rANS's final state. A model with a
     hyperprior has no nominal rate.
 
@@ -88,7 +88,7 @@ class OscarImageCodec(ImageCodec):
         return self.codec.find_point(point).value
 
     def encode(self, image: Image.Image, point: float) -> Encoded:
-        """Compress an RGB picture to an `.oscar` file.
+        """Compress an RGB image to an `.oscar` file.
 
         Raises:
             ValueError: for a rate that the model does not have, or in protocol `paper`, which writes no files.
@@ -102,7 +102,7 @@ class OscarImageCodec(ImageCodec):
         return self.codec.decompress(data)
 
     def round_trip(self, image: Image.Image, point: float) -> RoundTrip:
-        """Encode an RGB picture and decode it again, timed; what only measures the file is not counted."""
+        """Encode an RGB image and decode it again, timed; what only measures the file is not counted."""
         if self.protocol == "paper":
             return self._paper_round_trip(image, point)
         start = time.perf_counter()

@@ -21,16 +21,16 @@ METRICS = ("psnr", "ms_ssim")
 
 @torch.inference_mode()
 def compare(
-    codec: OscarCodec, name: str, picture: Image.Image, rate: RatePoint, efforts: Sequence[int], metrics: MetricSet
+    codec: OscarCodec, name: str, image: Image.Image, rate: RatePoint, efforts: Sequence[int], metrics: MetricSet
 ) -> Iterator[dict]:
-    """Rows of one picture at one rate, one per effort.
+    """Rows of one image at one rate, one per effort.
 
     Yields:
         image, width, height, rate, effort, nominal_bytes (indices at log2 K bits each), for each coding its file's
-        length, as packed_bytes, and its payload's, as packed_payload; with metrics, those of the decoded picture.
+        length, as packed_bytes, and its payload's, as packed_payload; with metrics, those of the decoded image.
         A file of a coding is the shortest that this coding and older ones can make.
     """
-    latent, (width, height) = codec.encode_latent(to_tensor(picture), rate), picture.size
+    latent, (width, height) = codec.encode_latent(to_tensor(image), rate), image.size
     for effort in efforts:
         chosen = codec.quantise(latent, rate, effort)
         row = {
@@ -49,7 +49,7 @@ def compare(
                 raise RuntimeError(f"{name}: rate {rate.bpp:.4f}: coding {coding.name.lower()} lost indices")
             row |= {f"{coding.name.lower()}_bytes": len(data), f"{coding.name.lower()}_payload": len(container.payload)}
         if metrics.names:
-            row |= metrics.score(picture, to_pil(codec.decompress_tensor([data])[0]))
+            row |= metrics.score(image, to_pil(codec.decompress_tensor([data])[0]))
         yield row
 
 
@@ -76,7 +76,7 @@ def codings_table(rows: pd.DataFrame) -> Table:
     }
     caption = (
         "Indices in files, without headers: mean bytes of the payload by coding, each the shortest of those up "
-        f"to it. Savings are of the nominal length; {rows['image'].nunique()} pictures."
+        f"to it. Savings are of the nominal length; {rows['image'].nunique()} images."
     )
     return Table("codings", caption, frame, titles, formats)
 
@@ -99,5 +99,5 @@ def efforts_table(rows: pd.DataFrame) -> Table:
         **dict.fromkeys(changes, "{:+.4f}".format),
     }
     count = rows["image"].nunique()
-    caption = f"Whole files by effort, and metrics beside those at effort 0; means over {count} pictures."
+    caption = f"Whole files by effort, and metrics beside those at effort 0; means over {count} images."
     return Table("efforts", caption, frame, titles, formats)

@@ -1,4 +1,4 @@
-"""Rate-distortion curves: means over pictures, Bjontegaard deltas between them, and published ones to compare with.
+"""Rate-distortion curves: means over images, Bjontegaard deltas between them, and published ones to compare with.
 
 BD-rate is the mean difference in rate at equal quality, in percent: log10(rate) is interpolated over quality and the
 difference integrated over the range of quality that both curves reach, all by the `bjontegaard` package. Interpolation
@@ -56,7 +56,7 @@ class BDDelta:
 
 
 def mean_curve(rows: pd.DataFrame, metric: str, rate: str = "actual_bpp") -> pd.DataFrame:
-    """The curve of a data set: rate and metric averaged over pictures at each point.
+    """The curve of a data set: rate and metric averaged over images at each point.
 
     Args:
         rows: of one codec, as `oscar.evaluation.evaluate` gives them.
@@ -64,7 +64,7 @@ def mean_curve(rows: pd.DataFrame, metric: str, rate: str = "actual_bpp") -> pd.
         rate: column; `nominal_bpp` where no files were written.
 
     Returns:
-        Columns point, bpp, value and pictures, in the order of rate; points without a value are left out.
+        Columns point, bpp, value and images, in the order of rate; points without a value are left out.
     """
     table = rows[["point", rate, metric]].dropna()
     curve = table.groupby("point").agg(bpp=(rate, "mean"), value=(metric, "mean"), pictures=(metric, "size"))
@@ -138,7 +138,7 @@ def bd_table(
 
     Returns:
         One row per test, anchor and metric: codec, label, protocol, anchor, anchor_label, metric, the fields of
-        `BDDelta` for the mean curves, and mean_of_pictures_percent, the mean of the BD-rates of single pictures, over
+        `BDDelta` for the mean curves, and mean_of_pictures_percent, the mean of the BD-rates of single images, over
         those `bd_pictures` of all `pictures` that have one. Codecs without files enter with their nominal rate.
     """
     result = []
@@ -225,7 +225,7 @@ def published_curves(dataset: str | None, protocol: str = "bitstream") -> pd.Dat
     """What to draw beside curves measured on a data set under a protocol.
 
     Args:
-        dataset: one of `DATASETS`; None gives no curve, since figures of other pictures do not compare.
+        dataset: one of `DATASETS`; None gives no curve, since figures of other images do not compare.
         protocol: beside `paper` stand the paper's own curves, which were measured so; beside `bitstream` those of its
             rivals, whose rates are of files.
     """

@@ -1,12 +1,12 @@
-"""Evaluation of one codec: one row per picture and operating point, over several processes, resumed where it stopped.
+"""Evaluation of one codec: one row per image and operating point, over several processes, resumed where it stopped.
 
-    OUTPUT/results.csv, results.parquet     the rows, sorted by picture and point
-    OUTPUT/results.json                     where they come from: codec, pictures left out, commit, versions, hardware
-    OUTPUT/images/, files/                  decoded pictures and files, where they are kept
+    OUTPUT/results.csv, results.parquet     the rows, sorted by image and point
+    OUTPUT/results.json                     where they come from: codec, images left out, commit, versions, hardware
+    OUTPUT/images/, files/                  decoded images and files, where they are kept
     OUTPUT/rows/                            what is done so far: run.json and a list of rows per process
-    OUTPUT/features/                        features of set metrics (FID, KID), per picture and point
+    OUTPUT/features/                        features of set metrics (FID, KID), per image and point
 
-Every row is on disk before the next picture is touched, and a pair of picture and point that has one is never scored
+Every row is on disk before the next image is touched, and a pair of image and point that has one is never scored
 again. Tables are merged from the rows by the main process when all are done, whoever scored them and in which order.
 """
 
@@ -31,7 +31,7 @@ from oscar.data.images import ImageError, list_images, read_image, srgb_mark
 from oscar.metrics.image import METRICS, metrics_of
 from oscar.utils.environment import describe_environment
 from oscar.utils.errors import first_line
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 from oscar.utils.strict_json import as_read, dumps, write_json
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def evaluate_config(config: EvaluateConfig) -> pd.DataFrame:
     """Run the evaluation of a configuration, with progress, and print the means per point; returns the rows.
 
     Raises:
-        ValueError: for an unknown codec, metric, point or device, or a folder without pictures.
+        ValueError: for an unknown codec, metric, point or device, or a folder without images.
         BaselineUnavailable: if the codec cannot run here.
     """
     import torch
@@ -76,9 +76,9 @@ def evaluate_config(config: EvaluateConfig) -> pd.DataFrame:
     from oscar.metrics.image import MetricSet
 
     folder = Path(config.data.images)
-    pictures = list_images(folder)[: config.data.limit]
-    if not pictures:
-        raise EvaluationError(f"data.images: {folder} holds no picture")
+    images = list_images(folder)[: config.data.limit]
+    if not images:
+        raise EvaluationError(f"data.images: {folder} holds no image")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     accelerator = make_accelerator(config.device)
@@ -91,13 +91,13 @@ def evaluate_config(config: EvaluateConfig) -> pd.DataFrame:
         names = metrics_of(config.protocol, config.metrics.names)
         metrics = MetricSet(names, device, files=config.metrics.files, download=config.metrics.download)
     if accelerator.is_main_process:
-        print(f"{codec.label} on {len(pictures)} pictures of {folder}, {accelerator.num_processes} process(es)")
+        print(f"{codec.label} on {len(images)} images of {folder}, {accelerator.num_processes} process(es)")
         for name, reason in metrics.unavailable.items():
             print(f"metric {name} is unavailable: {reason}", file=sys.stderr)
     output = Path(config.output)
     frame = evaluate(
         codec,
-        pictures,
+        images,
         metrics,
         output,
         config.points,
@@ -122,7 +122,7 @@ def evaluate_config(config: EvaluateConfig) -> pd.DataFrame:
 def make_accelerator(device: str | None = None) -> Accelerator:
     """The processes of this run, which wait for each other for as long as it takes.
 
-    Processes share the pictures whether or not there are GPUs: Accelerate itself takes processes without a GPU for
+    Processes share the images whether or not there are GPUs: Accelerate itself takes processes without a GPU for
     unrelated ones unless it is told to use the CPU.
 
     Raises:
@@ -145,7 +145,7 @@ def make_accelerator(device: str | None = None) -> Accelerator:
 
 def evaluate(
     codec: ImageCodec,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     metrics: MetricSet,
     output: Path,
     points: Sequence[float] | None = None,
@@ -155,35 +155,35 @@ def evaluate(
     root: Path | None = None,
     config: dict | None = None,
 ) -> pd.DataFrame:
-    """Score a codec on pictures at some points and write the results; goes on where an earlier run stopped.
+    """Score a codec on images at some points and write the results; goes on where an earlier run stopped.
 
-    A picture that cannot be read, or at which the codec fails, costs one line on stderr and is listed under `failed`
+    An image that cannot be read, or at which the codec fails, costs one line on stderr and is listed under `failed`
     in results.json; it is tried again when the run is repeated. Points may be added to finished results.
 
     Args:
         codec: the codec.
-        pictures: picture files; a row names each by its path below `root`.
+        images: image files; a row names each by its path below `root`.
         metrics: what is scored.
         output: folder of the results.
         points: operating points, None for the codec's own.
-        save_images: keep decoded pictures and files; see `saved_image` and `saved_file`.
-        accelerator: the processes among which pictures are divided; None for this one alone.
+        save_images: keep decoded images and files; see `saved_image` and `saved_file`.
+        accelerator: the processes among which images are divided; None for this one alone.
         progress: show a progress bar.
-        root: folder of the pictures, None for the one that they share.
+        root: folder of the images, None for the one that they share.
         config: what results.json records as the resolved configuration.
 
     Returns:
         The rows, sorted by image and point: image, width, height, codec, point, protocol, nominal_bpp, estimated_bpp,
-        actual_bpp (8 * file_bytes over the picture's pixels), file_bytes, bytes_<part> ..., <metric> ...,
+        actual_bpp (8 * file_bytes over the image's pixels), file_bytes, bytes_<part> ..., <metric> ...,
         encode_seconds, decode_seconds, scored_width, scored_height. What does not exist is NaN.
 
     Raises:
-        EvaluationError: if `output` holds results of another codec, or of other metrics or pictures, or if no picture
+        EvaluationError: if `output` holds results of another codec, or of other metrics or images, or if no image
             could be scored.
         ValueError: for a point that the codec does not have.
     """
     points = sorted({codec.check_point(point) for point in (codec.points if points is None else points)})
-    run = _Run(codec, metrics, Path(output), save_images, _names(pictures, root))
+    run = _Run(codec, metrics, Path(output), save_images, _names(images, root))
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
 
     def wait() -> None:
@@ -194,7 +194,7 @@ def evaluate(
     done = {(row["image"], row["point"]) for row in run.read_rows() if "error" not in row}
     todo = {name: [point for point in points if (name, point) not in done] for name in run.pictures}
     todo = {name: missing for name, missing in todo.items() if missing}
-    wait()  # nobody writes before all have read, so that all divide the same pictures
+    wait()  # nobody writes before all have read, so that all divide the same images
     if todo and rank == 0:
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         record["sessions"].append({"date": date, "processes": processes, **describe_environment()})
@@ -212,14 +212,14 @@ def evaluate(
 
 
 def check_results(
-    codec: ImageCodec, pictures: Sequence[Path], metrics: MetricSet, output: Path, root: Path | None = None
+    codec: ImageCodec, images: Sequence[Path], metrics: MetricSet, output: Path, root: Path | None = None
 ) -> None:
     """Refuse results that `evaluate` with these arguments would not go on with.
 
     Raises:
-        EvaluationError: if `output` holds results of another codec, or of other metrics or pictures.
+        EvaluationError: if `output` holds results of another codec, or of other metrics or images.
     """
-    _Run(codec, metrics, Path(output), False, _names(pictures, root)).open_record()
+    _Run(codec, metrics, Path(output), False, _names(images, root)).open_record()
 
 
 def _change(key: str, old: object, new: object) -> str:
@@ -244,7 +244,7 @@ def load_results(folder: str | Path) -> tuple[pd.DataFrame, dict]:
 
 
 def means_per_point(frame: pd.DataFrame) -> pd.DataFrame:
-    """Number of pictures, and means over them of rates, metrics and seconds, by point."""
+    """Number of images, and means over them of rates, metrics and seconds, by point."""
     sizes = [name for name in frame if name in ("width", "height", "scored_width", "scored_height", "file_bytes")]
     parts = [name for name in frame if name.startswith("bytes_")]
     groups = frame.drop(columns=[*_TEXT, *sizes, *parts]).groupby("point")
@@ -275,7 +275,7 @@ def _needs(metric: str) -> str:
 
 
 def saved_image(output: Path, image: str, point: float) -> Path:
-    """Where `evaluate(save_images=True)` keeps the decoded picture of a row."""
+    """Where `evaluate(save_images=True)` keeps the decoded image of a row."""
     return Path(output) / "images" / f"{image}_{point:g}.png"
 
 
@@ -284,11 +284,11 @@ def saved_file(output: Path, image: str, point: float, codec: str) -> Path:
     return Path(output) / "files" / f"{image}_{point:g}.{codec.split('-')[0]}"
 
 
-def _names(pictures: Sequence[Path], root: Path | None) -> dict[str, Path]:
+def _names(images: Sequence[Path], root: Path | None) -> dict[str, Path]:
     """Pictures by their path below `root`, sorted."""
-    if not pictures:
-        raise EvaluationError("no pictures; allowed: one or more")
-    paths = [Path(os.path.abspath(path)) for path in pictures]
+    if not images:
+        raise EvaluationError("no images; allowed: one or more")
+    paths = [Path(os.path.abspath(path)) for path in images]
     root = Path(os.path.abspath(root)) if root is not None else Path(os.path.commonpath([p.parent for p in paths]))
     return {name: path for name, path in sorted((path.relative_to(root).as_posix(), path) for path in paths)}
 
@@ -345,7 +345,7 @@ class _Run:
     # Scoring.
 
     def score(self, todo: dict[str, list[float]], rank: int, bar: tqdm) -> None:
-        """Score the points of each picture, each row written and flushed before the next."""
+        """Score the points of each image, each row written and flushed before the next."""
         with _open_shard(self.record_path.parent / f"{rank}.jsonl") as shard:
             for name, points in todo.items():
                 for row in self.rows(name, points):
@@ -357,7 +357,7 @@ class _Run:
                     bar.update(len(points) if row["point"] is None else 1)
 
     def rows(self, name: str, points: list[float]) -> Iterator[dict]:
-        """One row per point; one with `error` where there is no result, with point None if the picture is at fault."""
+        """One row per point; one with `error` where there is no result, with point None if the image is at fault."""
         try:
             image = read_image(self.pictures[name])
         except ImageError as error:
@@ -407,7 +407,7 @@ class _Run:
         }
 
     def features_path(self, name: str, point: float | None = None) -> Path:
-        """Features of the decoded picture, or of the reference, which is the same at all points."""
+        """Features of the decoded image, or of the reference, which is the same at all points."""
         where = f"reference/{name}.npz" if point is None else f"decoded/{name}_{point:g}.npz"
         return self.output / "features" / where
 
@@ -420,7 +420,7 @@ class _Run:
     # Merging.
 
     def read_rows(self) -> list[dict]:
-        """All whole rows of all processes, sorted by picture and point."""
+        """All whole rows of all processes, sorted by image and point."""
         rows: dict[tuple, dict] = {}
         for path in sorted(self.record_path.parent.glob("*.jsonl")):
             for line in path.read_bytes().splitlines(keepends=True):
@@ -439,7 +439,7 @@ class _Run:
         errors = [row for row in everything if "error" in row]
         failed = [row for row in errors if row["point"] is not None or row["image"] not in scored]
         if not rows:
-            raise EvaluationError(f"none of the {len(self.pictures)} pictures could be scored: {failed[0]['error']}")
+            raise EvaluationError(f"none of the {len(self.pictures)} images could be scored: {failed[0]['error']}")
         frame = _table(rows, self.metrics.names)
         _write(self.output / "results.csv", frame.to_csv(index=False).encode())
         _write_parquet(self.output / "results.parquet", frame)
@@ -463,7 +463,7 @@ class _Run:
         self.write_json(self.output / "results.json", result)
 
     def set_scores(self, rows: list[dict]) -> list[dict]:
-        """The set metrics of each point over its pictures."""
+        """The set metrics of each point over its images."""
         result = []
         for point in sorted({row["point"] for row in rows}):
             names = [row["image"] for row in rows if row["point"] == point]
@@ -505,7 +505,7 @@ def _open_shard(path: Path) -> io.TextIOWrapper:
 
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, data)
+    atomic_write(path, data)
 
 
 def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
@@ -533,7 +533,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _sha256(path: Path) -> str | None:
-    """Hash of a file's contents; None if it cannot be read, which reading the picture will say."""
+    """Hash of a file's contents; None if it cannot be read, which reading the image will say."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:

@@ -12,25 +12,25 @@ from oscar.data.images import read_image
 from oscar.utils.tables import Table
 
 
-def draw_pairs(pictures: int, count: int, seed: int) -> list[tuple[int, float]]:
-    """Numbers of pictures, and how far between shortest and longest file the target lies, 0 to 1."""
+def draw_pairs(images: int, count: int, seed: int) -> list[tuple[int, float]]:
+    """Numbers of images, and how far between shortest and longest file the target lies, 0 to 1."""
     random = np.random.default_rng(seed)
-    return list(zip(random.integers(pictures, size=count).tolist(), random.random(count).tolist(), strict=True))
+    return list(zip(random.integers(images, size=count).tolist(), random.random(count).tolist(), strict=True))
 
 
 def meet(codec: OscarCodec, path: Path, share: float) -> dict:
-    """One picture at a target: image, target, file_bytes, and use, the share of the target that the file takes.
+    """One image at a target: image, target, file_bytes, and use, the share of the target that the file takes.
 
     Args:
         codec: the codec.
-        path: the picture.
+        path: the image.
         share: where the target lies between the logarithms of the lengths that its files can have.
     """
-    picture = read_image(path)
-    shortest = len(codec.compress_batch([picture], codec.points[0], codec.bottleneck.max_effort)[0])
-    longest = max(len(codec.compress_batch([picture], point)[0]) for point in codec.points[-2:])
+    image = read_image(path)
+    shortest = len(codec.compress_batch([image], codec.points[0], codec.bottleneck.max_effort)[0])
+    longest = max(len(codec.compress_batch([image], point)[0]) for point in codec.points[-2:])
     target = round(shortest * (longest / shortest) ** share)
-    size = len(codec.compress(picture, max_bytes=target))
+    size = len(codec.compress(image, max_bytes=target))
     return {"image": path.name, "target": target, "file_bytes": size, "use": size / target}
 
 
@@ -56,5 +56,5 @@ def targets_table(rows: pd.DataFrame) -> Table:
         "smallest": "smallest use %",
     }
     formats = dict.fromkeys(("mean", "median", "smallest"), "{:.1f}".format)
-    caption = "Files of at most so many bytes: random pictures and targets between their shortest and longest file."
+    caption = "Files of at most so many bytes: random images and targets between their shortest and longest file."
     return Table("targets", caption, frame, titles, formats)

@@ -17,26 +17,26 @@ from oscar.utils.figures import COLOURS, MARKERS, log_rate_axis, open_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-OWN = -1.0  # the point at which a picture is decoded at its own timestep
+OWN = -1.0  # the point at which an image is decoded at its own timestep
 BEST = "best"  # stands in tables beside the mappings
 _COLUMNS = 4  # panels side by side
 _CURVE = "#9A9A9A"
 
 
-def plot_calibration(path: Path, rates: pd.DataFrame, schedule: NoiseSchedule, pictures: int) -> None:
+def plot_calibration(path: Path, rates: pd.DataFrame, schedule: NoiseSchedule, images: int) -> None:
     """Draw measured cosine against sqrt(alpha_bar_t) at the paper's timesteps, and the timesteps that would match.
 
     Args:
         path: of the files, without suffix.
         rates: of `oscar.evaluation.calibration.summarise`.
         schedule: the backbone's.
-        pictures: how many were measured.
+        images: how many were measured.
     """
     with open_figure(path, (10, 4.4)) as figure:
         left, right = figure.subplots(1, 2)
         _draw_cosines(left, rates.dropna(subset="timestep_paper"), schedule)
         _draw_timesteps(right, rates)
-        several = f"{pictures} picture{'s' * (pictures != 1)}"
+        several = f"{images} image{'s' * (images != 1)}"
         left.set_title(
             rf"Is $\hat z$ as noisy as the table says? Mean and deviation over {several}", loc="left", fontsize=9
         )
@@ -109,7 +109,7 @@ def _draw_timesteps(axes: Axes, rates: pd.DataFrame) -> None:
     axes.legend(loc="upper right")
 
 
-def plot_ablation(path: Path, rows: pd.DataFrame, choices: pd.DataFrame, metric: str, pictures: int) -> None:
+def plot_ablation(path: Path, rows: pd.DataFrame, choices: pd.DataFrame, metric: str, images: int) -> None:
     """Draw a metric against timestep, a panel for each rate, with every mapping's choice and the best marked.
 
     Args:
@@ -117,7 +117,7 @@ def plot_ablation(path: Path, rows: pd.DataFrame, choices: pd.DataFrame, metric:
         rows: of `oscar.evaluation.ablation.sweep`.
         choices: of `oscar.evaluation.ablation.choose`.
         metric: a column of both.
-        pictures: how many were scored.
+        images: how many were scored.
     """
     curves = rows[rows["timestep"] != OWN].groupby(["rate", "timestep"])[metric].mean()
     rates = sorted(choices["rate"].unique())
@@ -134,7 +134,7 @@ def plot_ablation(path: Path, rows: pd.DataFrame, choices: pd.DataFrame, metric:
         for panel in panels[len(rates) :]:
             panel.set_axis_off()
         better = "higher" if METRICS[metric].higher_is_better else "lower"
-        several = f"{pictures} picture{'s' * (pictures != 1)}"
+        several = f"{images} image{'s' * (images != 1)}"
         figure.supylabel(f"{metric_title(metric)}  ({better} is better), mean over {several}", fontsize=9)
         figure.supxlabel("timestep", fontsize=9)
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=2 * columns + 2)

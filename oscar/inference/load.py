@@ -135,7 +135,7 @@ def read(
                     for names in (stored, bottleneck.tensors())
                 )
             )
-            bottleneck.keep(components, mapping.per_picture)
+            bottleneck.keep(components, mapping.per_image)
             own = {*bottleneck.tensors(), *(denoiser.tensors() if denoiser is not None else ())}
             wanted = [name for name in stored if name in own or not name.startswith(("bottleneck.", "denoiser."))]
             networks = ("bottleneck.", "denoiser.")  # the rest is integers

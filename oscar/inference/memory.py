@@ -22,10 +22,10 @@ _LARGE_PIECE, _MOST = 2**20, 2**25  # the latter is what glibc comes to by itsel
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """What the networks may take for the maps between their layers: beyond the weights, the picture and the result.
+    """What the networks may take for the maps between their layers: beyond the weights, the image and the result.
 
     Attributes:
-        limit: in bytes; None is "auto": a share of what is free on the device when a picture comes.
+        limit: in bytes; None is "auto": a share of what is free on the device when an image comes.
     """
 
     limit: int | None = None
@@ -122,7 +122,7 @@ def release_host_memory() -> None:
 
 @contextlib.contextmanager
 def nothing_kept() -> Iterator[None]:
-    """Have what is freed go back to the system at once, from now to the end of the context: for large pictures.
+    """Have what is freed go back to the system at once, from now to the end of the context: for large images.
 
     glibc keeps pieces of up to 32 MiB and finds no use for many of them, since torch's are aligned: without this,
     blocks of a few MiB that come and go end up taking several times what is alive. Gaps that its heap has already are

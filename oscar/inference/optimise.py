@@ -2,7 +2,7 @@
 
 Everywhere: adapters merged, the constant prompt's keys and values computed once, large images only cut where the whole
 does not fit. On a GPU the standard modules run, in channels-last order, compiled on request. On a CPU the kernels of
-`oscar.inference.cpu` run, and where a narrow precision is only imitated, sums of products in float32.
+`oscar.inference.cpu` run, and where a narrow precision is only emulated, sums of products in float32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 from oscar.codec import OscarCodec
 from oscar.inference.kernels import make_lean, use_fewer_multiplications
 from oscar.inference.memory import MemoryBudget
-from oscar.inference.precision import compute_wide, imitates
+from oscar.inference.precision import emulates_dtype, upcast_to_fp32
 from oscar.inference.prompt import cache_prompt
 from oscar.inference.tiling import TiledBackbone
 from oscar.inference.windows import WindowedDenoiser
@@ -75,7 +75,7 @@ def module_changes(device: torch.device, dtype: torch.dtype, compiled: bool) -> 
         return [make_lean]
     if dtype == torch.float32:
         return [make_lean, use_fewer_multiplications]
-    return [make_lean, compute_wide] if imitates(device, dtype) else [make_lean]
+    return [make_lean, upcast_to_fp32] if emulates_dtype(device, dtype) else [make_lean]
 
 
 def use_channels_last(network: nn.Module) -> None:

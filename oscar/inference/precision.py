@@ -1,4 +1,4 @@
-"""The precision that a device is fast in, and what is done where it only imitates one."""
+"""The precision that a device is fast in, and what is done where it only emulates one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def auto_dtype(device: str | torch.device) -> torch.dtype:
     return torch.float32
 
 
-def imitates(device: torch.device, dtype: torch.dtype) -> bool:
+def emulates_dtype(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a device computes in a precision several times slower than in float32, for want of instructions."""
     return device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) and dtype != auto_dtype(device)
 
@@ -43,8 +43,8 @@ def _wide(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.float()
 
 
-def compute_wide(network: nn.Module) -> None:
-    """Replace layers of a network, in place, by what is faster where a narrow precision is imitated."""
+def upcast_to_fp32(network: nn.Module) -> None:
+    """Replace layers of a network, in place, by what is faster where a narrow precision is emulated."""
     wide = {nn.Conv2d: WideConv2d, nn.Linear: WideLinear}
     for module in network.modules():
         module.__class__ = wide.get(type(module), type(module))

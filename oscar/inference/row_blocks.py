@@ -20,7 +20,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from oscar.inference.precision import WideConv2d, imitates
+from oscar.inference.precision import WideConv2d, emulates_dtype
 from oscar.inference.statistics import affine_map, group_statistics, moments
 
 BLOCK = {"cpu": 2**16}  # positions of a block of rows, by kind of device
@@ -105,7 +105,7 @@ _Change = Callable[[Tensor], Tensor]
 
 
 class Stream:
-    """One pass of one picture through one half of the autoencoder.
+    """One pass of one image through one half of the autoencoder.
 
     Whoever calls a method for the next map must not hold on to the one before, or its memory is not free.
 
@@ -349,5 +349,5 @@ def _linear(layer: nn.Linear, rows: Tensor) -> Tensor:
 
 
 def _arithmetic(weight: Tensor) -> torch.dtype:
-    """The dtype to compute in: on a CPU that only imitates a narrow type, float32, which is faster there."""
-    return torch.float32 if imitates(weight.device, weight.dtype) else weight.dtype
+    """The dtype to compute in: on a CPU that only emulates a narrow type, float32, which is faster there."""
+    return torch.float32 if emulates_dtype(weight.device, weight.dtype) else weight.dtype

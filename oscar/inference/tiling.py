@@ -83,7 +83,7 @@ class MemoryPlan(NamedTuple):
     """What one half of an autoencoder does under a budget.
 
     Attributes:
-        peak: estimate of the bytes that it takes beyond the weights, the picture and the result.
+        peak: estimate of the bytes that it takes beyond the weights, the image and the result.
         recomputed: number of maps that are computed anew each time that they are read.
     """
 
@@ -128,7 +128,7 @@ def _one_by_one(
             results.append(run(stream, vae, value))
             if stream.peak > stream.limit:
                 logger.warning(
-                    "memory budget of %.2g GB is too small for a picture of %dx%d: it took about %.2g GB, which is the "
+                    "memory budget of %.2g GB is too small for an image of %dx%d: it took about %.2g GB, which is the "
                     "least",
                     stream.limit / 1e9,
                     width,
@@ -143,11 +143,11 @@ def _one_by_one(
 def plan(
     vae: AutoencoderKL, height: int, width: int, dtype: torch.dtype, budget: MemoryBudget | None = None
 ) -> tuple[MemoryPlan, MemoryPlan]:
-    """What encoding and decoding a large picture on a CPU would take; nothing is computed.
+    """What encoding and decoding a large image on a CPU would take; nothing is computed.
 
     Args:
         vae: the autoencoder, of which only the configuration is used.
-        height, width: of the picture, multiples of 8.
+        height, width: of the image, multiples of 8.
         dtype: of the networks.
         budget: None is no limit.
     """

@@ -1,6 +1,6 @@
-"""FID and KID: distances between the Inception features of two sets of pictures.
+"""FID and KID: distances between the Inception features of two sets of images.
 
-The network is that of the original FID (Heusel et al. 2017), by pyiqa; pictures are resized as in Clean-FID (Parmar et
+The network is that of the original FID (Heusel et al. 2017), by pyiqa; images are resized as in Clean-FID (Parmar et
 al. 2022), pyiqa's default.
 """
 
@@ -24,7 +24,7 @@ KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # pyiqa's and torch-fidelity's
 
 
 class Inception(nn.Module):
-    """Features of pictures: (N, 2048) float32 from a list of N uint8 arrays (H, W, 3) of any sizes."""
+    """Features of images: (N, 2048) float32 from a list of N uint8 arrays (H, W, 3) of any sizes."""
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
@@ -35,19 +35,19 @@ class Inception(nn.Module):
                 warnings.simplefilter("ignore", UserWarning)  # it calls torchvision in an outdated way
                 self.network = arch.InceptionV3()
 
-    def forward(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+    def forward(self, images: Sequence[np.ndarray]) -> np.ndarray:
         device = self.network.fc.weight.device
         features = [np.zeros((0, FEATURES), np.float32)]
-        for start in range(0, len(pictures), BATCH):
-            batch = np.stack([resize(picture) for picture in pictures[start : start + BATCH]])
+        for start in range(0, len(images), BATCH):
+            batch = np.stack([resize(image) for image in images[start : start + BATCH]])
             pixels = (torch.from_numpy(batch).to(device) - 128) / 128
             features.append(self.network(pixels)[0].flatten(1).cpu().numpy())
         return np.concatenate(features)
 
 
-def resize(picture: np.ndarray) -> np.ndarray:
+def resize(image: np.ndarray) -> np.ndarray:
     """A uint8 array (H, W, 3) as float32 (3, 299, 299) in 0..255, bicubic with antialiasing and without rounding."""
-    channels = (Image.fromarray(picture[..., c].astype(np.float32)) for c in range(3))
+    channels = (Image.fromarray(image[..., c].astype(np.float32)) for c in range(3))
     resized = [np.asarray(channel.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for channel in channels]
     return np.stack(resized).clip(0, 255)
 
@@ -57,7 +57,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
     |mean_a - mean_b|^2 + tr A + tr B - 2 tr (A B)^(1/2) with covariances A = X^T X, B = Y^T Y of the centred and scaled
     features X, Y. The eigenvalues of A B are the squared singular values of X Y^T, so the last trace is their sum. That
-    avoids the root of a matrix, slow and inaccurate where pictures are fewer than features (A and B singular), and what
+    avoids the root of a matrix, slow and inaccurate where images are fewer than features (A and B singular), and what
     pyiqa calls for it, `scipy.linalg.sqrtm(..., disp=False)`, which SciPy 1.18 no longer has.
 
     Args:

@@ -1,12 +1,12 @@
-"""Metrics between pictures, on 8-bit RGB, as the field reports them.
+"""Metrics between images, on 8-bit RGB, as the field reports them.
 
 PSNR and MS-SSIM need no weights and equal pyiqa's to 1e-4: `psnr` its `PSNR()`, `ms_ssim` its
 `MS_SSIM(test_y_channel=False)`, `ms_ssim_y` its default `MS_SSIM()`, which the published evaluation reports. The rest
 are networks of pyiqa and lpips, whose weights the user has or names (`oscar.metrics.weights`); a metric whose weights
 cannot be had is listed as unavailable, with the reason, and the others go on. Any metric with the suffix `_p256` is
 taken on patches of 256x256 pixels: those of the grid that starts at (0, 0) and those of the grid shifted by half a
-patch to (128, 128), whole ones only (HiFiC, Mentzer et al. 2020, for FID and KID). Metrics of single pictures are
-averaged over a picture's patches; FID and KID take all patches of all pictures as their set.
+patch to (128, 128), whole ones only (HiFiC, Mentzer et al. 2020, for FID and KID). Metrics of single images are
+averaged over an image's patches; FID and KID take all patches of all images as their set.
 
 torch is imported lazily.
 """
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    Picture = Image.Image | np.ndarray | torch.Tensor
+    ImageLike = Image.Image | np.ndarray | torch.Tensor
 else:
-    Picture = Any
+    ImageLike = Any
 
 # Four halvings must leave more than the 11-pixel window's reach: (11 - 1) * 2**4 + 1.
 MS_SSIM_MIN_SIDE = 161
-MS_SSIM_UNAVAILABLE = f"unavailable: picture smaller than {MS_SSIM_MIN_SIDE} pixels on a side"
+MS_SSIM_UNAVAILABLE = f"unavailable: image smaller than {MS_SSIM_MIN_SIDE} pixels on a side"
 PATCH = 256  # pixels, with half a patch of shift
 ON_PATCHES = f"_p{PATCH}"
 
@@ -50,12 +50,12 @@ class Metric:
         label: its name in tables and plots.
         unit: of its values, empty for a plain number.
         higher_is_better: the direction of quality.
-        kind: `full_reference` compares a decoded picture with its original, `no_reference` looks at the decoded picture
-            alone, `set` compares all decoded pictures with all originals.
+        kind: `full_reference` compares a decoded image with its original, `no_reference` looks at the decoded image
+            alone, `set` compares all decoded images with all originals.
         needs: what images must have, where not all have a value.
-        function: how it is computed, where no network does: of the original and the decoded picture, uint8 arrays
+        function: how it is computed, where no network does: of the original and the decoded image, uint8 arrays
             (H, W, 3), of the latter alone with `no_reference`; None or NaN where there is no value. With `set` it is a
-            distance of Inception's features of the originals and of the decoded pictures, float32 (N, 2048).
+            distance of Inception's features of the originals and of the decoded images, float32 (N, 2048).
     """
 
     label: str
@@ -82,23 +82,23 @@ def metrics_of(protocol: str, names: Iterable[str]) -> list[str]:
     return [_PAPERS.get(short, short) + name[len(short) :] for name, short in plain.items()]
 
 
-def psnr(a: Picture, b: Picture) -> float:
+def psnr(a: ImageLike, b: ImageLike) -> float:
     """Peak signal-to-noise ratio in dB over the pixels of all three channels, peak 255.
 
     As in pyiqa, 1e-8 of the squared peak is added to the mean squared error: 4e-4 dB less at 40 dB, and 80 dB for
-    equal pictures, so that every pair has a finite value and means leave none out.
+    equal images, so that every pair has a finite value and means leave none out.
 
     Args:
         a: PIL image, uint8 array (H, W, 3), or tensor (3, H, W) or (1, 3, H, W), uint8 or floats in [-1, 1], which are
             rounded to 8 bits first.
-        b: the other picture, of the same size.
+        b: the other image, of the same size.
 
     Returns:
         dB, 80 at most.
 
     Raises:
         ValueError: if the sizes differ.
-        ImageError: if one of them is not such a picture.
+        ImageError: if one of them is not such an image.
     """
     a, b = _pixels(a, b)
     difference = a.astype(np.int64) - b
@@ -106,19 +106,19 @@ def psnr(a: Picture, b: Picture) -> float:
     return -10 * math.log10(error / (255**2 * a.size) + 1e-8)
 
 
-def ms_ssim(a: Picture, b: Picture) -> float | None:
-    """Multi-scale structural similarity (Wang et al. 2003) over the RGB channels, 1 for equal pictures.
+def ms_ssim(a: ImageLike, b: ImageLike) -> float | None:
+    """Multi-scale structural similarity (Wang et al. 2003) over the RGB channels, 1 for equal images.
 
     Five scales, Gaussian window of 11x11 pixels, 2x2 averages between scales. Conventions are pyiqa's: at each scale
     negative contrast terms count as 0 pixel by pixel, and the mean is over pixels and channels together, before the
     product over scales. `pytorch_msssim`, which CompressAI uses, cuts off below 0 after the mean over pixels, and
     averages the channels' products: up to 1e-3 away. `ms_ssim_y` is some 0.05 higher on JPEG at quality 5. The window
     is applied by rows and columns in float32, within 3e-5 of float64; pyiqa's own two-dimensional one takes a hundred
-    times as long in float64, and in float32 is up to 4e-4 off on flat pictures.
+    times as long in float64, and in float32 is up to 4e-4 off on flat images.
 
     Args:
         a: as for `psnr`.
-        b: the other picture, of the same size.
+        b: the other image, of the same size.
 
     Returns:
         The similarity, or None where a side is under 161 pixels: the metric's five scales do not exist there
@@ -126,12 +126,12 @@ def ms_ssim(a: Picture, b: Picture) -> float | None:
 
     Raises:
         ValueError: if the sizes differ.
-        ImageError: if one of them is not such a picture.
+        ImageError: if one of them is not such an image.
     """
     return _ms_ssim(a, b, lambda pixels: pixels)
 
 
-def ms_ssim_y(a: Picture, b: Picture) -> float | None:
+def ms_ssim_y(a: ImageLike, b: ImageLike) -> float | None:
     """Multi-scale structural similarity of the luma alone, as pyiqa's default has it and the published code reports it.
 
     Luma is Y of YIQ, rounded to 8 bits; the rest is as in `ms_ssim`, in float64: within 1e-6 of pyiqa's own call, in a
@@ -148,7 +148,7 @@ def _luma(pixels: torch.Tensor) -> torch.Tensor:
     return ((pixels.movedim(1, -1) @ weights).movedim(-1, 1) * 255).round().double() / 255
 
 
-def _ms_ssim(a: Picture, b: Picture, channels: Callable[[torch.Tensor], torch.Tensor]) -> float | None:
+def _ms_ssim(a: ImageLike, b: ImageLike, channels: Callable[[torch.Tensor], torch.Tensor]) -> float | None:
     a, b = _pixels(a, b)
     if min(a.shape[:2]) < MS_SSIM_MIN_SIDE:
         return None
@@ -264,23 +264,23 @@ class MetricSet:
 
     @property
     def has_set_metrics(self) -> bool:
-        """Whether an available metric compares sets of pictures."""
+        """Whether an available metric compares sets of images."""
         return bool(self._available("set"))
 
-    def score(self, reference: Picture, decoded: Picture) -> dict[str, float | None]:
-        """All available metrics of one picture.
+    def score(self, reference: ImageLike, decoded: ImageLike) -> dict[str, float | None]:
+        """All available metrics of one image.
 
         Args:
             reference: the original, as for `psnr`.
-            decoded: the decoded picture, of the same size.
+            decoded: the decoded image, of the same size.
 
         Returns:
-            Values by name; None where the metric does not exist for this picture: too small, or NIQE of a flat one.
+            Values by name; None where the metric does not exist for this image: too small, or NIQE of a flat one.
             Patches for which it does not exist do not count.
 
         Raises:
             ValueError: if the sizes differ.
-            ImageError: if one of them is not such a picture.
+            ImageError: if one of them is not such an image.
         """
         a, b = _pixels(reference, decoded)
         scores: dict[str, float | None] = {}
@@ -291,11 +291,11 @@ class MetricSet:
             scores[name] = fmean(values) if values else None
         return scores
 
-    def features(self, image: Picture) -> dict[str, np.ndarray]:
-        """What the available set metrics need of one picture.
+    def features(self, image: ImageLike) -> dict[str, np.ndarray]:
+        """What the available set metrics need of one image.
 
         Returns:
-            By network and, for `_p256`, patches: float32 arrays (N, features), N = 1 for the whole picture.
+            By network and, for `_p256`, patches: float32 arrays (N, features), N = 1 for the whole image.
         """
         (pixels,) = _pixels(image)
         features = {}
@@ -310,15 +310,15 @@ class MetricSet:
     def set_scores(
         self, reference: Sequence[Mapping[str, np.ndarray]], decoded: Sequence[Mapping[str, np.ndarray]]
     ) -> dict[str, float | None]:
-        """The available set metrics, from the `features` of all originals and of all decoded pictures.
+        """The available set metrics, from the `features` of all originals and of all decoded images.
 
         Returns:
-            Values by name; None where a set has fewer than two pictures or patches.
+            Values by name; None where a set has fewer than two images or patches.
         """
         scores: dict[str, float | None] = {}
         for name in self._available("set"):
             key = _features_key(name)
-            sets = [[row for picture in pictures for row in picture[key]] for pictures in (reference, decoded)]
+            sets = [[row for image in images for row in image[key]] for images in (reference, decoded)]
             distance = METRICS[name].function
             scores[name] = distance(*map(np.array, sets)) if min(map(len, sets)) >= 2 else None
         return scores
@@ -327,7 +327,7 @@ class MetricSet:
         return [name for name in self.names if name not in self.unavailable and METRICS[name].kind in kinds]
 
     def _score_one(self, name: str, reference: np.ndarray, decoded: np.ndarray) -> float | None:
-        """A value of a picture or patch; None or NaN where there is none."""
+        """A value of an image or patch; None or NaN where there is none."""
         network, alone = self._networks[name], METRICS[name].kind == "no_reference"
         if METRICS[name].function is not None:
             return network(decoded) if alone else network(reference, decoded)
@@ -359,7 +359,7 @@ def _build(network: str, weights: Any, device: str | torch.device) -> Any:
 
 @contextmanager
 def _exact_inference() -> Iterator[None]:
-    """No gradients, and on a GPU the same value for the same picture, in full float32 precision."""
+    """No gradients, and on a GPU the same value for the same image, in full float32 precision."""
     import torch
 
     flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
@@ -368,7 +368,7 @@ def _exact_inference() -> Iterator[None]:
 
 
 def patches(pixels: np.ndarray) -> list[np.ndarray]:
-    """The 256x256 patches of a picture (H, W, 3), of the grid at (0, 0) and then of that at (128, 128)."""
+    """The 256x256 patches of an image (H, W, 3), of the grid at (0, 0) and then of that at (128, 128)."""
     height, width = pixels.shape[:2]
     return [
         pixels[y : y + PATCH, x : x + PATCH]
@@ -378,17 +378,17 @@ def patches(pixels: np.ndarray) -> list[np.ndarray]:
     ]
 
 
-def _pixels(*pictures: Picture) -> list[np.ndarray]:
-    """The pictures as uint8 (H, W, 3), all of one size."""
-    arrays = [_to_array(picture) for picture in pictures]
+def _pixels(*images: ImageLike) -> list[np.ndarray]:
+    """The images as uint8 (H, W, 3), all of one size."""
+    arrays = [_to_array(image) for image in images]
     if len({array.shape for array in arrays}) > 1:
         sizes = " and ".join(f"{array.shape[1]}x{array.shape[0]}" for array in arrays)
-        raise ValueError(f"pictures of {sizes} pixels cannot be compared; allowed: equal sizes")
+        raise ValueError(f"images of {sizes} pixels cannot be compared; allowed: equal sizes")
     return arrays
 
 
-def _to_array(picture: Picture) -> np.ndarray:
-    rgb = to_rgb(picture) if hasattr(picture, "getexif") else to_pil(to_tensor(picture))  # PIL needs no torch
+def _to_array(image: ImageLike) -> np.ndarray:
+    rgb = to_rgb(image) if hasattr(image, "getexif") else to_pil(to_tensor(image))  # PIL needs no torch
     return np.array(rgb)
 
 

@@ -1,7 +1,7 @@
 """Networks behind the perceptual metrics, from pyiqa and lpips, each with its weights from a file.
 
-Every network takes decoded pictures (1, 3, H, W) in [0, 1], those of full reference also the reference, and gives one
-number, NaN where the metric does not exist for such a picture. All are built as pyiqa's defaults have them (`lpips`,
+Every network takes decoded images (1, 3, H, W) in [0, 1], those of full reference also the reference, and gives one
+number, NaN where the metric does not exist for such an image. All are built as pyiqa's defaults have them (`lpips`,
 `lpips-vgg`, `dists`, `musiq` trained on KonIQ-10k, `clipiqa+` on CLIP's RN50, `niqe` with the original parameters).
 """
 
@@ -23,7 +23,7 @@ from oscar.utils.errors import first_line
 
 
 class FullReference(nn.Module):
-    """A distance between pictures in [-1, 1], for pictures in [0, 1] of at least `min_side` pixels a side."""
+    """A distance between images in [-1, 1], for images in [0, 1] of at least `min_side` pixels a side."""
 
     def __init__(self, distance: nn.Module, min_side: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class FullReference(nn.Module):
 class Musiq(nn.Module):
     """MUSIQ (Ke et al. 2021), multi-scale transformer trained on KonIQ-10k: about 0 to 100."""
 
-    LONGEST_SIDE = 224  # of the smallest of the picture's three scales
+    LONGEST_SIDE = 224  # of the smallest of the image's three scales
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class ClipIqaPlus(nn.Module):
 
 
 class Niqe(nn.Module):
-    """NIQE (Mittal et al. 2013): distance of a picture's statistics from those of pristine ones, lower is better.
+    """NIQE (Mittal et al. 2013): distance of an image's statistics from those of pristine ones, lower is better.
 
     The statistics are a covariance over blocks of 96x96 pixels that are not flat, of which there must be two.
     """

@@ -1,7 +1,7 @@
 """An autoencoder of residual convolutions without normalisation, for small backbones that are to keep detail.
 
 It begins as a block transform, the lowest frequencies of luminance and chrominance, and learns what to add to that; so
-a short training starts from pictures that are blurred, not from none. Nothing is computed at more than a quarter of the
+a short training starts from images that are blurred, not from none. Nothing is computed at more than a quarter of the
 image's resolution.
 """
 

@@ -23,9 +23,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from oscar.training.train_state import Learner, NonFiniteError
+from oscar.training.train_state import NonFiniteError, TrainState
 from oscar.utils.errors import first_line
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 from oscar.utils.provenance import PROVENANCE
 
 FOLDER, BEST = "checkpoints", "best"
@@ -45,13 +45,13 @@ class Checkpoints:
         self.folder = output / FOLDER
         self.output, self.accelerator, self.keep_last = output, accelerator, keep_last
 
-    def save(self, state: dict, name: str, learners: Sequence[Learner]) -> None:
+    def save(self, state: dict, name: str, train_states: Sequence[TrainState]) -> None:
         """Write a state; call on every process.
 
         Args:
             state: as `torch.load` reads it with `weights_only`.
             name: step-NNNNNNN or best.
-            learners: whose engines, if they have any, write their shares.
+            train_states: whose engines, if they have any, write their shares.
 
         Raises:
             NonFiniteError: on every process, if a tensor holds what is no number; then nothing is written.
@@ -65,11 +65,11 @@ class Checkpoints:
             )
         if main:
             self.folder.mkdir(parents=True, exist_ok=True)
-        engines = [learner for learner in learners if learner.has_engine]
+        engines = [one for one in train_states if one.has_engine]
         if engines:
             self.accelerator.wait_for_everyone()
-            for number, learner in enumerate(engines):
-                learner.save_engine(self.engine_folder(target, number))
+            for number, engine in enumerate(engines):
+                engine.save_engine(self.engine_folder(target, number))
             self.accelerator.wait_for_everyone()  # the file below says that all shares are there
         if not main:
             return
@@ -106,14 +106,14 @@ class Checkpoints:
         except Exception as error:  # torch raises many kinds for damaged files
             raise ValueError(f"checkpoint {path} cannot be read: {first_line(error)}") from None
 
-    def load_engines(self, path: Path, learners: Sequence[Learner]) -> None:
-        """Give the engines among the learners their shares.
+    def load_engines(self, path: Path, train_states: Sequence[TrainState]) -> None:
+        """Give the engines of train states their shares.
 
         Raises:
             ValueError: if they are not there, or not of as many processes.
         """
-        for number, learner in enumerate(learner for learner in learners if learner.has_engine):
-            learner.restore_engine(self.engine_folder(path, number))
+        for number, engine in enumerate(one for one in train_states if one.has_engine):
+            engine.restore_engine(self.engine_folder(path, number))
 
     @property
     def best(self) -> Path:
@@ -121,7 +121,7 @@ class Checkpoints:
 
     @staticmethod
     def engine_folder(path: Path, number: int) -> Path:
-        """Where the share of the learner of this number is, for a checkpoint."""
+        """Where the share of the train state of this number is, for a checkpoint."""
         return path.with_suffix("") / str(number)
 
 
@@ -181,4 +181,4 @@ class CsvLog:
         writer = csv.DictWriter(text, self.columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(self.path, text.getvalue().encode())
+        atomic_write(self.path, text.getvalue().encode())

@@ -22,16 +22,14 @@ PIXELS = 2**19  # to which larger photographs are reduced
 FEATURES = 60_000  # that codes are fitted to
 
 
-def constrain_codes(
-    codec: OscarCodec, pictures: Sequence[Path], strengths: Mapping[float, float], seed: int = 0
-) -> None:
+def constrain_codes(codec: OscarCodec, images: Sequence[Path], strengths: Mapping[float, float], seed: int = 0) -> None:
     """Have rates' codes cost fewer bits (`ResidualQuantizer.constrain`), with new frequency tables for these rates.
 
     Their context models are dropped, as those of other indices.
 
     Args:
         codec: changed in place.
-        pictures: photographs to fit the codes to.
+        images: photographs to fit the codes to.
         strengths: worth of a bit by nominal rate, in shares of the mean squared distance of features and codes.
         seed: of the choice of features.
 
@@ -49,7 +47,7 @@ def constrain_codes(
             )
         if not strength > 0:
             raise ValueError(f"strength of rate {rate.bpp:.4f} is {strength}; allowed: above 0")
-    latents = _latents(codec, pictures)
+    latents = _latents(codec, images)
     generator = torch.Generator().manual_seed(seed)
     for rate, strength in zip(rates, strengths.values(), strict=True):
         encoder = codec.bottleneck.at(rate)
@@ -63,9 +61,9 @@ def constrain_codes(
 
 
 @torch.inference_mode()
-def _latents(codec: OscarCodec, pictures: Sequence[Path]) -> list[Tensor]:
+def _latents(codec: OscarCodec, images: Sequence[Path]) -> list[Tensor]:
     latents = []
-    for path in tqdm(pictures, desc="pictures", disable=not sys.stderr.isatty()):
+    for path in tqdm(images, desc="pictures", disable=not sys.stderr.isatty()):
         image = read_image(path)
         if image.width * image.height > PIXELS:
             scale = (PIXELS / (image.width * image.height)) ** 0.5

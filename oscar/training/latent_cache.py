@@ -22,23 +22,23 @@ from oscar.data.crops import PhotoDataset, epoch_order
 from oscar.data.latents import INDEX, PICTURES, LatentIndex, read_index, shard_path, vae_hash
 from oscar.models.backbone import Backbone
 from oscar.training.build import build_backbone
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 from oscar.utils.strict_json import dumps
 
 
-class _CropsOfPictures(Dataset):
-    """All crops of a picture at once, under the sample numbers that they have in a run with the same seed."""
+class _CropsOfImages(Dataset):
+    """All crops of an image at once, under the sample numbers that they have in a run with the same seed."""
 
     def __init__(self, photos: PhotoDataset, crops: int):
         self.photos = photos
         length = len(photos)
-        # number of picture p in epoch e: where it stands in that epoch's order
+        # number of image p in epoch e: where it stands in that epoch's order
         self.numbers = np.stack(
             [epoch * length + np.argsort(epoch_order(length, photos.seed, epoch)) for epoch in range(crops)]
         )
 
-    def __getitem__(self, picture: int) -> tuple[Tensor, int]:
-        index, crops = self.photos.crops(picture, self.numbers[:, picture])
+    def __getitem__(self, image: int) -> tuple[Tensor, int]:
+        index, crops = self.photos.crops(image, self.numbers[:, image])
         return crops, index
 
 
@@ -64,34 +64,34 @@ def cache_latents(config: CacheLatentsConfig, progress: bool = True) -> LatentIn
     folder, index = Path(config.output), _describe(config, backbone, photos)
     _open(folder, index, [str(path) for path in photos.paths])
     todo = [shard for shard in index.missing(folder) if shard % state.num_processes == state.process_index]
-    pictures = [picture for shard in todo for picture in index.members(shard)]
+    images = [image for shard in todo for image in index.members(shard)]
     batches = iter(
         DataLoader(
-            _CropsOfPictures(photos, config.crops),
+            _CropsOfImages(photos, config.crops),
             batch_size=None,
-            sampler=pictures,
+            sampler=images,
             num_workers=data.workers,
             pin_memory=state.device.type == "cuda",
         )
     )
     backbone.vae.to(state.device).eval().requires_grad_(False)
     every = 0.1 if sys.stderr.isatty() else 10  # seconds between updates of the bar
-    hidden = not (progress and state.is_main_process and pictures)
-    with tqdm(total=len(pictures), desc="pictures", mininterval=every, disable=hidden) as bar:
+    hidden = not (progress and state.is_main_process and images)
+    with tqdm(total=len(images), desc="pictures", mininterval=every, disable=hidden) as bar:
         for shard in todo:
             latents, cut_from = [], []
             for _ in index.members(shard):
-                crops, picture = next(batches)
+                crops, image = next(batches)
                 latents += [
                     encode(backbone, part.to(state.device, non_blocking=True)) for part in crops.split(data.batch_size)
                 ]
-                cut_from += [picture] * len(crops)
+                cut_from += [image] * len(crops)
                 bar.update()
             tensors = {
                 "latent": torch.cat(latents).to(getattr(torch, index.dtype)),
                 "picture": torch.tensor(cut_from, dtype=torch.int32),
             }
-            write_whole(shard_path(folder, shard), save(tensors))
+            atomic_write(shard_path(folder, shard), save(tensors))
     state.wait_for_everyone()
     return index
 
@@ -134,9 +134,9 @@ def _open(folder: Path, index: LatentIndex, names: Sequence[str]) -> None:
     if (folder / INDEX).exists():
         difference = index.difference(read_index(folder))
         if difference is None and json.loads((folder / PICTURES).read_text()) != list(names):
-            difference = "its pictures are others"
+            difference = "its images are others"
         if difference is not None:
             raise ConfigError(f"output is {folder}, which holds other latents: {difference}; allowed: another folder")
         return
-    write_whole(folder / PICTURES, dumps(list(names), indent=0).encode())
-    write_whole(folder / INDEX, (dumps(asdict(index), indent=2) + "\n").encode())
+    atomic_write(folder / PICTURES, dumps(list(names), indent=0).encode())
+    atomic_write(folder / INDEX, (dumps(asdict(index), indent=2) + "\n").encode())

@@ -62,7 +62,7 @@ def ms_ssim(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def _ms_ssim_scores(prediction: Tensor, target: Tensor) -> Tensor:
-    """MS-SSIM of each picture and channel, (B, 3)."""
+    """MS-SSIM of each image and channel, (B, 3)."""
     shape = tuple(prediction.shape)
     scales = max_scales(min(shape[-2:]))
     if scales == 0:
@@ -124,12 +124,12 @@ class Term:
 
     Attributes:
         build: weight files -> such a function, or a network that is one.
-        by_picture: the distance of each picture (B,); None takes them one by one.
+        by_image: the distance of each image (B,); None takes them one by one.
         unit: factor from images in [-1, 1] to images in [0, 1].
     """
 
     build: Callable[[Weights], Distance]
-    by_picture: Distance | None = None
+    by_image: Distance | None = None
     unit: float = 1.0
 
     @classmethod
@@ -139,21 +139,21 @@ class Term:
         return entry if isinstance(entry, cls) else cls(lambda weights: entry)
 
 
-def _l1_by_picture(prediction: Tensor, target: Tensor) -> Tensor:
+def _l1_by_image(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).abs().mean(dim=(1, 2, 3))
 
 
-def _mse_by_picture(prediction: Tensor, target: Tensor) -> Tensor:
+def _mse_by_image(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).square().mean(dim=(1, 2, 3))
 
 
-def _ms_ssim_by_picture(prediction: Tensor, target: Tensor) -> Tensor:
+def _ms_ssim_by_image(prediction: Tensor, target: Tensor) -> Tensor:
     return 1 - _ms_ssim_scores(prediction, target).mean(dim=1)
 
 
-LOSSES.register("l1", Term(lambda weights: l1, _l1_by_picture, unit=1 / 2))
-LOSSES.register("mse", Term(lambda weights: mse, _mse_by_picture, unit=1 / 4))
-LOSSES.register("ms_ssim", Term(lambda weights: ms_ssim, _ms_ssim_by_picture))
+LOSSES.register("l1", Term(lambda weights: l1, _l1_by_image, unit=1 / 2))
+LOSSES.register("mse", Term(lambda weights: mse, _mse_by_image, unit=1 / 4))
+LOSSES.register("ms_ssim", Term(lambda weights: ms_ssim, _ms_ssim_by_image))
 LOSSES.register("dists", Term(DistsDistance))
 LOSSES.register("lpips_vgg", Term(lambda weights: LpipsDistance(weights, "vgg16")))
 LOSSES.register("lpips_alex", Term(lambda weights: LpipsDistance(weights, "alexnet")))
@@ -223,8 +223,8 @@ class ImageLoss(nn.Module):
         """The weighted sum and its terms, unweighted, of images (B, 3, H, W) in [-1, 1]."""
         return self._sum(self._distance, prediction, target)
 
-    def by_picture(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of each picture, (B,), and means of its terms."""
+    def by_image(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of each image, (B,), and means of its terms."""
         total, terms = self._sum(self._distances, prediction, target)
         return total, {name: value.detach().mean() for name, value in terms.items()}
 
@@ -232,9 +232,9 @@ class ImageLoss(nn.Module):
         return self.distances[name](prediction, target)
 
     def _distances(self, name: str, prediction: Tensor, target: Tensor) -> Tensor:
-        by_picture = self.terms[name].by_picture
-        if by_picture is not None:
-            return by_picture(prediction, target)
+        by_image = self.terms[name].by_image
+        if by_image is not None:
+            return by_image(prediction, target)
         pairs = zip(prediction.split(1), target.split(1), strict=True)
         return torch.stack([self.distances[name](*pair) for pair in pairs])
 

@@ -31,7 +31,7 @@ from oscar.training.checkpoints import find_checkpoints
 from oscar.training.stages.base import Stage
 from oscar.utils.environment import describe_environment
 from oscar.utils.errors import first_line
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 from oscar.utils.provenance import PROVENANCE, read_provenance
 from oscar.utils.strict_json import as_read, dumps, write_json
 
@@ -192,7 +192,7 @@ class RunRecord:
             "sessions": [*sessions, session],
             "finished": None,
         }
-        write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)).encode())
+        atomic_write(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)).encode())
         self._write()
 
     def _origin(self) -> dict | None:

@@ -1,4 +1,9 @@
-"""A trained network with its optimiser, wrapped for whatever the processes share: replicas, FSDP or DeepSpeed."""
+"""A trained network with its optimiser, wrapped for whatever the processes share: replicas, FSDP or DeepSpeed.
+
+States are put together and sharded here and not by `torch.distributed.checkpoint.state_dict`: with full states it gives
+moments of zero, and a first step behind them, to parameters that have had no gradient yet, such as those of a rate that
+no pass has drawn. A resumed run would then differ from an uninterrupted one.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +27,7 @@ class NonFiniteError(RuntimeError):
     """A loss, a gradient or a weight that is no number; says which, and the step or the checkpoint."""
 
 
-class Learner:
+class TrainState:
     """A module with its optimiser, learning-rate schedule and gradient clipping, wrapped by Accelerate.
 
     Attributes:
@@ -30,7 +35,7 @@ class Learner:
         module: what a training pass calls, which gathers gradients over the processes.
         parameters: those that are trained.
         clip_groups: parameters whose gradients are clipped by their norm together.
-        scaler: of the loss, in float16 on a GPU, or None. Each learner has its own: Accelerate's, shared by several
+        scaler: of the loss, in float16 on a GPU, or None. Each train state has its own: Accelerate's, shared by several
             optimisers, would divide the gradients of all by the scale as soon as one of them is clipped, and change
             the scale between the passes that another one adds up.
     """
@@ -131,12 +136,12 @@ class Learner:
     def state(self) -> dict:
         """What resuming needs: trained parameters and buffers, optimiser and schedule. Call on every process.
 
-        Tensors that FSDP has spread over the processes are gathered, so that the state is the same for any number of
-        processes. DeepSpeed's optimiser is not in it, see `save_engine`.
+        Tensors that FSDP has sharded over the processes are put together, so that the state is the same for any number
+        of processes. DeepSpeed's optimiser is not in it, see `save_engine`.
         """
-        optimiser = None if self.has_engine else gathered(self.optimiser.state_dict())
+        optimiser = None if self.has_engine else full_tensors(self.optimiser.state_dict())
         return {
-            "model": gathered(self._model()),
+            "model": full_tensors(self._model()),
             "optimiser": optimiser,
             "schedule": self.schedule.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
@@ -172,10 +177,10 @@ class Learner:
         if (state.get("scaler") is None) != (self.scaler is None):
             raise ValueError("checkpoint: scaler does not fit this configuration")
         self.plain.load_state_dict(
-            {name: spread(value, own[name]) for name, value in state["model"].items()}, strict=False
+            {name: shard(value, own[name]) for name, value in state["model"].items()}, strict=False
         )
         if not self.has_engine:
-            self.optimiser.load_state_dict(self._spread_optimiser(state["optimiser"]))
+            self.optimiser.load_state_dict(self._shard_optimiser(state["optimiser"]))
             if not self.set_to_none:  # those that had a gradient before have zeros now, which move them
                 for parameter in self.optimiser.state:
                     parameter.grad = torch.zeros_like(parameter)
@@ -183,9 +188,9 @@ class Learner:
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
 
-    def _spread_optimiser(self, state: dict) -> dict:
+    def _shard_optimiser(self, state: dict) -> dict:
         moments = {
-            index: {name: spread(value, self.parameters[index]) for name, value in values.items()}
+            index: {name: shard(value, self.parameters[index]) for name, value in values.items()}
             for index, values in state["state"].items()
         }
         return {**state, "state": moments}
@@ -205,19 +210,19 @@ class Learner:
             raise ValueError(f"checkpoint {folder} has no state of DeepSpeed for this number of processes")
 
 
-def gathered(value: Any) -> Any:
-    """A nested state with tensors that are spread over processes put together on the CPU; a collective call."""
+def full_tensors(value: Any) -> Any:
+    """A nested state with tensors that are sharded over processes put together on the CPU; a collective call."""
     if isinstance(value, DTensor):
         return value.full_tensor().cpu()
     if isinstance(value, dict):
-        return {name: gathered(item) for name, item in value.items()}
+        return {name: full_tensors(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [gathered(item) for item in value]
+        return [full_tensors(item) for item in value]
     return value
 
 
-def spread(value: Any, like: Tensor) -> Any:
-    """The tensor spread over processes as `like` is; other values, and tensors of another shape, as they are."""
+def shard(value: Any, like: Tensor) -> Any:
+    """The tensor sharded over processes as `like` is; other values, and tensors of another shape, as they are."""
     if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape:
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value

@@ -1,6 +1,6 @@
 """The training loop: optimiser steps, average, logs, validation, checkpoints and resume, the same for every stage.
 
-A run is a function of its configuration: every random draw follows from seed, pass and process (`stage.Pass`), the
+A run is a function of its configuration: every random draw follows from seed, pass and process (`StepRng`), the
 rates of a pass from seed and pass alone, and the data from the numbers of the crops (`data.ResumableSampler`). So a
 checkpoint holds no state of a random generator, processes need not tell each other which rate comes next, and a resumed
 run repeats an uninterrupted one to the bit on the same machine and number of processes. On another number of processes
@@ -35,8 +35,9 @@ from oscar.training.losses import critic_loss
 from oscar.training.processes import check_processes, critic_accelerator, make_accelerator, start_trackers
 from oscar.training.record import FINAL, RunRecord
 from oscar.training.resolve import resolve
-from oscar.training.stages.base import Pass, Stage
-from oscar.training.train_state import Learner, NonFiniteError, gathered, spread
+from oscar.training.stages.base import Stage
+from oscar.training.train_state import NonFiniteError, TrainState, full_tensors, shard
+from oscar.utils.rng import StepRng
 
 log = logging.getLogger(__name__)
 
@@ -75,16 +76,18 @@ class Trainer:
         self.layout = torch.channels_last if trainer.channels_last else torch.contiguous_format
         self.stage = stage.to(self.accelerator.device, memory_format=self.layout)
         self.stage.train()
-        self.learner = Learner(self.stage, config.optimiser, trainer.max_steps, self.accelerator, stage.clip_groups)
+        self.train_state = TrainState(
+            self.stage, config.optimiser, trainer.max_steps, self.accelerator, stage.clip_groups
+        )
         self.critic = None
         if stage.critic is not None:
             stage.critic.to(self.accelerator.device, memory_format=self.layout).train()
             accelerator = critic_accelerator(self.accelerator)
-            self.critic = Learner(stage.critic, config.stage.critic.optimiser, trainer.max_steps, accelerator)
-        self.learners = [self.learner] if self.critic is None else [self.learner, self.critic]
+            self.critic = TrainState(stage.critic, config.stage.critic.optimiser, trainer.max_steps, accelerator)
+        self.train_states = [self.train_state] if self.critic is None else [self.train_state, self.critic]
         self.ema = None
         if trainer.ema_decay is not None:
-            self.ema = EMAModel(self.learner.parameters, decay=trainer.ema_decay)
+            self.ema = EMAModel(self.train_state.parameters, decay=trainer.ema_decay)
             self.ema.to(self.accelerator.device)
         self.validator = None
         if config.validation.enabled:
@@ -98,8 +101,8 @@ class Trainer:
         self.skipped = self.skipped_in_a_row = 0
         self.interval = Interval()
         self.seconds = 0.0  # of the run before this process
-        self._faults: dict[Learner, str] = {}  # by learner, why this step's update is left out
-        self._indices: list[list[int]] = []  # of the pictures of this step's passes, on this process
+        self._faults: dict[TrainState, str] = {}  # by train state, why this step's update is left out
+        self._indices: list[list[int]] = []  # of the images of this step's passes, on this process
         self.checkpoints = Checkpoints(self.output, self.accelerator, trainer.keep_last)
         newest = self.checkpoints.newest() if trainer.resume else None
         if newest is not None:
@@ -161,32 +164,32 @@ class Trainer:
         """One optimiser step over `accumulation` passes; what they measure is added to the interval."""
         started = time.perf_counter()
         accumulation = self.config.trainer.accumulation
-        keep = self.config.trainer.non_finite == "skip" or self.learner.scaler is not None
+        keep = self.config.trainer.non_finite == "skip" or self.train_state.scaler is not None
         buffers = [(buffer, buffer.clone()) for buffer in self.stage.buffers()] if keep else []
         self._faults.clear()
         self._indices.clear()
         found = []
         for micro in range(accumulation):
             batch = next(batches)
-            turn = Pass(self.step * accumulation + micro, self.config.seed, self.accelerator.process_index)
-            with self.accelerator.accumulate(*(learner.module for learner in self.learners)):
-                if self.learner not in self._faults:
+            rng = StepRng(self.step * accumulation + micro, self.config.seed, self.accelerator.process_index)
+            with self.accelerator.accumulate(*(train_state.module for train_state in self.train_states)):
+                if self.train_state not in self._faults:
                     self._indices.append(batch["index"].tolist())
-                    found.append(self._learn(self._images(batch), turn))
+                    found.append(self._learn(self._images(batch), rng))
         self._conclude(found, buffers)
         self.interval.add_time(self.batch, time.perf_counter() - started)
 
-    def _learn(self, images: Tensor, turn: Pass) -> dict[str, float]:
+    def _learn(self, images: Tensor, rng: StepRng) -> dict[str, float]:
         """One pass, and the updates if it is a step's last; returns what it measures."""
         if self.critic is not None:
             self.stage.critic.requires_grad_(False)  # its weights get no gradient from the codec's loss
-        metrics = self.learner.module(images, turn)
-        values = self._descend(self.learner, metrics["loss"], metrics, "loss", "grad_norm")
+        metrics = self.train_state.module(images, rng)
+        values = self._descend(self.train_state, metrics["loss"], metrics, "loss", "grad_norm")
         if self.critic is not None:
             for parameter in self.critic.parameters:
                 parameter.requires_grad_(True)
             if not self._faults:
-                loss = self._criticise(turn)
+                loss = self._criticise(rng)
                 weighted = self.config.stage.critic.weight * loss
                 values |= self._descend(self.critic, weighted, {"critic": loss}, "critic", "critic_grad_norm")
         return values
@@ -195,22 +198,22 @@ class Trainer:
         images = batch["latent" if self.stage.takes_latents else "image"]
         return images.to(self.accelerator.device, memory_format=self.layout, non_blocking=True)
 
-    def _criticise(self, turn: Pass) -> Tensor:
+    def _criticise(self, rng: StepRng) -> Tensor:
         """The critic's loss."""
         real, fake, prompt = self.stage.critic_inputs()
         if isinstance(prompt, DTensor):
             prompt = prompt.full_tensor()
         latents = torch.cat([real, fake])
-        logits = self.critic.module(latents, prompt, turn.noise(latents.device, stream=4))
+        logits = self.critic.module(latents, prompt, rng.noise(latents.device, stream=4))
         return critic_loss(*logits.chunk(2), self.config.stage.critic.reduction)
 
     def _descend(
-        self, learner: Learner, loss: Tensor, metrics: dict[str, Tensor], name: str, norm_name: str
+        self, train_state: TrainState, loss: Tensor, metrics: dict[str, Tensor], name: str, norm_name: str
     ) -> dict[str, float]:
         """Gradients of a loss, and the update on a step's last pass if they are finite on all processes.
 
         Args:
-            learner: what is trained.
+            train_state: what is trained.
             loss: scalar.
             metrics: scalars that are measured.
             name: which of them must be finite.
@@ -219,19 +222,19 @@ class Trainer:
         Returns:
             Means of the metrics over the processes; no others than finite ones if the update is left out.
         """
-        learner.backward(loss)
+        train_state.backward(loss)
         if self.accelerator.sync_gradients:
-            metrics = {**metrics, norm_name: learner.clip()}
+            metrics = {**metrics, norm_name: train_state.clip()}
         values = self._share(metrics)
         if not math.isfinite(values[name]):
-            self._faults[learner] = self._describe(name, metrics[name])
+            self._faults[train_state] = self._describe(name, metrics[name])
             return {}
         if not math.isfinite(values.get(norm_name, 0)):
-            overflow = learner.has_overflowed()
-            self._faults[learner] = OVERFLOW if overflow else self._describe(norm_name, metrics[norm_name])
+            overflow = train_state.has_overflowed()
+            self._faults[train_state] = OVERFLOW if overflow else self._describe(norm_name, metrics[norm_name])
             del values[norm_name]
         elif self.accelerator.sync_gradients:
-            learner.update()
+            train_state.update()
         return values
 
     def _share(self, metrics: dict[str, Tensor]) -> dict[str, float]:
@@ -246,7 +249,7 @@ class Trainer:
         return dict(zip(metrics, means, strict=True))
 
     def _describe(self, name: str, value: Tensor) -> str:
-        """What is not finite, and the pictures behind it: of this pass, or of all passes for a norm."""
+        """What is not finite, and the images behind it: of this pass, or of all passes for a norm."""
         passes = self._indices if name.endswith("grad_norm") else self._indices[-1:]
         own = [] if torch.isfinite(value) else [(value.item(), [str(self.paths[i]) for i in chain(*passes)])]
         found = gather_object(own)
@@ -256,7 +259,7 @@ class Trainer:
             "critic": "loss of the critic",
             "critic_grad_norm": "norm of the critic's gradients",
         }.get(name, name)
-        message = f"{title} is {found[0][0]} at step {self.step + 1}; pictures of the batch: {names}"
+        message = f"{title} is {found[0][0]} at step {self.step + 1}; images of the batch: {names}"
         if self.config.trainer.non_finite == "stop":
             raise NonFiniteError(message)
         return message
@@ -266,15 +269,15 @@ class Trainer:
 
         If only the critic's was, the stage's stands.
         """
-        fault = self._faults.get(self.learner)
-        for learner in self.learners:
-            if fault is not None or learner in self._faults:
-                learner.skip()
+        fault = self._faults.get(self.train_state)
+        for train_state in self.train_states:
+            if fault is not None or train_state in self._faults:
+                train_state.skip()
         if fault is None or fault is OVERFLOW:
             for values in found:
                 self.interval.add(values)
         if fault is None and self.ema is not None:
-            self.ema.step(self.learner.parameters)
+            self.ema.step(self.train_state.parameters)
         if fault is not None:
             with torch.no_grad():
                 for buffer, before in buffers:
@@ -336,9 +339,9 @@ class Trainer:
         if device.type == "cuda":  # of the process that took the most
             peak = torch.tensor([torch.cuda.max_memory_allocated(device)], device=device)
             values["gpu_memory_gib"] = round(self.accelerator.gather(peak).max().item() / 2**30, 3)
-        values["lr"] = self.learner.schedule.get_last_lr()[0]
-        if self.learner.scaler is not None:
-            values["loss_scale"] = self.learner.scaler.get_scale()
+        values["lr"] = self.train_state.schedule.get_last_lr()[0]
+        if self.train_state.scaler is not None:
+            values["loss_scale"] = self.train_state.scaler.get_scale()
         if self.config.trainer.non_finite == "skip":
             values["skipped"] = self.skipped
         return values
@@ -376,7 +379,7 @@ class Trainer:
     @contextmanager
     def _averaged_stage(self) -> Iterator[Stage]:
         """The stage with its averaged weights, if there are any, whole on every process; collective."""
-        parameters = self.learner.parameters
+        parameters = self.train_state.parameters
         kept = []
         if self.ema is not None:
             kept = [parameter.detach().clone() for parameter in parameters]
@@ -388,10 +391,10 @@ class Trainer:
                 parameter.data.copy_(value)
 
     def _whole_stage(self) -> Stage:
-        """A copy of a stage that FSDP has spread over the processes."""
+        """A copy of a stage that FSDP has sharded over the processes."""
         from oscar.training.build import build_stage
 
-        state = {name: gathered(value) for name, value in self.stage.state_dict().items()}
+        state = {name: full_tensors(value) for name, value in self.stage.state_dict().items()}
         stage = build_stage(self.config)
         stage.load_state_dict(state)
         return stage.to(self.accelerator.device, memory_format=self.layout)
@@ -422,11 +425,11 @@ class Trainer:
             "skipped": [self.skipped, self.skipped_in_a_row],
             "interval": self.interval.state(),
             "clock": [self._total_seconds(), self.interval.seconds],
-            "learner": self.learner.state(),
+            "learner": self.train_state.state(),
             "critic": self.critic.state() if self.critic else None,
-            "ema": gathered(self.ema.state_dict()) if self.ema else None,
+            "ema": full_tensors(self.ema.state_dict()) if self.ema else None,
         }
-        self.checkpoints.save(state, name, self.learners)
+        self.checkpoints.save(state, name, self.train_states)
 
     def _restore(self, path: Path) -> None:
         state = self.checkpoints.load(path)
@@ -440,13 +443,13 @@ class Trainer:
         for name, target in (("critic", self.critic), ("ema", self.ema)):
             if (state[name] is None) != (target is None):
                 raise ValueError(f"checkpoint {path}: {name} does not fit this configuration")
-        self.learner.restore(state["learner"])
+        self.train_state.restore(state["learner"])
         if self.critic is not None:
             self.critic.restore(state["critic"])
-        self.checkpoints.load_engines(path, self.learners)
+        self.checkpoints.load_engines(path, self.train_states)
         if self.ema is not None:
-            averages = zip(state["ema"]["shadow_params"], self.learner.parameters, strict=True)
-            self.ema.load_state_dict({**state["ema"], "shadow_params": [spread(*pair) for pair in averages]})
+            averages = zip(state["ema"]["shadow_params"], self.train_state.parameters, strict=True)
+            self.ema.load_state_dict({**state["ema"], "shadow_params": [shard(*pair) for pair in averages]})
             self.ema.to(self.accelerator.device)
         self.step, self.validated, self.best = state["step"], state["validated"], state["best"]
         self.skipped, self.skipped_in_a_row = state["skipped"]

@@ -1,4 +1,4 @@
-"""Validation during training: real files of a fixed set of pictures, metrics of what they decode to, and a grid of it.
+"""Validation during training: real files of a fixed set of images, metrics of what they decode to, and a grid of it.
 
     vae     reconstructions by the autoencoder: metrics
     prior   loss at fixed noise and timesteps
@@ -32,29 +32,30 @@ from oscar.bottlenecks import Point
 from oscar.bottlenecks.vq import perplexity
 from oscar.codec import OscarCodec
 from oscar.config import ConfigError, TrainConfig
-from oscar.data.folders import find_pictures
+from oscar.data.folders import find_images
 from oscar.data.images import read_image, to_pil, to_tensor
 from oscar.metrics.image import METRICS, MetricSet
 from oscar.models.padding import pad_to_multiple
-from oscar.training.stages.base import Pass, Stage, validation_points
-from oscar.utils.files import write_whole
+from oscar.training.stages.base import Stage, validation_points
+from oscar.utils.files import atomic_write
+from oscar.utils.rng import StepRng
 
-PRIOR_DRAWS = 4  # timesteps per picture
+PRIOR_DRAWS = 4  # timesteps per image
 _CELL, _CAPTION, _GAP = 256, 18, 4  # pixels of the grid
 _OTHERS = {"bpp": False, "cosine": True, "loss": False}  # whether higher is better, of scalars that are no metrics
 
 
 @dataclass
 class Row:
-    """What one picture gives, at one rate where there are rates.
+    """What one image gives, at one rate where there are rates.
 
     Attributes:
-        picture: number within the set.
+        image: number within the set.
         rate: nominal bpp, quality, or other operating point; None in stages without rates and for originals.
         label: what it is called in the names of scalars.
-        values: scalar by name, none for an original; None where a metric does not exist for this picture.
+        values: scalar by name, none for an original; None where a metric does not exist for this image.
         codes: uses of each code (K,), None without a codebook.
-        cell: what the grid shows and its caption, None if the picture is not in the grid.
+        cell: what the grid shows and its caption, None if the image is not in the grid.
     """
 
     picture: int
@@ -66,7 +67,7 @@ class Row:
 
 
 class Validator:
-    """Measures a stage on the set of `config.validation`, whose pictures are shared out over the processes.
+    """Measures a stage on the set of `config.validation`, whose images are shared out over the processes.
 
     Args:
         config: the run; its validation is enabled.
@@ -78,7 +79,7 @@ class Validator:
 
     Raises:
         ConfigError: for a metric or a `best` that cannot be had.
-        ImageError: if there is no picture, or one cannot be read.
+        ImageError: if there is no image, or one cannot be read.
     """
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator):
@@ -93,15 +94,15 @@ class Validator:
         sets = [name for name in names if METRICS[name].kind == "set"]
         if sets:
             raise ConfigError(
-                f"validation.metrics.names has {sets[0]}, which compares sets; allowed: metrics of single pictures"
+                f"validation.metrics.names has {sets[0]}, which compares sets; allowed: metrics of single images"
             )
         self.best = self._find_best()
         self.higher_is_better = _OTHERS[self.best] if self.best in _OTHERS else METRICS[self.best].higher_is_better
         for name, reason in self.metrics.unavailable.items():
             get_logger(__name__).warning("validation without %s: %s", name, reason)
-        paths = find_pictures(options.images)[: options.limit]
+        paths = find_images(options.images)[: options.limit]
         self.count = len(paths)
-        # every process takes as many turns, going through its last picture again if need be: sharded networks want that
+        # every process takes as many turns, going through its last image again if need be: sharded networks want that
         turns = range(
             accelerator.process_index,
             -(-self.count // accelerator.num_processes) * accelerator.num_processes,
@@ -137,9 +138,9 @@ class Validator:
             step: of the run.
 
         Returns:
-            Scalars by name, equal on every process: means over pictures and rates, then by rate, as psnr_0.0625;
+            Scalars by name, equal on every process: means over images and rates, then by rate, as psnr_0.0625;
             besides metrics these are bpp (of the files), cosine, perplexity (of the codes of the whole set) and
-            used (share of the codes that occur). NaN where a metric exists for no picture.
+            used (share of the codes that occur). NaN where a metric exists for no image.
         """
         training = stage.training
         stage.eval()
@@ -155,49 +156,49 @@ class Validator:
 
     def _rows(self, stage: Stage) -> Iterator[Row]:
         if self.stage_name == "prior":
-            for number, picture in self.pictures:
-                images = self._padded(picture, stage.backbone.factor).expand(PRIOR_DRAWS, -1, -1, -1)
-                loss = stage(images, Pass(number, self.config.seed))["loss"]
+            for number, image in self.pictures:
+                images = self._padded(image, stage.backbone.factor).expand(PRIOR_DRAWS, -1, -1, -1)
+                loss = stage(images, StepRng(number, self.config.seed))["loss"]
                 yield Row(number, values={"loss": loss.item()})
             return
-        for number, picture in self.pictures:
+        for number, image in self.pictures:
             if number < self.config.validation.grid:
-                yield Row(number, cell=(centre(picture, _CELL), f"{picture.width} x {picture.height}"))
+                yield Row(number, cell=(centre(image, _CELL), f"{image.width} x {image.height}"))
         if self.stage_name == "vae":
-            for number, picture in self.pictures:
-                yield self._row(number, None, picture, self._autoencode(stage, picture), "decoded")
+            for number, image in self.pictures:
+                yield self._row(number, None, image, self._autoencode(stage, image), "decoded")
         else:
             codec = stage.current_codec()
             points = validation_points(self.config.validation, codec.bottleneck)
             with codec.bottleneck.ready_to_code():
                 codec.forget_fingerprint()  # the weights have changed
-                for number, picture in self.pictures:
+                for number, image in self.pictures:
                     for point in points:
-                        yield self._code(codec, point, number, picture)
+                        yield self._code(codec, point, number, image)
             codec.forget_fingerprint()
 
-    def _code(self, codec: OscarCodec, point: Point, number: int, picture: Image.Image) -> Row:
+    def _code(self, codec: OscarCodec, point: Point, number: int, image: Image.Image) -> Row:
         """One image at an operating point through a file and back."""
-        encoded = codec.quantise(codec.encode_latent(to_tensor(picture), point), point)
-        (data,) = codec.write(encoded, point, picture.height, picture.width)
+        encoded = codec.quantise(codec.encode_latent(to_tensor(image), point), point)
+        (data,) = codec.write(encoded, point, image.height, image.width)
         parsed = codec.read(data)
         decoded = to_pil(codec.decode_files([parsed])[0])
-        row = self._row(number, point.value, picture, decoded, f"{point.value:.4g}: {len(data):,} bytes")
+        row = self._row(number, point.value, image, decoded, f"{point.value:.4g}: {len(data):,} bytes")
         row.label = codec.bottleneck.label(point)
         cosine, row.codes = codec.bottleneck.judge(parsed.symbols, point, encoded.latent)
-        row.values |= {"bpp": 8 * len(data) / (picture.width * picture.height), "cosine": cosine}
+        row.values |= {"bpp": 8 * len(data) / (image.width * image.height), "cosine": cosine}
         return row
 
-    def _autoencode(self, stage: Stage, picture: Image.Image) -> Image.Image:
-        decoded = stage.backbone.decode(stage.backbone.encode(self._padded(picture, stage.backbone.factor)))
-        return to_pil(decoded[0, :, : picture.height, : picture.width].clamp(-1, 1))
+    def _autoencode(self, stage: Stage, image: Image.Image) -> Image.Image:
+        decoded = stage.backbone.decode(stage.backbone.encode(self._padded(image, stage.backbone.factor)))
+        return to_pil(decoded[0, :, : image.height, : image.width].clamp(-1, 1))
 
-    def _padded(self, picture: Image.Image, factor: int) -> Tensor:
-        """The picture as (1, 3, H, W) with whole latent positions."""
-        return pad_to_multiple(to_tensor(picture).to(self.accelerator.device), factor)
+    def _padded(self, image: Image.Image, factor: int) -> Tensor:
+        """The image as (1, 3, H, W) with whole latent positions."""
+        return pad_to_multiple(to_tensor(image).to(self.accelerator.device), factor)
 
-    def _row(self, number: int, rate: float | None, picture: Image.Image, decoded: Image.Image, caption: str) -> Row:
-        row = Row(number, rate, self.metrics.score(picture, decoded))
+    def _row(self, number: int, rate: float | None, image: Image.Image, decoded: Image.Image, caption: str) -> Row:
+        row = Row(number, rate, self.metrics.score(image, decoded))
         if number < self.config.validation.grid:
             row.cell = centre(decoded, _CELL), caption
         return row
@@ -207,7 +208,7 @@ class Validator:
         folder.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         grid.save(buffer, "PNG")
-        write_whole(folder / f"step-{step:07d}.png", buffer.getvalue())
+        atomic_write(folder / f"step-{step:07d}.png", buffer.getvalue())
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.log_images({"validation": np.asarray(grid)[None]}, step=step, dataformats="NHWC")
@@ -234,23 +235,23 @@ def _means(rows: list[Row]) -> dict[str, float]:
     return {name: fmean(present) if present else math.nan for name, present in values.items()}
 
 
-def centre(picture: Image.Image, side: int | None) -> Image.Image:
-    """The centre crop, no larger than the picture; None takes the whole."""
+def centre(image: Image.Image, side: int | None) -> Image.Image:
+    """The centre crop, no larger than the image; None takes the whole."""
     if side is None:
-        return picture
-    width, height = min(side, picture.width), min(side, picture.height)
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    return picture.crop((left, top, left + width, top + height))
+        return image
+    width, height = min(side, image.width), min(side, image.height)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def draw_grid(rows: list[Row]) -> Image.Image:
-    """A row per picture: the original, then its reconstructions by rate, their centres in their own pixels."""
-    pictures = list(dict.fromkeys(row.picture for row in rows))
-    columns = max(sum(row.picture == picture for row in rows) for picture in pictures)
+    """A row per image: the original, then its reconstructions by rate, their centres in their own pixels."""
+    images = list(dict.fromkeys(row.picture for row in rows))
+    columns = max(sum(row.picture == picture for row in rows) for picture in images)
     step = _CELL + _GAP, _CELL + _CAPTION + _GAP
-    grid = Image.new("RGB", (_GAP + columns * step[0], _GAP + len(pictures) * step[1]), (244, 244, 244))
+    grid = Image.new("RGB", (_GAP + columns * step[0], _GAP + len(images) * step[1]), (244, 244, 244))
     draw, font = ImageDraw.Draw(grid), ImageFont.load_default(12)
-    for line, picture in enumerate(pictures):
+    for line, picture in enumerate(images):
         cells = [row.cell for row in rows if row.picture == picture]
         for column, (image, caption) in enumerate(cells):
             left, top = _GAP + column * step[0], _GAP + line * step[1]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +57,7 @@ def open_figure(path: Path, size: tuple[float, float], formats: Sequence[str] = 
             data = io.BytesIO()
             blank = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
             figure.savefig(data, format=suffix, metadata=blank, dpi=160, bbox_inches="tight")
-            write_whole(path.with_name(f"{path.name}.{suffix}"), data.getvalue())
+            atomic_write(path.with_name(f"{path.name}.{suffix}"), data.getvalue())
 
 
 def log_rate_axis(axes: Axes) -> None:

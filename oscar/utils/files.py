@@ -255,7 +255,7 @@ def read_source(path: Path) -> bytes:
     return sys.stdin.buffer.read() if path == STDIO else path.read_bytes()
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes) -> None:
     """Write a file so that at no time a part of it stands under its name: beside it first, then renamed.
 
     A symbolic link stays, and the file that it names is written, which need not exist. A file that is replaced hands
@@ -286,6 +286,9 @@ def write_whole(path: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
+
+
+write_whole = atomic_write  # the name that `oscar.benchmark.speed` still has
 
 
 def _status(path: Path) -> os.stat_result | None:

@@ -1,4 +1,4 @@
-"""Names of places where training pictures are, and the paths that a pattern stands for."""
+"""Names of places where training images are, and the paths that a pattern stands for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from glob import glob
 from pathlib import Path
 
 HUB = "hf:"
-ALLOWED = f"folders or text lists (.txt, .lst), pictures, .tar shards, patterns of these, {HUB}DATASET[#SPLIT]"
+ALLOWED = f"folders or text lists (.txt, .lst), images, .tar shards, patterns of these, {HUB}DATASET[#SPLIT]"
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 

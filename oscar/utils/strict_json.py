@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 
 
 def dumps(value: Any, **options: Any) -> str:
@@ -22,7 +22,7 @@ def dumps(value: Any, **options: Any) -> str:
 
 def write_json(path: Path, value: Any, **options: Any) -> None:
     """Write a value as an indented file that ends in a newline, whole or not at all."""
-    write_whole(path, (dumps(value, **{"indent": 2, **options}) + "\n").encode())
+    atomic_write(path, (dumps(value, **{"indent": 2, **options}) + "\n").encode())
 
 
 def as_read(value: Any) -> Any:

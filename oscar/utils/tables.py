@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 
 NONE = "–"
 
@@ -47,7 +47,7 @@ class Table:
             (".md", self.to_markdown()),
             (".tex", self.to_latex()),
         ):
-            write_whole(folder / f"{self.name}{suffix}", text.encode())
+            atomic_write(folder / f"{self.name}{suffix}", text.encode())
 
     def cells(self) -> list[list[str]]:
         """The shown columns as text, row by row."""

@@ -45,8 +45,8 @@ def test_decoding_needs_only_the_bytes(codec, picture):
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (33, 17)])
 def test_small_and_odd_sizes(codec, size):
-    picture = Image.new("RGB", size, (200, 30, 90))
-    assert codec.decode(codec.encode(picture, codec.points[1]).data).size == size
+    image = Image.new("RGB", size, (200, 30, 90))
+    assert codec.decode(codec.encode(image, codec.points[1]).data).size == size
 
 
 def test_size_search_on_real_files(codec, picture):
@@ -98,8 +98,8 @@ def test_jpeg_keeps_the_smaller_scan_order(picture):
 
 def test_jpeg2000_meets_its_target_rate():
     random = np.random.default_rng(0)
-    picture = Image.fromarray(random.integers(0, 256, (128, 128, 3), dtype=np.uint8))
-    encoded = make_baseline("jpeg2000").encode(picture, 1.0)
+    image = Image.fromarray(random.integers(0, 256, (128, 128, 3), dtype=np.uint8))
+    encoded = make_baseline("jpeg2000").encode(image, 1.0)
     assert encoded.nominal_bpp == 1.0
     assert 8 * len(encoded.data) / 128**2 == pytest.approx(1.0, rel=0.03)
     assert b"OpenJPEG" not in encoded.data

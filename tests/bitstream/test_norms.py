@@ -47,6 +47,6 @@ def test_codes_of_another_type_are_refused():
 
 
 def test_table_has_these_bits():
-    """A changed table would alter the pictures of existing files."""
+    """A changed table would alter the images of existing files."""
     digest = hashlib.sha256(dequantise_rms(ALL_CODES).astype("<f4").tobytes()).hexdigest()
     assert digest == "b0e7f2a241d2e5d9d62a14d798f941c852ece6e5c518b4de58c2f50f05d1b607"

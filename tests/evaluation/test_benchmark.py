@@ -15,7 +15,7 @@ from oscar.baselines.registry import make_baseline
 from oscar.benchmark import runs as module
 from oscar.benchmark.matched import match_bytes
 from oscar.benchmark.runs import run_benchmark
-from oscar.config import BenchmarkConfig, BenchmarkPicturesConfig, ConfigError, MetricsConfig, TimingConfig
+from oscar.config import BenchmarkConfig, BenchmarkImagesConfig, ConfigError, MetricsConfig, TimingConfig
 from oscar.evaluation.evaluate import EvaluationError, load_results
 from oscar.metrics.image import MetricSet, psnr
 from oscar.utils.tables import Table
@@ -25,7 +25,7 @@ MISSING = {"name": "bpg", "encoder": "/nowhere/bpgenc", "decoder": "/nowhere/bpg
 
 @pytest.fixture
 def config(tiny_folder, photos, tmp_path) -> BenchmarkConfig:
-    """Two pictures, two rates, two baselines and one that is not installed; no timing."""
+    """Two images, two rates, two baselines and one that is not installed; no timing."""
     config = BenchmarkConfig(
         output=str(tmp_path / "out"),
         parts=["quality", "matched", "report"],
@@ -36,7 +36,7 @@ def config(tiny_folder, photos, tmp_path) -> BenchmarkConfig:
             "webp-x4": {"name": "webp", "downscale": 4, "points": [5, 80]},
             "bpg": MISSING,
         },
-        data=BenchmarkPicturesConfig(images=str(photos), limit=2),
+        data=BenchmarkImagesConfig(images=str(photos), limit=2),
         metrics=MetricsConfig(names=["psnr"]),
     )
     config.check()
@@ -137,7 +137,7 @@ def test_matched_files_are_the_largest_that_fit(photos, tmp_path):
         assert sizes[row["point"]] == row["file_bytes"]
         assert row["actual_bpp"] == 8 * row["file_bytes"] / (96 * 80)
         assert row["psnr"] == psnr(image, codec.decode(codec.encode(image, row["point"]).data))
-    assert frame["ms_ssim"].isna().all() and frame["ms_ssim"].dtype == float  # the picture is too small for it
+    assert frame["ms_ssim"].isna().all() and frame["ms_ssim"].dtype == float  # the image is too small for it
 
 
 @pytest.mark.parametrize("part", ["training", "inference"])
@@ -193,14 +193,14 @@ def test_an_interrupted_benchmark_goes_on_and_ends_alike(config, tmp_path, monke
 
 
 def test_rows_of_other_settings_are_not_taken_for_done(photos, tmp_path):
-    picture = sorted(photos.iterdir())[0]
-    target = {"image": picture.name, "codec": "ours", "point": 0.1, "file_bytes": 2000}
+    image = sorted(photos.iterdir())[0]
+    target = {"image": image.name, "codec": "ours", "point": 0.1, "file_bytes": 2000}
     metrics = MetricSet(["psnr"])
 
     def run(bytes_: int, **options) -> dict:
         targets = pd.DataFrame([{**target, "file_bytes": bytes_}])
         frame, failed = match_bytes(
-            make_baseline("jpeg", **options), targets, {picture.name: picture}, metrics, tmp_path, progress=False
+            make_baseline("jpeg", **options), targets, {image.name: image}, metrics, tmp_path, progress=False
         )
         assert not failed
         return frame.iloc[0].to_dict()
@@ -219,7 +219,7 @@ def test_a_baseline_that_fails_at_a_picture_costs_that_picture(config, monkeypat
     assert set(bench.rows["codec"]) == {"oscar-tiny", "webp-x4"}
     assert set(bench.matched["codec"]) == {"webp-x4"}
     assert bench.failed["jpeg at matched bytes: 0.png"] == "broken"
-    assert "JPEG is left out: none of the 2 pictures could be scored: broken" in capsys.readouterr().err
+    assert "JPEG is left out: none of the 2 images could be scored: broken" in capsys.readouterr().err
 
 
 @quick
@@ -249,7 +249,7 @@ def test_unknown_names_cost_a_line_and_the_rest_is_kept(config, capsys):
         ({"timing": TimingConfig(points={"jpeg": [500]})}, "quality 500"),
         ({"models": {}, "baselines": {"bpg": MISSING}}, "no codec is left: bpg"),
         ({"baselines": {"a": {"name": "jpeg"}, "b": {"name": "jpeg"}}}, "2 codecs are called jpeg"),
-        ({"data": BenchmarkPicturesConfig(images="nowhere")}, "nowhere: no such folder"),
+        ({"data": BenchmarkImagesConfig(images="nowhere")}, "nowhere: no such folder"),
         ({"device": "cuda:99"}, "cuda:99"),
     ],
 )
@@ -273,7 +273,7 @@ def test_what_cannot_run_is_refused_before_anything_is_written(config, change, m
         ({"bd_method": "spline"}, "bd_method is 'spline'"),
         ({"report_pictures": -1}, "report_pictures is -1"),
         ({"timing": TimingConfig(repeats=0)}, "timing.repeats is 0"),
-        ({"data": BenchmarkPicturesConfig(dataset="tecnick")}, "data.dataset is 'tecnick'"),
+        ({"data": BenchmarkImagesConfig(dataset="tecnick")}, "data.dataset is 'tecnick'"),
     ],
 )
 def test_contradictions_name_field_value_and_what_is_allowed(config, change, message):
@@ -336,7 +336,7 @@ def test_protocol_paper_stands_beside_and_is_not_matched(config, larger_photos):
         assert set(pd.read_csv(folder / f"{name}.csv")["codec"]) == codecs
     assert "paper" not in (folder / "bd_rate.md").read_text()
     page = (bench.output / "report.html").read_text()
-    assert "Means over the pictures, protocol paper" in page and '"psnr@paper"' in page and '"ms_ssim_y@paper"' in page
+    assert "Means over the images, protocol paper" in page and '"psnr@paper"' in page and '"ms_ssim_y@paper"' in page
 
 
 @quick

@@ -16,7 +16,7 @@ from scipy.stats import kstest, kurtosis, skew
 from oscar import OscarCodec
 from oscar.bitstream import Container
 from oscar.bottlenecks.hyper_encoder import HyperEncoder
-from oscar.config import AblateTimestepsConfig, CalibrateTimestepsConfig, MetricsConfig, PackagedPicturesConfig
+from oscar.config import AblateTimestepsConfig, CalibrateTimestepsConfig, MetricsConfig, PackagedImagesConfig
 from oscar.data.images import to_pil, to_tensor
 from oscar.evaluation import ablation, calibration
 from oscar.evaluation.ablation import BEST, OWN, TimestepCodec
@@ -123,7 +123,7 @@ def test_tiny_pictures_give_numbers(tiny: OscarCodec, picture) -> None:
 
 def calibrate(photos: Path, tiny_folder: Path, output: Path, **options) -> calibration.Calibration:
     config = CalibrateTimestepsConfig(
-        output=str(output), model=str(tiny_folder), data=PackagedPicturesConfig(str(photos), limit=2), **options
+        output=str(output), model=str(tiny_folder), data=PackagedImagesConfig(str(photos), limit=2), **options
     )
     return calibration.calibrate_config(config)
 
@@ -144,8 +144,8 @@ def test_files_of_a_calibration(photos: Path, tiny_folder: Path, tmp_path: Path,
 
 
 def test_a_picture_that_cannot_be_read_is_left_out(codec, photos: Path, tmp_path: Path, capsys) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(EvaluationError, match=r"none of the 1 pictures can be read: .*broken\.png"):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(EvaluationError, match=r"none of the 1 images can be read: .*broken\.png"):
         calibration.calibrate(codec, [tmp_path / "broken.png"], progress=False)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/0.png").write_bytes((photos / "0.png").read_bytes())
@@ -231,7 +231,7 @@ def ablate(photos: Path, tiny_folder: Path, tmp_path: Path):
             "metrics": MetricsConfig(["psnr"]),
             **options,
         }
-        data = PackagedPicturesConfig(str(photos), limit=2)
+        data = PackagedImagesConfig(str(photos), limit=2)
         config = AblateTimestepsConfig(output=str(tmp_path / "out"), model=str(tiny_folder), data=data, **settings)
         return ablation.ablate_config(config)
 
@@ -273,7 +273,7 @@ def test_an_ablation_goes_on_where_it_stopped(ablate, tmp_path: Path, monkeypatc
         ({"mappings": {"a": {"kind": "snr", "calibration": "no.json"}}}, "timesteps.calibration is 'no.json'"),
         ({"sweep": [1000]}, "timestep 1000 is not allowed; allowed: 0 to 999"),
         ({"rates": [0.3]}, "rate 0.3 does not exist"),
-        ({"metrics": MetricsConfig(["psnr", "fid"])}, "metrics.names has fid, which has no value per picture"),
+        ({"metrics": MetricsConfig(["psnr", "fid"])}, "metrics.names has fid, which has no value per image"),
         ({"metrics": MetricsConfig(["snr"])}, "metric 'snr' does not exist"),
     ],
 )

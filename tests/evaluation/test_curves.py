@@ -133,7 +133,7 @@ def rows(codec: str, factor: float, images=("a", "b"), nominal: bool = False, pr
 
 def test_mean_curve_averages_over_pictures_and_orders_by_rate():
     table = rows("a", 1.0).assign(point=lambda t: 9 - t["point"])
-    table.loc[0, "psnr"] = np.nan  # first picture, bpp 1
+    table.loc[0, "psnr"] = np.nan  # first image, bpp 1
     found = mean_curve(table, "psnr")
     assert list(found["point"]) == [8, 7, 6, 5]
     assert list(found["bpp"]) == [2.0, 3.0, 4.5, 6.0]

@@ -1,4 +1,4 @@
-"""One row per picture and point, whatever interrupts it and however many processes share the work."""
+"""One row per image and point, whatever interrupts it and however many processes share the work."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ class Jpeg(ImageCodec):
         return Image.open(io.BytesIO(data)).convert("RGB")
 
     def each_once(self) -> bool:
-        """Whether no picture was encoded twice at a point, but for the one of the warm-up."""
+        """Whether no image was encoded twice at a point, but for the one of the warm-up."""
         return len(self.encoded) <= len(set(self.encoded)) + 1
 
 
 class Metrics:
-    """PSNR, a metric that some pictures lack, one that cannot be had, and a set metric."""
+    """PSNR, a metric that some images lack, one that cannot be had, and a set metric."""
 
     names = ("psnr", "sometimes", "absent", "colour")
     has_set_metrics = True
@@ -99,9 +99,9 @@ def folder(picture, tmp_path: Path) -> Path:
 @pytest.fixture
 def run(folder: Path, tmp_path: Path):
     def run(output: str = "out", codec: ImageCodec | None = None, metrics: Metrics | None = None, **options):
-        pictures = list_images(folder)
+        images = list_images(folder)
         options = {"progress": False, "root": folder, **options}
-        return evaluate(codec or Jpeg(), pictures, metrics or Metrics(), tmp_path / output, **options)
+        return evaluate(codec or Jpeg(), images, metrics or Metrics(), tmp_path / output, **options)
 
     return run
 
@@ -272,13 +272,13 @@ def test_set_metrics_are_over_the_pictures_of_a_point(run, tmp_path: Path) -> No
 
 
 def test_an_unreadable_picture_costs_one_line(run, folder: Path, tmp_path: Path, capsys) -> None:
-    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.png").write_bytes(b"no image")
     frame = run()
     assert len(frame) == 10 and "broken.png" not in set(frame.image)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "broken" in line]
-    assert line.startswith("left out: broken.png: ") and "not a picture" in line
+    assert line.startswith("left out: broken.png: ") and "not an image" in line
     (failed,) = load_results(tmp_path / "out")[1]["failed"]
-    assert failed["image"] == "broken.png" and failed["point"] is None and "not a picture" in failed["error"]
+    assert failed["image"] == "broken.png" and failed["point"] is None and "not an image" in failed["error"]
 
 
 def test_a_codec_that_fails_is_tried_again(run, tmp_path: Path, capsys) -> None:
@@ -293,10 +293,10 @@ def test_a_codec_that_fails_is_tried_again(run, tmp_path: Path, capsys) -> None:
 
 def test_no_result_at_all(run, folder: Path) -> None:
     for path in folder.rglob("*.png"):
-        path.write_bytes(b"no picture")
-    with pytest.raises(EvaluationError, match=r"^none of the 5 pictures could be scored: .*a\.png: not a picture"):
+        path.write_bytes(b"no image")
+    with pytest.raises(EvaluationError, match=r"^none of the 5 images could be scored: .*a\.png: not an image"):
         run()
-    with pytest.raises(EvaluationError, match="^no pictures"):
+    with pytest.raises(EvaluationError, match="^no images"):
         evaluate(Jpeg(), [], Metrics(), folder / "out")
 
 

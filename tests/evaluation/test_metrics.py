@@ -26,7 +26,7 @@ from oscar.metrics.image import (
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[np.ndarray, np.ndarray]:
-    """A smooth colour picture of 203x181 and a noisy form of it."""
+    """A smooth colour image of 203x181 and a noisy form of it."""
     generator = np.random.default_rng(0)
     y, x = np.mgrid[0:181, 0:203]
     smooth = np.stack([127 + 90 * np.sin(x / 9 + c) * np.cos(y / (11 + c)) for c in range(3)], axis=-1)

@@ -112,7 +112,7 @@ def test_equals_pyiqas_own(name, pyiqas_name, smallest, too_small, files, pyiqas
         assert metrics.score(reference, reference)[name] == pytest.approx(0, abs=1e-5)
         assert score > 1e-3
     else:
-        assert metrics.score(decoded, decoded)[name] == score, "it looks at the decoded picture alone"
+        assert metrics.score(decoded, decoded)[name] == score, "it looks at the decoded image alone"
         assert metrics.score(decoded, reference)[name] != score
     assert math.isfinite(metrics.score(picture(*smallest), picture(*smallest, 1))[name])
     if too_small:

@@ -53,13 +53,13 @@ def text_of(svg: Path) -> str:
 
 def test_plots_are_vector_files_that_name_everything(means, tmp_path):
     published = published_curves("kodak")
-    written = plot_rates(tmp_path, means, published, "Means over Kodak, 24 pictures", {"dists": "no weights"})
+    written = plot_rates(tmp_path, means, published, "Means over Kodak, 24 images", {"dists": "no weights"})
     assert [path.name for path in written] == [f"rd_{name}.pdf" for name in ("psnr", "lpips_alex", "dists")]
     assert all(path.read_bytes().startswith(b"%PDF") for path in written)
     assert Image.open(tmp_path / "rd_psnr.png").width > 1000
     psnr = text_of(tmp_path / "rd_psnr.svg")
     for words in (
-        "Means over Kodak, 24 pictures",
+        "Means over Kodak, 24 images",
         "OSCAR nano",
         "JPEG",
         "PSNR, dB",

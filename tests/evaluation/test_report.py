@@ -22,7 +22,7 @@ from oscar.benchmark.report.page import (  # noqa: E402  after the check of what
     MetricInfo,
     ReportData,
     ReportEntry,
-    ReportPicture,
+    ReportImage,
     write_report,
 )
 
@@ -58,8 +58,8 @@ def scores(image: Image.Image, decoded: Image.Image) -> dict[str, float]:
 
 
 def make_data(folder: Path) -> ReportData:
-    """A small benchmark of real files; the second picture's name, title and reasons are hostile."""
-    rows, pictures = [], []
+    """A small benchmark of real files; the second image's name, title and reasons are hostile."""
+    rows, images = [], []
     for seed, name in enumerate(["hills", HOSTILE]):
         image = photograph(seed)
         image.save(folder / f"{seed}.png")
@@ -97,7 +97,7 @@ def make_data(folder: Path) -> ReportData:
                 point, matched = float(POINTS[codec][rank]), None if ours else rate
                 values = values | {"psnr": math.inf} if rank == 2 else values
                 entries.append(ReportEntry(codec, label, point, ours, matched, np.int64(size), bpp, values, path))
-        pictures.append(ReportPicture(name, image.width, image.height, folder / f"{seed}.png", entries))
+        images.append(ReportImage(name, image.width, image.height, folder / f"{seed}.png", entries))
     frame = pd.DataFrame(rows)
     columns = ["nominal_bpp", "actual_bpp", "psnr", "mae", "niqe", "encode_seconds", "decode_seconds"]
     means = frame.groupby(["codec", "label", "point"], sort=False)[columns].agg("mean").reset_index()
@@ -108,7 +108,7 @@ def make_data(folder: Path) -> ReportData:
     reference = [("kodak", codec, "psnr", x, 20 + 40 * x) for codec in ("oscar", "perco") for x in (0.1, 0.5)]
     return ReportData(
         title=f"Benchmark {HOSTILE}",
-        summary=["Two pictures.", HOSTILE],
+        summary=["Two images.", HOSTILE],
         environment={"commit": "0123abc", HOSTILE: HOSTILE},
         metrics=[
             MetricInfo("psnr", "PSNR", "dB", True),
@@ -120,7 +120,7 @@ def make_data(folder: Path) -> ReportData:
         rows=frame,
         bd=pd.DataFrame(bd),
         reference_curves=pd.DataFrame(reference, columns=["dataset", "codec", "metric", "bpp", "value"]),
-        pictures=pictures,
+        pictures=images,
         timing=pd.DataFrame({"codec": ["jpeg"], "stage": ["all"], "seconds": [0.0123]}),
     )
 
@@ -206,9 +206,9 @@ def test_pictures_are_embedded_once_and_exactly(report, data):
     page = Page(report.read_text(encoding="utf-8"))
     payload = json.loads(page.scripts["data"])
     assert len([name for name in page.scripts if name and name.startswith("image-")]) == 2 * (1 + 9)
-    for shown, picture in zip(payload["pictures"], data.pictures, strict=True):
-        pairs = [(shown["original"], picture.original)]
-        pairs += [(a["image"], b.image) for a, b in zip(shown["entries"], picture.entries, strict=True)]
+    for shown, image in zip(payload["pictures"], data.pictures, strict=True):
+        pairs = [(shown["original"], image.original)]
+        pairs += [(a["image"], b.image) for a, b in zip(shown["entries"], image.entries, strict=True)]
         for name, path in pairs:
             kind, code = page.scripts[name].split(",")
             assert kind == "data:image/webp;base64"
@@ -221,8 +221,8 @@ def test_one_colour_per_codec(report):
     classes = {series["label"]: series["classes"].split() for series in payload["series"]}
     assert classes["OSCAR test"] == ["c0", "ours"] and classes["oscar, kodak"] == ["c0", "ours", "reference"]
     assert len({classes[label][0] for label in ("OSCAR test", "JPEG", "WebP", "perco, kodak")}) == 4
-    for picture in payload["pictures"]:
-        assert all(entry["classes"].split() == classes[entry["label"]] for entry in picture["entries"])
+    for image in payload["pictures"]:
+        assert all(entry["classes"].split() == classes[entry["label"]] for entry in image["entries"])
 
 
 def test_parts_that_were_not_run_are_left_out(data, tmp_path):
@@ -242,7 +242,7 @@ def test_without_files_the_rate_is_called_nominal(data, tmp_path):
 
 
 def test_nothing_is_written_if_a_picture_is_missing(data, tmp_path):
-    lost = ReportPicture("lost", 8, 8, tmp_path / "lost.png", [])
+    lost = ReportImage("lost", 8, 8, tmp_path / "lost.png", [])
     frame = pd.DataFrame()
     with pytest.raises(ValueError, match="lost.png: no such file"):
         write_report(tmp_path / "r.html", ReportData("Lost", [], {}, [], {}, frame, frame, frame, frame, [lost]))
@@ -311,8 +311,8 @@ def test_it_loads_and_fits(open_page, width, scheme):
         "e => e.textContent.trim() || e.ariaLabel || e.labels?.length)"
     )
     ARTEFACTS.mkdir(exist_ok=True)
-    picture = page.screenshot(path=ARTEFACTS / f"report-{width}-{scheme}.png", full_page=True)
-    ground = np.asarray(Image.open(io.BytesIO(picture)).convert("L"))[0, 0]
+    image = page.screenshot(path=ARTEFACTS / f"report-{width}-{scheme}.png", full_page=True)
+    ground = np.asarray(Image.open(io.BytesIO(image)).convert("L"))[0, 0]
     assert (ground < 64) == (scheme == "dark")
 
 
@@ -357,7 +357,7 @@ def test_plot_tells_its_values(open_page, data):
 
 
 def hidden_parts(page) -> tuple[float, float]:
-    """Percent of the stage that are cut off the left picture, at its right, and off the right one, at its left."""
+    """Percent of the stage that are cut off the left image, at its right, and off the right one, at its left."""
     left, right = (page.locator(f"#{side}-layer").evaluate("e => e.style.clipPath") for side in ("left", "right"))
     assert left.startswith("inset(0px ") and right.startswith("inset(0px ")
     return float(left.split()[1].rstrip("%")), float(right.split()[3].rstrip("%)"))
@@ -416,7 +416,7 @@ def test_zoom_and_pan_keep_both_sides_in_step(open_page):
     page.wait_for_function("document.getElementById('stage').classList.contains('zoomed')")
     (left, top, width), other = places()
     assert other == [left, top, width] and width > 2 * fit[2]
-    pixel = box["width"] / 4 / fit[2]  # the picture's point under the pointer stays there
+    pixel = box["width"] / 4 / fit[2]  # the image's point under the pointer stays there
     assert left + pixel * width == pytest.approx(box["width"] / 4, abs=0.5)
     assert page.locator("#left-image").evaluate("e => getComputedStyle(e).imageRendering") == "pixelated"
 
@@ -442,7 +442,7 @@ def test_browser_shows_what_is_chosen(open_page, data):
     codecs = {side: page.locator(f"#{side}-codec") for side in ("left", "right")}
     assert (codecs["left"].input_value(), codecs["right"].input_value()) == ("jpeg", "oscar-test")
 
-    def check(picture: ReportPicture, rate: float) -> None:
+    def check(picture: ReportImage, rate: float) -> None:
         facts = page.locator("#facts").inner_text()
         for side, codec in codecs.items():
             name = codec.input_value()

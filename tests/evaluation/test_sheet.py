@@ -42,7 +42,7 @@ def demo(load_script) -> ModuleType:
     return load_script("demo")
 
 
-def save_picture(path: Path, width: int, height: int) -> None:
+def save_image(path: Path, width: int, height: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     y, x = np.mgrid[0:height, 0:width]
     Image.fromarray(np.stack([x % 256, y % 256, (x + y) % 256], axis=-1).astype(np.uint8)).save(path)
@@ -50,10 +50,10 @@ def save_picture(path: Path, width: int, height: int) -> None:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    save_picture(tmp_path / "in" / "a <b> & c.png", 200, 170)
-    save_picture(tmp_path / "in" / "deep" / "small.png", 20, 90)
-    save_picture(tmp_path / "in" / "small.bmp", 30, 30)
-    (tmp_path / "in" / "broken.png").write_bytes(b"no picture")
+    save_image(tmp_path / "in" / "a <b> & c.png", 200, 170)
+    save_image(tmp_path / "in" / "deep" / "small.png", 20, 90)
+    save_image(tmp_path / "in" / "small.bmp", 30, 30)
+    (tmp_path / "in" / "broken.png").write_bytes(b"no image")
     return tmp_path / "in"
 
 
@@ -89,7 +89,7 @@ def test_demo_end_to_end(demo, folder, tmp_path, monkeypatch, capsys):
     links.feed(page)
     assert len(links.found) == 3 * (1 + 3)
     assert all((out / unquote(link)).is_file() for link in links.found)
-    assert "<b> &" not in page and "unavailable: picture smaller than 161" in page
+    assert "<b> &" not in page and "unavailable: image smaller than 161" in page
     assert not re.search(r"https?://|\$[a-z{]", page)
     with Image.open(out / "sheet.png") as sheet:
         assert sheet.width > 4 * 256
@@ -102,7 +102,7 @@ def test_demo_refusals(demo, tmp_path, capsys):
 
 
 def results(tmp_path: Path) -> list[Result]:
-    save_picture(tmp_path / "x.png", 64, 300)
+    save_image(tmp_path / "x.png", 64, 300)
     common = {"encode_seconds": 1.0, "decode_seconds": 2.0, "original": tmp_path / "x.png"}
     return [
         Result("p", 0.125, 64, 300, 300, 20.0, None, reconstruction=tmp_path / "x.png", **common),
@@ -122,6 +122,6 @@ def test_uneven_results_can_be_shown(tmp_path):
     rows = results(tmp_path)
     write_csv(rows, tmp_path / "r.csv")
     write_html(rows, tmp_path / "index.html", "<title>", "note")
-    write_contact_sheet(rows, tmp_path / "sheet.png", most_pictures=1)
+    write_contact_sheet(rows, tmp_path / "sheet.png", most_images=1)
     assert "&lt;title&gt;" in (tmp_path / "index.html").read_text()
     assert "80.00 dB" in (tmp_path / "index.html").read_text()

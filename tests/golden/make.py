@@ -183,9 +183,9 @@ def train(output: Path, images: Path, *overrides: str) -> tuple[str, ...]:
 
 def photographs() -> list[Image.Image]:
     """Those of scikit-image's whose licence is plain, public domain (the first) or CC0; pixels without a profile."""
-    from oscar.data.folders import find_pictures
+    from oscar.data.folders import find_images
 
-    found = {path.stem: Image.fromarray(np.asarray(Image.open(path).convert("RGB"))) for path in find_pictures()}
+    found = {path.stem: Image.fromarray(np.asarray(Image.open(path).convert("RGB"))) for path in find_images()}
     return [found[name] for name in ("astronaut", "chelsea", "coffee", "rocket")]
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of large pictures."""
+"""Fixtures of the tests of large images."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from oscar.inference.cpu.winograd import WinogradConv2d
 from oscar.inference.load import load
 from oscar.inference.loading import merge_lora
 from oscar.inference.optimise import compile_networks
-from oscar.inference.precision import WideConv2d, WideLinear, auto_dtype, compute_wide, imitates
+from oscar.inference.precision import WideConv2d, WideLinear, auto_dtype, emulates_dtype, upcast_to_fp32
 from oscar.inference.preview import load_tiny_vae
 from oscar.inference.prompt import PromptAttnProcessor, cache_prompt
 from oscar.inference.row_blocks import Stream
@@ -130,16 +130,16 @@ def test_near_to_float64(backbone_config, capsys) -> None:
     vae = AutoencoderKL.from_config(backbone_config("sd21_random")["vae"]).eval()
     latent = torch.randn(1, 4, 64, 64)
     last = latent.contiguous(memory_format=torch.channels_last)
-    pictures = {
+    images = {
         "this package": fast(vae).decode(latent).sample,
         "diffusers": vae.decode(latent).sample,
         "diffusers, channels-last": vae.decode(last).sample,
     }
     with exact_norms(vae):
-        pictures["diffusers, channels-last, exact norms"] = vae.decode(last).sample
+        images["diffusers, channels-last, exact norms"] = vae.decode(last).sample
     stream = Stream(math.inf, torch.float64, latent.device)
     expected = stream.decode(nn.Module.to(vae, torch.float64), latent.double())
-    errors = {name: float((picture - expected).abs().max()) for name, picture in pictures.items()}
+    errors = {name: float((image - expected).abs().max()) for name, image in images.items()}
     with capsys.disabled():
         print(f"\n{expected.abs().max():.2f} at most; differences from float64:")
         for name, error in errors.items():
@@ -255,14 +255,14 @@ def test_auto_dtype(monkeypatch) -> None:
     assert auto_dtype("mps") == torch.float16 and auto_dtype("meta") == torch.float32
 
 
-def test_where_a_precision_is_imitated(monkeypatch) -> None:
+def test_where_a_precision_is_emulated(monkeypatch) -> None:
     for found, expected in (({}, True), ({"avx512_bf16": True}, False)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
-        assert imitates(torch.device("cpu"), torch.bfloat16) == expected
-        assert not imitates(torch.device("cpu"), torch.float32)
+        assert emulates_dtype(torch.device("cpu"), torch.bfloat16) == expected
+        assert not emulates_dtype(torch.device("cpu"), torch.float32)
         codec = load("nano", dtype=torch.bfloat16)
         assert bool(kinds(codec, WideConv2d)) == expected and bool(kinds(codec, nn.Conv2d)) != expected
-    assert not imitates(torch.device("cuda"), torch.float16)
+    assert not emulates_dtype(torch.device("cuda"), torch.float16)
 
 
 def test_wide_computation_is_as_exact(vae, unet) -> None:
@@ -274,7 +274,7 @@ def test_wide_computation_is_as_exact(vae, unet) -> None:
     for network, run in ((vae, lambda network, value: network.decode(value).sample), (unet, denoise)):
         narrow = nn.Module.to(network, torch.bfloat16)
         wide, exact = copy.deepcopy(narrow), nn.Module.to(copy.deepcopy(narrow), torch.float32)
-        compute_wide(wide)
+        upcast_to_fp32(wide)
         assert kinds(wide, WideConv2d) and kinds(wide, WideLinear)
         assert wide.state_dict().keys() == exact.state_dict().keys()
         result, expected = run(wide, latent.bfloat16()), run(exact, latent.bfloat16().float())

@@ -12,7 +12,7 @@ from oscar.inference.cpu.lean import make_lean
 from oscar.inference.load import load
 from oscar.inference.memory import MemoryBudget
 from oscar.inference.optimise import module_changes, optimise, use_channels_last
-from oscar.inference.precision import compute_wide
+from oscar.inference.precision import upcast_to_fp32
 from oscar.inference.prompt import PromptAttnProcessor
 from oscar.inference.tiling import TiledBackbone
 from oscar.inference.windows import WindowedDenoiser
@@ -35,7 +35,7 @@ def of_inference(codec: OscarCodec) -> set[str]:
         ("cpu", torch.float32, False, True, [make_lean, use_fewer_multiplications]),
         ("cpu", torch.float32, True, True, [make_lean]),
         ("cpu", torch.bfloat16, False, True, [make_lean]),
-        ("cpu", torch.bfloat16, False, False, [make_lean, compute_wide]),
+        ("cpu", torch.bfloat16, False, False, [make_lean, upcast_to_fp32]),
     ],
 )
 def test_what_is_done_where(

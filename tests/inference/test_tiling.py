@@ -24,7 +24,7 @@ def test_full_size_at_4k_fits_four_gigabytes(backbone_config) -> None:
     with torch.device("meta"):
         full = AutoencoderKL.from_config(backbone_config("sd21_random")["vae"])
     for half in tiling.plan(full, 2160, 3840, torch.bfloat16, MemoryBudget.parse("4GB")):
-        assert 2e9 < half.peak <= 4e9  # one map of the picture's size has 128 channels of two bytes: 2.1 GB
+        assert 2e9 < half.peak <= 4e9  # one map of the image's size has 128 channels of two bytes: 2.1 GB
         assert half.recomputed > 0
 
 
@@ -54,7 +54,7 @@ def test_a_budget_too_small_is_said(pictures, small_limits, standin_vae, caplog)
     encode(standin_vae, pictures(), TIGHT)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert record.getMessage().startswith("memory budget of 1e-09 GB is too small for a picture of 136x152: it took")
+    assert record.getMessage().startswith("memory budget of 1e-09 GB is too small for an image of 136x152: it took")
 
 
 def test_pictures_are_worked_on_one_by_one(pictures, small_limits, standin_vae) -> None:

@@ -14,8 +14,8 @@ from oscar.bottlenecks.context import ContextNetwork, similarity_order
 from oscar.config import ConfigError
 from oscar.inference.load import load
 from oscar.training.build import build_stage
-from oscar.training.stages.base import Pass
 from oscar.training.trainer import Trainer
+from oscar.utils.rng import StepRng
 
 SMALL = ("stage.context.neighbours=6", "stage.context.hidden=12", "stage.context.features=8")
 
@@ -104,8 +104,8 @@ def test_a_resumed_run_is_the_same(compose, photos: Path, tmp_path: Path, tiny_f
 def stop_after(trainer: Trainer, step: int):
     save = trainer.checkpoints.save
 
-    def wrapped(state, name, learners):
-        save(state, name, learners)
+    def wrapped(state, name, train_states):
+        save(state, name, train_states)
         trainer._stopping = trainer.step == step
 
     return wrapped
@@ -114,10 +114,10 @@ def stop_after(trainer: Trainer, step: int):
 def test_latents_serve_as_well_as_pictures(compose, photos: Path, tmp_path: Path, tiny_folder: Path) -> None:
     _, trainer = run(compose, photos, tmp_path / "run", tiny_folder)
     stage, images = trainer.stage, torch.rand(2, 3, 64, 64) * 2 - 1
-    one = stage(images, Pass(0, 0))
+    one = stage(images, StepRng(0, 0))
     stage.takes_latents = True
     with torch.no_grad():
-        other = stage(stage.codec.backbone.encode(images), Pass(0, 0))
+        other = stage(stage.codec.backbone.encode(images), StepRng(0, 0))
     assert one["loss"].item() == other["loss"].item()
     assert list(one) == list(stage.metrics)
 

@@ -13,7 +13,7 @@ COUNT = 5
 
 
 def ramp(width: int, height: int) -> np.ndarray:
-    """A picture in which red is the column and green the row."""
+    """An image in which red is the column and green the row."""
     pixels = np.zeros((height, width, 3), dtype=np.uint8)
     pixels[..., 0], pixels[..., 1] = np.arange(width), np.arange(height)[:, None]
     return pixels
@@ -106,13 +106,13 @@ def test_a_sample_depends_on_seed_and_number_alone(folder: Path, cache: bool) ->
 
 
 def test_roots_may_be_folders_lists_and_pictures(folder: Path) -> None:
-    pictures = folder / "train.txt"
-    pictures.write_text("# the best\n1.png\n\n  sub/4.png\n")
-    dataset = PhotoDataset([folder / "sub", pictures, folder / "0.png"], 8)
+    images = folder / "train.txt"
+    images.write_text("# the best\n1.png\n\n  sub/4.png\n")
+    dataset = PhotoDataset([folder / "sub", images, folder / "0.png"], 8)
     assert [path.name for path in dataset.paths] == ["4.png", "1.png", "4.png", "0.png"]
-    pictures.write_text("1.png\nabsent.png\n")
-    with pytest.raises(ValueError, match="train.txt line 2: no picture absent.png"):
-        PhotoDataset(pictures, 8)
+    images.write_text("1.png\nabsent.png\n")
+    with pytest.raises(ValueError, match="train.txt line 2: no image absent.png"):
+        PhotoDataset(images, 8)
 
 
 @pytest.mark.parametrize("cache", [False, True])
@@ -120,7 +120,7 @@ def test_unreadable_pictures_are_reported_once_and_replaced(
     folder: Path, cache: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("3.png", "sub/4.png"):
-        (folder / name).write_bytes(b"no picture")
+        (folder / name).write_bytes(b"no image")
     Image.fromarray(np.zeros((9, 9, 4), dtype=np.uint8)).save(folder / "1.png")  # transparent
     with caplog.at_level(logging.WARNING):
         dataset = PhotoDataset(folder, 8, cache=cache)
@@ -136,8 +136,8 @@ def test_roots_without_pictures_are_refused(folder: Path, tmp_path: Path) -> Non
     empty.mkdir()
     corrupt.mkdir()
     for name in "ab":
-        (corrupt / f"{name}.jpg").write_bytes(b"no picture")
-    for root, message in ((empty, "holds no picture"), (corrupt, "no readable picture"), (tmp_path / "x", "not exist")):
+        (corrupt / f"{name}.jpg").write_bytes(b"no image")
+    for root, message in ((empty, "holds no image"), (corrupt, "no readable image"), (tmp_path / "x", "not exist")):
         with pytest.raises(ValueError, match=message) as caught:
             PhotoDataset([folder / "sub", root], 8)
         assert str(root) in str(caught.value) and "\n" not in str(caught.value)

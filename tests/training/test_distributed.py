@@ -52,7 +52,7 @@ class Job:
         poisoned: (process, step) whose loss is one, but has a gradient that is not.
         pause: seconds that each step takes longer.
         report: folder for the message of an error.
-        fsdp: spread the networks over the processes; Accelerate itself does so on GPUs only.
+        fsdp: shard the networks over the processes; Accelerate itself does so on GPUs only.
     """
 
     gradients: Path | None = None
@@ -77,7 +77,7 @@ def train(config: TrainConfig, rank: int, world: int, port: int, job: Job) -> No
     from oscar.models.discriminator import LatentDiscriminator
     from oscar.training.build import build_stage
     from oscar.training.processes import make_accelerator
-    from oscar.training.train_state import Learner, NonFiniteError
+    from oscar.training.train_state import NonFiniteError, TrainState
     from oscar.training.trainer import Trainer
 
     torch.set_num_threads(1)
@@ -87,29 +87,29 @@ def train(config: TrainConfig, rank: int, world: int, port: int, job: Job) -> No
     assert accelerator.num_processes == world and accelerator.device.type == "cpu"
     trainer = Trainer(build_stage(config), config, accelerator)
     if job.gradients is not None:
-        update, steps = Learner.update, []
+        update, steps = TrainState.update, []
 
-        def keep(learner: Learner) -> None:
-            found = {name: p.grad.clone() for name, p in learner.plain.named_parameters() if p.grad is not None}
-            torch.save(found, job.gradients / f"{type(learner.plain).__name__}-{rank}.pt")
-            steps.append(update(learner))
+        def keep(train_state: TrainState) -> None:
+            found = {name: p.grad.clone() for name, p in train_state.plain.named_parameters() if p.grad is not None}
+            torch.save(found, job.gradients / f"{type(train_state.plain).__name__}-{rank}.pt")
+            steps.append(update(train_state))
 
         def renoise(critic: LatentDiscriminator, latent, generator=None):  # alike for each sample, in either split
             noise = torch.randn(latent.shape[1:], generator=torch.Generator().manual_seed(0))
             return (latent + noise) / 2**0.5, torch.full((len(latent),), 500)
 
-        Learner.update, LatentDiscriminator.renoise = keep, renoise
+        TrainState.update, LatentDiscriminator.renoise = keep, renoise
     if job.poisoned is not None:
-        trainer.learner.parameters[0].register_hook(
+        trainer.train_state.parameters[0].register_hook(
             lambda gradient: gradient * float("nan" if (rank, trainer.step) == job.poisoned else 1)
         )
     if job.broken is not None or job.pause:
         forward = type(trainer.stage).forward
 
-        def wrapped(stage, images, turn):
+        def wrapped(stage, images, rng):
             time.sleep(job.pause)
-            metrics = forward(stage, images, turn)
-            factor = float("nan") if (turn.rank, turn.number) == job.broken else 1
+            metrics = forward(stage, images, rng)
+            factor = float("nan") if (rng.rank, rng.number) == job.broken else 1
             return {name: value * factor for name, value in metrics.items()}
 
         type(trainer.stage).forward = wrapped
@@ -199,8 +199,8 @@ def test_two_processes_make_the_step_of_one_with_the_doubled_batch(configure, tm
         config = configure(stage, f"run-{world}", f"data.batch_size={batch}", *options)
         finish(start([config] * world, Job(gradients=folder)), *[0] * world)
         found[world] = {path.stem: torch.load(path) for path in folder.iterdir()}
-    learners = {"vae": 1, "hyper": 1, "joint": 2}[stage]
-    assert len(found[1]) == learners + 1 and len(found[2]) == 2 * len(found[1])
+    trained = {"vae": 1, "hyper": 1, "joint": 2}[stage]
+    assert len(found[1]) == trained + 1 and len(found[2]) == 2 * len(found[1])
     for name, one in found[1].items():
         kind = name.removesuffix("-0")
         largest = max((value.abs().max().item() for value in one.values() if value.is_floating_point()), default=1)
@@ -267,11 +267,11 @@ def test_another_number_of_processes_goes_on_with_the_same_data(configure, runs)
 def test_what_is_no_number_on_one_process(
     configure, runs, tmp_path: Path, fault: str, what: str, pictures: int
 ) -> None:
-    """Stopping names its pictures everywhere; skipping leaves the step out everywhere."""
+    """Stopping names its images everywhere; skipping leaves the step out everywhere."""
     job = Job(**{fault: (1, 2)}, report=tmp_path)
     finish(start([configure("joint", "stop", "trainer.max_steps=5")] * 2, job), 2, 2)
     messages = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
-    assert messages[0] == messages[1] and messages[0].startswith(f"{what} is nan at step 3; pictures of the batch: ")
+    assert messages[0] == messages[1] and messages[0].startswith(f"{what} is nan at step 3; images of the batch: ")
     assert messages[0].count(".png") == pictures
     skip = configure("joint", "skip", "trainer.max_steps=5", "trainer.non_finite=skip")
     finish(start([skip] * 2, job), 0, 0)
@@ -281,7 +281,7 @@ def test_what_is_no_number_on_one_process(
 
 
 def test_fsdp_trains_alike_and_shares_checkpoints(configure, runs, photos: Path) -> None:
-    """Replicas and spread networks go on from each other's checkpoints, with the same losses, averages and files."""
+    """Replicas and sharded networks go on from each other's checkpoints, with the same losses, averages and files."""
     options = (
         "trainer.ema_decay=0.9",
         f"validation.images={photos}",

@@ -101,15 +101,15 @@ def test_a_gradient_without_a_number_stops_the_run(configure, runs, photos: Path
         "prior", 5, "run", f"optimiser.grad_clip={clip}", "trainer.ema_decay=0.9", "trainer.accumulation=2"
     )
     trainer = make_trainer(config)
-    spoil(trainer.learner.parameters[3], lambda: trainer.step == 2, value)
-    message = f"^norm of the gradients is {value} at step 3; pictures of the batch: "
+    spoil(trainer.train_state.parameters[3], lambda: trainer.step == 2, value)
+    message = f"^norm of the gradients is {value} at step 3; images of the batch: "
     with pytest.raises(NonFiniteError, match=message) as error:
         trainer.run()
     assert str(error.value).count(".png") == 4  # of both passes
     found = states(config)
     assert [state["step"] for state in found] == [1, 2]
     assert all(value.isfinite().all() for state in found for value in state["learner"]["model"].values())
-    assert all(parameter.isfinite().all() for parameter in trainer.learner.parameters)
+    assert all(parameter.isfinite().all() for parameter in trainer.train_state.parameters)
     reset()
     whole = configure(
         "prior", 5, "whole", f"optimiser.grad_clip={clip}", "trainer.ema_decay=0.9", "trainer.accumulation=2"
@@ -151,7 +151,7 @@ def test_a_skipped_first_gradient_leaves_no_zero_behind(configure) -> None:
     trainer = make_trainer(config)
     spoil(trainer.stage.codec.denoiser.prompt, lambda: True)
     assert trainer.run() and trainer.skipped == 1
-    assert all(parameter.grad is None for parameter in trainer.learner.parameters)
+    assert all(parameter.grad is None for parameter in trainer.train_state.parameters)
 
 
 @pytest.mark.parametrize("handling", ["stop", "skip"])
@@ -160,7 +160,7 @@ def test_a_critics_gradient_without_a_number(configure, runs, handling: str) -> 
     trainer = make_trainer(config)
     spoil(trainer.critic.parameters[0], lambda: trainer.step == 1)
     if handling == "stop":
-        with pytest.raises(NonFiniteError, match="^norm of the critic's gradients is nan at step 2; pictures of the"):
+        with pytest.raises(NonFiniteError, match="^norm of the critic's gradients is nan at step 2; images of the"):
             trainer.run()
         assert [state["step"] for state in states(config)] == [1]
         return
@@ -193,11 +193,11 @@ def test_no_checkpoint_is_written_of_what_is_not_finite(configure, runs, part: s
     def damaged(batches) -> None:
         optimise(batches)
         if trainer.step == 2:
-            parameter = trainer.learner.parameters[0]
+            parameter = trainer.train_state.parameters[0]
             tensor = {
                 "weight": parameter.data,
                 "average": trainer.ema.shadow_params[0],
-                "moment": trainer.learner.optimiser.state[parameter]["exp_avg"],
+                "moment": trainer.train_state.optimiser.state[parameter]["exp_avg"],
                 "codebook": trainer.stage.codec.bottleneck.at(PAPER_RATES[0]).quantizer._codebook.cluster_size,
             }[part]
             tensor.view(-1)[0] = math.inf
@@ -262,7 +262,7 @@ def test_an_overflow_is_no_fault(configure, runs) -> None:
         "trainer.max_skipped=1",
     )
     trainer = make_trainer(config, autocast=False, init_scale=8.0)
-    spoil(trainer.stage.codec.denoiser.prompt, lambda: trainer.learner.scaler.get_scale() > 2, math.inf)
+    spoil(trainer.stage.codec.denoiser.prompt, lambda: trainer.train_state.scaler.get_scale() > 2, math.inf)
     before = {name: value.clone() for name, value in trainer.stage.state_dict().items()}
     assert trainer.run()
     found = states(config)
@@ -294,7 +294,7 @@ def test_the_critics_overflow_is_its_own(configure) -> None:
 def test_a_gradient_that_no_scale_makes_finite_is_a_fault(configure) -> None:
     config = configure("prior", 9, "run", "trainer.mixed_precision=fp16")
     trainer = make_trainer(config, autocast=False, init_scale=4.0)
-    spoil(trainer.learner.parameters[3], lambda: trainer.step > 0, math.inf)
+    spoil(trainer.train_state.parameters[3], lambda: trainer.step > 0, math.inf)
     with pytest.raises(NonFiniteError, match="norm of the gradients is inf at step 4"):  # at scale 1
         trainer.run()
 
@@ -302,13 +302,13 @@ def test_a_gradient_that_no_scale_makes_finite_is_a_fault(configure) -> None:
 def test_a_loss_without_a_number_leaves_the_scale_alone(configure) -> None:
     config = configure("prior", 4, "run", "trainer.mixed_precision=fp16", "trainer.non_finite=skip")
     trainer = make_trainer(config, autocast=False)
-    forward = trainer.learner.module.forward
+    forward = trainer.train_state.module.forward
 
-    def broken(images, turn):
-        metrics = forward(images, turn)
-        return {name: value * (math.nan if turn.number in (0, 2) else 1) for name, value in metrics.items()}
+    def broken(images, rng):
+        metrics = forward(images, rng)
+        return {name: value * (math.nan if rng.number in (0, 2) else 1) for name, value in metrics.items()}
 
-    trainer.learner.module.forward = broken
+    trainer.train_state.module.forward = broken
     assert trainer.run()
     state = states(config)[-1]
     assert state["skipped"] == [2, 0] and state["learner"]["scaler"]["scale"] == 65536
@@ -347,11 +347,11 @@ def test_every_stage_trains_in_half_precision(configure, runs, stage: str, preci
     for module in trainer.stage.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
-    before = [parameter.detach().clone() for parameter in trainer.learner.parameters]
+    before = [parameter.detach().clone() for parameter in trainer.train_state.parameters]
     assert trainer.run()
     assert DTYPES[precision] in seen
-    assert {parameter.dtype for parameter in trainer.learner.parameters} == {torch.float32}
-    assert any(not torch.equal(*pair) for pair in zip(before, trainer.learner.parameters, strict=True))
+    assert {parameter.dtype for parameter in trainer.train_state.parameters} == {torch.float32}
+    assert any(not torch.equal(*pair) for pair in zip(before, trainer.train_state.parameters, strict=True))
     for row in runs.rows(config):
         assert math.isfinite(float(row["loss"])) and float(row["grad_norm"]) > 0
     assert len(runs.rows(config)) == 2 and trainer.ema.optimization_step == 2

@@ -16,8 +16,8 @@ from oscar.config import ConfigError, TrainConfig
 from oscar.inference.load import load
 from oscar.timesteps import CurveMapping
 from oscar.training.build import build_stage
-from oscar.training.stages.base import Pass
 from oscar.training.trainer import Trainer
+from oscar.utils.rng import StepRng
 
 QUICK = ("logger.tensorboard=false", "trainer.threads=1", "stage.table_batches=1")
 
@@ -58,7 +58,7 @@ def images(batch: int = 3) -> torch.Tensor:
 def test_what_is_trained(configure, stage: str, override: str, parts: set[str]) -> None:
     built = build_stage(configure(stage, override))
     built.train()
-    built(images(), Pass(0, 0))["loss"].backward()
+    built(images(), StepRng(0, 0))["loss"].backward()
     found = {name for name, value in built.named_parameters() if value.grad is not None and value.grad.any()}
     places = {
         "bottleneck": "codec.bottleneck.",
@@ -92,8 +92,8 @@ def test_qualities_are_a_function_of_the_pass(configure) -> None:
     stage = build_stage(configure("hyper")).eval()
     latent = stage.codec.backbone.encode(images(64)).detach()
     draws = [
-        stage.codec.bottleneck.draw(turn, latent, every)
-        for turn, every in ((Pass(7, 1), True), (Pass(7, 1), False), (Pass(8, 1), True))
+        stage.codec.bottleneck.draw(rng, latent, every)
+        for rng, every in ((StepRng(7, 1), True), (StepRng(7, 1), False), (StepRng(8, 1), True))
     ]
     ((first, _),), ((again, _),), ((other, _),) = draws
     assert torch.equal(first, again) and not torch.equal(first, other)

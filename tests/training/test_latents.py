@@ -22,7 +22,7 @@ from oscar.data.crops import build_loader
 from oscar.data.latents import LatentDataset, check_latents, read_index, vae_hash
 from oscar.training import latent_cache
 from oscar.training.build import build_backbone, build_stage
-from oscar.training.stages.base import Pass
+from oscar.utils.rng import StepRng
 
 ROOT = Path(__file__).parents[2]
 CROPS, PICTURES = 3, 6
@@ -40,11 +40,11 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def pictures(photos: Path, tmp_path_factory) -> Path:
-    """Six files, of which the third is no picture."""
+    """Six files, of which the third is no image."""
     folder = tmp_path_factory.mktemp("pictures")
     for number, path in zip((0, 1, 3, 4, 5), sorted(photos.iterdir()), strict=True):
         (folder / f"{number}.png").write_bytes(path.read_bytes())
-    (folder / "2.png").write_bytes(b"no picture")
+    (folder / "2.png").write_bytes(b"no image")
     return folder
 
 
@@ -57,7 +57,7 @@ def configure(pictures: Path, output: Path, *overrides: str) -> CacheLatentsConf
 
 @pytest.fixture(scope="module")
 def cache(pictures: Path, tmp_path_factory) -> Path:
-    """Three shards of two pictures with three crops each. Not to be changed by tests."""
+    """Three shards of two images with three crops each. Not to be changed by tests."""
     folder = tmp_path_factory.mktemp("cache") / "latents"
     latent_cache.cache_latents(configure(pictures, folder), progress=False)
     return folder
@@ -65,7 +65,7 @@ def cache(pictures: Path, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def train(compose, pictures: Path, cache: Path):
-    """The configuration of a training run on the pictures or, by default, on their latents."""
+    """The configuration of a training run on the images or, by default, on their latents."""
 
     def make(*overrides: str, latents: bool = True):
         more = [f"data.latents={cache}"] if latents else []
@@ -86,9 +86,9 @@ def test_a_run_on_latents_sees_what_a_run_on_pictures_sees(pictures: Path, cache
     torch.manual_seed(0)
     backbone = build_backbone(train()).eval()
     one_cycle = CROPS * PICTURES // 2
-    from_pictures = batches(one_cycle, roots=pictures)
+    from_images = batches(one_cycle, roots=pictures)
     from_latents = batches(2 * one_cycle, roots=(), latents=cache)
-    for images, latents in zip(from_pictures, from_latents[:one_cycle], strict=True):
+    for images, latents in zip(from_images, from_latents[:one_cycle], strict=True):
         assert torch.equal(images["index"], latents["index"])
         with torch.no_grad():
             torch.testing.assert_close(latents["latent"], backbone.encode(images["image"]), rtol=0, atol=1e-5)
@@ -100,16 +100,16 @@ def test_a_run_on_latents_sees_what_a_run_on_pictures_sees(pictures: Path, cache
 
 
 def test_the_hyper_stage_has_the_same_loss(train) -> None:
-    from_latents, from_pictures = (
+    from_latents, from_images = (
         build_stage(train("bottleneck.rates=[0.0625]", latents=latents)) for latents in (True, False)
     )
     data = train().data
     check_latents(data, from_latents.codec.backbone)
     (latents,) = batches(1, roots=(), latents=data.latents)
     (images,) = batches(1, roots=data.train)
-    turn = Pass(0, seed=0)
-    loss = from_latents(latents["latent"], turn)["loss"]
-    torch.testing.assert_close(loss, from_pictures(images["image"], turn)["loss"], rtol=1e-4, atol=1e-5)
+    rng = StepRng(0, seed=0)
+    loss = from_latents(latents["latent"], rng)["loss"]
+    torch.testing.assert_close(loss, from_images(images["image"], rng)["loss"], rtol=1e-4, atol=1e-5)
 
 
 def test_the_index_says_how_the_latents_were_made(cache: Path, pictures: Path, train) -> None:
@@ -143,7 +143,7 @@ def test_shorter_types_lose_little(pictures: Path, cache: Path, tmp_path: Path, 
 
 
 def test_an_interrupted_run_goes_on(pictures: Path, cache: Path, tmp_path: Path, monkeypatch) -> None:
-    write, written = latent_cache.write_whole, []
+    write, written = latent_cache.atomic_write, []
 
     def interrupted(path: Path, data: bytes) -> None:
         written.append(path.name)
@@ -153,7 +153,7 @@ def test_an_interrupted_run_goes_on(pictures: Path, cache: Path, tmp_path: Path,
 
     config = configure(pictures, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(latent_cache, "write_whole", interrupted)
+        patch.setattr(latent_cache, "atomic_write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             latent_cache.cache_latents(config, progress=False)
     with pytest.raises(ValueError, match="2 of 3 shards are not in .* yet"):
@@ -261,7 +261,7 @@ def test_damaged_caches_are_refused(cache: Path, tmp_path: Path) -> None:
     assert torn[0]["latent"].shape == (4, 8, 8)
     with pytest.raises(ValueError, match=f"{name} cannot be read"):
         torn[2]
-    with pytest.raises(IndexError, match="picture 6 does not exist"):
+    with pytest.raises(IndexError, match="image 6 does not exist"):
         torn[PICTURES]
 
 
@@ -272,7 +272,7 @@ def test_damaged_caches_are_refused(cache: Path, tmp_path: Path) -> None:
         ("dtype=float16", "dtype is float32, not float16"),
         ("backbone.vae.scaling_factor=2", "vae is"),
         ("crops=2", "crops is 3, not 2"),
-        (None, "its pictures are others"),
+        (None, "its images are others"),
     ],
 )
 def test_an_output_with_other_latents_is_left_alone(
@@ -324,7 +324,7 @@ def script(load_script, monkeypatch, pictures: Path, tmp_path: Path):
 def test_the_script(script, pictures: Path, tmp_path: Path, cache: Path, capsys) -> None:
     script()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "18 latents of 6 pictures, 3 crops each, in latents"
+    assert lines[-1] == "18 latents of 6 images, 3 crops each, in latents"
     assert [str(pictures / "2.png") in line for line in lines] == [True, False], "what is left out is named"
     assert read_index("latents") == read_index(cache) and files(tmp_path / "latents") == files(cache)
     assert [path.name for path in tmp_path.iterdir()] == ["latents"]
@@ -343,7 +343,7 @@ def test_mistakes(script, tmp_path: Path, capsys, override: str, named: list[str
 
 @pytest.mark.parametrize("stage", ["vae", "prior", "joint"])
 def test_other_stages_need_pictures(compose, pictures: Path, cache: Path, stage: str) -> None:
-    with pytest.raises(ConfigError, match=f"data.latents is .* but stage {stage} needs pictures; allowed: null"):
+    with pytest.raises(ConfigError, match=f"data.latents is .* but stage {stage} needs images; allowed: null"):
         compose(f"experiment=tiny/{stage}", f"data.train=[{pictures}]", f"data.latents={cache}")
 
 

@@ -14,9 +14,9 @@ from oscar.config import TrainConfig
 from oscar.training import trainer as trainer_module
 from oscar.training.build import build_stage
 from oscar.training.interval import Interval
-from oscar.training.stages.base import Pass
 from oscar.training.stages.bottleneck import BottleneckStage
 from oscar.training.trainer import Trainer
+from oscar.utils.rng import StepRng
 
 pytestmark = pytest.mark.usefixtures("quick_tables", "fresh_accelerate")
 
@@ -72,8 +72,8 @@ def test_rows_are_means_over_the_passes(configure, runs, monkeypatch) -> None:
     seen: list[dict[str, float]] = []
     forward = BottleneckStage.forward
 
-    def watched(stage, images, turn):
-        metrics = forward(stage, images, turn)
+    def watched(stage, images, rng):
+        metrics = forward(stage, images, rng)
         seen.append({name: value.item() for name, value in metrics.items()})
         return metrics
 
@@ -105,7 +105,7 @@ def test_the_norm_is_that_before_the_clip(configure, runs) -> None:
     assert float(runs.rows(clipped)[0]["grad_norm"]) == norms[0] > 0.1
     stage = build_stage(each).train()
     batch = next(Trainer(stage, configure("prior", 1, "other"))._batches(0))
-    stage(batch["image"], Pass(0, each.seed))["loss"].backward()
+    stage(batch["image"], StepRng(0, each.seed))["loss"].backward()
     gradients = [parameter.grad.flatten() for parameter in stage.parameters() if parameter.grad is not None]
     assert norms[0] == pytest.approx(torch.cat(gradients).norm().item(), rel=1e-5)
 
@@ -169,9 +169,9 @@ def test_the_bar_counts_a_resumed_runs_own_steps(configure, monkeypatch) -> None
 def test_an_interval_that_was_skipped_leaves_its_cells_empty(configure, runs, monkeypatch) -> None:
     forward = BottleneckStage.forward
 
-    def broken(stage, images, turn):
-        factor = float("nan") if turn.number < 3 else 1
-        return {name: value * factor for name, value in forward(stage, images, turn).items()}
+    def broken(stage, images, rng):
+        factor = float("nan") if rng.number < 3 else 1
+        return {name: value * factor for name, value in forward(stage, images, rng).items()}
 
     monkeypatch.setattr(BottleneckStage, "forward", broken)
     config = configure("hyper", 4, "run", "trainer.log_every=2", "trainer.non_finite=skip")

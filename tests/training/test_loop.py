@@ -24,7 +24,7 @@ from oscar.training.train_state import NonFiniteError
 from oscar.training.trainer import Trainer
 from oscar.training.validation import Validator
 
-LEARNERS = ("learner", "critic")
+PARTS = ("learner", "critic")
 STAGES = ["vae", "prior", "hyper", "joint"]
 # what makes a resume hard: averages, several passes per step, and random draws inside the quantiser
 HARD = ("trainer.accumulation=2", "trainer.ema_decay=0.9")
@@ -176,7 +176,7 @@ def test_the_average_is_saved_and_not_trained_on(configure, runs) -> None:
 
 
 def test_accumulated_passes_are_one_larger_batch(configure) -> None:
-    """Two passes of one picture make the step of one pass of both, for a loss without random draws."""
+    """Two passes of one image make the step of one pass of both, for a loss without random draws."""
     common = ("data.augment=false", "data.workers=0", "stage.kl=0", "stage.image_losses={l1:1,ms_ssim:0}")
     once = configure("vae", 1, "once", "data.batch_size=2", *common)
     twice = configure("vae", 1, "twice", "data.batch_size=1", "trainer.accumulation=2", *common)
@@ -193,12 +193,12 @@ def test_a_loss_that_is_no_number_names_the_pictures(configure, runs, monkeypatc
     config = configure("prior", 4, "run", "trainer.checkpoint_every=1")
     forward = PriorStage.forward
 
-    def broken(stage, images, turn):
-        metrics = forward(stage, images, turn)
-        return {name: value * (float("nan") if turn.number == 2 else 1) for name, value in metrics.items()}
+    def broken(stage, images, rng):
+        metrics = forward(stage, images, rng)
+        return {name: value * (float("nan") if rng.number == 2 else 1) for name, value in metrics.items()}
 
     monkeypatch.setattr(PriorStage, "forward", broken)
-    with pytest.raises(NonFiniteError, match=rf"loss is nan at step 3; pictures .*{photos}/\d\.png, ") as error:
+    with pytest.raises(NonFiniteError, match=rf"loss is nan at step 3; images .*{photos}/\d\.png, ") as error:
         run(config)
     assert "\n" not in str(error.value)
     assert runs.newest(config)["step"] == 2  # of before the damage
@@ -211,9 +211,9 @@ def broken(monkeypatch) -> Callable[..., None]:
     def make(*passes: int) -> None:
         forward = BottleneckStage.forward
 
-        def wrong(stage, images, turn):
-            metrics = forward(stage, images, turn)
-            factor = float("nan") if turn.number in passes else 1
+        def wrong(stage, images, rng):
+            metrics = forward(stage, images, rng)
+            factor = float("nan") if rng.number in passes else 1
             return {name: value * factor for name, value in metrics.items()}
 
         monkeypatch.setattr(BottleneckStage, "forward", wrong)
@@ -236,7 +236,7 @@ def test_a_skipped_step_changes_nothing(configure, runs, broken, caplog) -> None
     runs.assert_equal(after["learner"]["optimiser"]["state"], before["learner"]["optimiser"]["state"])
     assert after["learner"]["schedule"]["last_epoch"] == 2  # the learning rate stays a function of the step
     assert [(row["step"], row["skipped"]) for row in runs.rows(config)] == [("1", "0"), ("2", "1")]
-    assert "step skipped: loss is nan at step 2; pictures of the batch: " in caplog.text
+    assert "step skipped: loss is nan at step 2; images of the batch: " in caplog.text
 
 
 def test_a_critic_without_a_number_is_skipped_too(configure, runs, monkeypatch) -> None:
@@ -260,7 +260,7 @@ def test_a_critic_without_a_number_is_skipped_too(configure, runs, monkeypatch) 
     trainer = run(config)
     assert (trainer.skipped, trainer.skipped_in_a_row) == (1, 0)
     states = [torch.load(path, weights_only=True) for path in find_checkpoints(Path(config.output))]
-    assert all(state[part]["schedule"]["last_epoch"] == state["step"] for state in states for part in LEARNERS)
+    assert all(state[part]["schedule"]["last_epoch"] == state["step"] for state in states for part in PARTS)
     runs.assert_equal(states[1]["critic"]["model"], states[0]["critic"]["model"])
     runs.assert_equal(states[1]["critic"]["optimiser"]["state"], states[0]["critic"]["optimiser"]["state"])
     moved = {
@@ -276,7 +276,7 @@ def test_a_critic_without_a_number_is_skipped_too(configure, runs, monkeypatch) 
 
 def test_too_many_skips_stop_the_run(configure, runs, broken) -> None:
     broken(1, 2, 4)
-    with pytest.raises(NonFiniteError, match="2 steps in a row were skipped; loss is nan at step 3; pictures"):
+    with pytest.raises(NonFiniteError, match="2 steps in a row were skipped; loss is nan at step 3; images"):
         run(configure("hyper", 5, "run", "trainer.non_finite=skip", "trainer.max_skipped=2"))
     config = configure("hyper", 6, "other", "trainer.non_finite=skip", "trainer.max_skipped=3")
     run(config)
@@ -434,21 +434,21 @@ def test_several_processes_on_the_cpu_are_not_started_by_one(configure, monkeypa
 
 
 def test_a_run_on_cached_latents_repeats_that_on_pictures(configure, runs, tmp_path: Path) -> None:
-    pictures = configure("hyper", 2, "pictures")
+    images = configure("hyper", 2, "pictures")
     cache = CacheLatentsConfig(
         output=str(tmp_path / "latents"),
         crops=1,
-        seed=pictures.seed,
+        seed=images.seed,
         dtype="float32",
-        backbone=pictures.backbone,
-        data=pictures.data,
+        backbone=images.backbone,
+        data=images.data,
         device="cpu",
     )
     cache_latents(cache, progress=False)
     cached = configure("hyper", 2, "cached", f"data.latents={tmp_path / 'latents'}")
-    run(pictures)
+    run(images)
     run(cached)
-    for one, other in zip(runs.rows(pictures), runs.rows(cached), strict=True):
+    for one, other in zip(runs.rows(images), runs.rows(cached), strict=True):
         assert float(one["loss"]) == pytest.approx(float(other["loss"]), abs=1e-4)
 
 

@@ -17,7 +17,7 @@ from oscar.training.perceptual_losses import FeatureDistance
 
 
 def images(side: int = 64, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A smooth picture and a noisy copy, (2, 3, side, side)."""
+    """A smooth image and a noisy copy, (2, 3, side, side)."""
     source = torch.Generator().manual_seed(seed)
     coarse = torch.rand(2, 3, 8, 8, generator=source) * 2 - 1
     target = torch.nn.functional.interpolate(coarse, size=side, mode="bicubic").clamp(-1, 1)
@@ -327,7 +327,7 @@ def test_by_picture_is_the_loss_of_each_alone() -> None:
     prediction, target = torch.rand(3, 3, 64, 48) * 2 - 1, torch.rand(3, 3, 64, 48) * 2 - 1
     prediction[1] = target[1]
     loss = ImageLoss({"l1": 1.0, "mse": 2.0, "ms_ssim": 3.0, "edges_l1": 0.5})
-    total, terms = loss.by_picture(prediction, target)
+    total, terms = loss.by_image(prediction, target)
     for number in range(3):
         alone, _ = loss(prediction[number : number + 1], target[number : number + 1])
         torch.testing.assert_close(total[number], alone)

@@ -28,8 +28,8 @@ from oscar.training import losses
 from oscar.training.build import build_stage
 from oscar.training.losses import ImageLoss, critic_loss
 from oscar.training.processes import check_total_batch
-from oscar.training.stages.base import Pass
 from oscar.training.trainer import Trainer
+from oscar.utils.rng import StepRng
 
 ADAMW = {  # T1, T2: one group, decay on everything
     "lr": 5e-5,  # S1, S2
@@ -253,7 +253,7 @@ def test_l1_and_mse_in_the_published_range() -> None:
     assert (terms["l1"].item(), terms["mse"].item()) == (0.5, 0.25)
     _, terms = ImageLoss({"l1": 1.0, "mse": 1.0})(black, grey)
     assert (terms["l1"].item(), terms["mse"].item()) == (1.0, 1.0)
-    assert ImageLoss({"l1": 1.0}, image_range="unit").by_picture(black, grey)[0].tolist() == [0.5]
+    assert ImageLoss({"l1": 1.0}, image_range="unit").by_image(black, grey)[0].tolist() == [0.5]
 
 
 def reference_edges(image: Tensor) -> Tensor:
@@ -342,7 +342,7 @@ def test_the_critics_loss_is_the_mean_of_both() -> None:
 def test_the_total_is_the_published_sum(configure) -> None:
     """L1 + 5e-3 G + 2 cosine, of the terms as they are logged (DISTS, whose weights are not here, has weight 1)."""
     stage = build_stage(configure(2)).train()
-    metrics = stage(images(side=64)[0], Pass(0, 0))
+    metrics = stage(images(side=64)[0], StepRng(0, 0))
     expected = metrics["l1"] + 5e-3 * metrics["gan"] + 2 * metrics["cosine"]
     torch.testing.assert_close(metrics["loss"], expected)
 
@@ -427,12 +427,12 @@ def test_without_independent_rates_they_do_not(configure) -> None:
 def test_each_hyper_encoder_is_clipped_by_its_own_norm(configure) -> None:
     config = configure(1, "optimiser.grad_clip=0.01")
     trainer = Trainer(build_stage(config), config)
-    groups = trainer.learner.clip_groups
+    groups = trainer.train_state.clip_groups
     bottleneck = trainer.stage.codec.bottleneck
     encoders = [list(bottleneck.at(rate).parameters()) for rate in bottleneck.rates]
     assert [list(map(id, group)) for group in groups] == [list(map(id, encoder)) for encoder in encoders]
     norms = []
-    trainer.learner.optimiser.step = lambda: norms.extend(total_norm(group) for group in groups)
+    trainer.train_state.optimiser.step = lambda: norms.extend(total_norm(group) for group in groups)
     advance(trainer, 1)
     assert norms == pytest.approx([0.01, 0.01], rel=1e-3)
 
@@ -445,8 +445,8 @@ def test_codec_and_critic_are_clipped_separately(configure) -> None:
     config = configure(2, "optimiser.grad_clip=0.01", "stage.critic.optimiser.grad_clip=1e-4")
     trainer = Trainer(build_stage(config), config)
     norms = []
-    for learner in trainer.learners:
-        learner.optimiser.step = lambda learner=learner: norms.append(total_norm(learner.parameters))
+    for train_state in trainer.train_states:
+        train_state.optimiser.step = lambda train_state=train_state: norms.append(total_norm(train_state.parameters))
     advance(trainer, 1)
     assert norms == pytest.approx([0.01, 1e-4], rel=1e-3)
 
@@ -456,10 +456,10 @@ def test_the_learning_rate_warms_up_from_zero(configure) -> None:
     trainer = Trainer(build_stage(config), config)
     before = {name: p.clone() for name, p in trainer.stage.named_parameters()}
     rates = []
-    for learner in trainer.learners:
-        step = learner.optimiser.step
-        learner.optimiser.step = lambda step=step, learner=learner: (
-            rates.append(learner.optimiser.param_groups[0]["lr"]),
+    for train_state in trainer.train_states:
+        step = train_state.optimiser.step
+        train_state.optimiser.step = lambda step=step, train_state=train_state: (
+            rates.append(train_state.optimiser.param_groups[0]["lr"]),
             step(),
         )
     advance(trainer, 1)
@@ -490,7 +490,7 @@ def test_rates_that_are_not_drawn(configure, monkeypatch, set_to_none: bool) -> 
     own = [stage.codec.bottleneck.at(rate).proj[0].weight for rate in stage.codec.bottleneck.rates]
     for number, batch in enumerate(batches):
         before = first.clone(), second.clone()
-        plain(batch["image"], Pass(number, config.seed))["loss"].backward()
+        plain(batch["image"], StepRng(number, config.seed))["loss"].backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=set_to_none)
@@ -526,7 +526,7 @@ def test_latents_are_sampled_anew_in_each_pass(configure, number: int) -> None:
     stage.codec.bottleneck.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     batch = images(side=64)[0]
     for step in (0, 0, 1):
-        stage(batch, Pass(step, 0))
+        stage(batch, StepRng(step, 0))
     per_pass = len(seen) // 3
     first, again, other = seen[0], seen[per_pass], seen[2 * per_pass]
     assert torch.equal(first, again) and not torch.equal(first, other)
@@ -537,7 +537,7 @@ def test_latents_are_sampled_anew_in_each_pass(configure, number: int) -> None:
     assert abs(noise.mean()) < 0.2 and abs(noise.std() - 1) < 0.15 and first.shape == posterior.mean.shape
     assert not torch.equal(first, backbone.encode(batch))
     if number == 2:
-        stage(batch, Pass(0, 0))
+        stage(batch, StepRng(0, 0))
         real, fake, _ = stage.critic_inputs()
         fresh = (real / factor - posterior.mean) / posterior.std
         assert real.shape == fake.shape == first.shape and not torch.equal(real, first)
@@ -660,7 +660,7 @@ def test_the_critic_of_a_published_run(configure) -> None:
 def test_the_corrected_critic_teaches_the_codec(configure, compose, photos: Path) -> None:
     stage = build_stage(configure(2, "experiment=paper_corrected/stage2")).train()
     stage.critic.requires_grad_(False)
-    stage(images(side=64)[0], Pass(0, 0))["gan"].backward()
+    stage(images(side=64)[0], StepRng(0, 0))["gan"].backward()
     assert stage.codec.denoiser.prompt.grad.abs().max() > 0
 
 

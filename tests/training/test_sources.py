@@ -1,4 +1,4 @@
-"""Every kind of source gives the same pictures, in its stated order, and names what it cannot read."""
+"""Every kind of source gives the same images, in its stated order, and names what it cannot read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from oscar.data.crops import PhotoDataset, build_loader
 from oscar.data.images import ImageError, read_image
-from oscar.data.sources import expand, find_pictures, read_picture
+from oscar.data.sources import expand, find_images, open_source
 
 
 def write_shard(path: Path, members: dict[str, bytes]) -> None:
@@ -47,7 +47,7 @@ def hub(monkeypatch, tmp_path: Path):
 
 
 def pixels(paths) -> list[np.ndarray]:
-    return [np.asarray(read_picture(path)) for path in paths]
+    return [np.asarray(open_source(path)) for path in paths]
 
 
 def assert_photos(found, photos: Path, order) -> None:
@@ -60,7 +60,7 @@ def assert_photos(found, photos: Path, order) -> None:
 def test_shards_are_read_in_the_order_of_pattern_and_tar(shards: Path, photos: Path, pattern: str) -> None:
     if pattern == "{000..000}{,1}.tar":
         (shards / "001.tar").rename(shards / "0001.tar")
-    found = find_pictures(str(shards / pattern))
+    found = find_images(str(shards / pattern))
     assert_photos(found, photos, (2, 0, 1, 4, 3))
     assert str(found[3]).endswith("1.tar: 4.png")
 
@@ -85,12 +85,12 @@ def test_a_dataset_of_shards_crops_like_one_of_files(shards: Path, photos: Path)
 
 def test_damaged_members_are_named_and_skipped(photos: Path, tmp_path: Path, caplog) -> None:
     whole = (photos / "0.png").read_bytes()
-    write_shard(tmp_path / "a.tar", {"no.png": b"no picture", "half.png": whole[: len(whole) // 2], "0.png": whole})
+    write_shard(tmp_path / "a.tar", {"no.png": b"no image", "half.png": whole[: len(whole) // 2], "0.png": whole})
     dataset = PhotoDataset(tmp_path / "a.tar", 32)
     assert [dataset[index, index]["index"] for index in (0, 1, 2)] == [2, 2, 2]
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 2 and all(str(tmp_path / "a.tar") in message for message in messages)
-    assert "no.png: not a picture" in messages[0] and "half.png: cannot be read" in messages[1]
+    assert "no.png: not an image" in messages[0] and "half.png: cannot be read" in messages[1]
 
 
 def test_a_torn_shard_gives_what_comes_before_the_tear(shards: Path, photos: Path, caplog) -> None:
@@ -108,10 +108,10 @@ def test_what_is_no_shard_is_refused(photos: Path, tmp_path: Path, caplog) -> No
     with tarfile.open(tmp_path / "zipped.tar", "w:gz") as tar:
         tar.add(photos / "0.png", "0.png")
     (tmp_path / "bad.tar").write_bytes(b"no tar" * 200)
-    write_shard(tmp_path / "captions.tar", {"0.txt": b"no picture"})
+    write_shard(tmp_path / "captions.tar", {"0.txt": b"no image"})
     for name in ("zipped.tar", "bad.tar", "captions.tar"):
-        with pytest.raises(ValueError, match=f"{name} holds no picture"):
-            find_pictures(tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name} holds no image"):
+            find_images(tmp_path / name)
     assert "bad.tar: not a whole uncompressed tar" in caplog.text
 
 
@@ -121,19 +121,19 @@ def test_a_hub_folder_of_pictures(hub, photos: Path, tmp_path: Path) -> None:
         target = folder / ("validation" if number == 4 else "train") / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
-    (folder / "train" / "9.png").write_bytes(b"no picture")
-    found = find_pictures(f"hf:{folder}")
+    (folder / "train" / "9.png").write_bytes(b"no image")
+    found = find_images(f"hf:{folder}")
     assert_photos(found[:4], photos, range(4))
-    with pytest.raises(ImageError, match=r"row 4 \(.*train/9.png\): not a picture"):
-        read_picture(found[4])
-    assert_photos(find_pictures(f"hf:{folder}#validation"), photos, [4])
+    with pytest.raises(ImageError, match=r"row 4 \(.*train/9.png\): not an image"):
+        open_source(found[4])
+    assert_photos(find_images(f"hf:{folder}#validation"), photos, [4])
     one, other = (
         list(itertools.islice(build_loader(f"hf:{folder}", crop_size=32, batch_size=4, workers=workers), 2))
         for workers in (0, 2)
     )
     assert all(torch.equal(a["image"], b["image"]) for a, b in zip(one, other, strict=True))
     with pytest.raises(ValueError, match=r"#test cannot be read .*test"):
-        find_pictures(f"hf:{folder}#test")
+        find_images(f"hf:{folder}#test")
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -148,18 +148,18 @@ def test_parquet_files(hub, photos: Path, tmp_path: Path, plain: bool) -> None:
         (tmp_path / "set").mkdir(exist_ok=True)
         table = pyarrow.table({"caption": ["text"] * len(cells), "image": cells})
         parquet.write_table(table, tmp_path / f"set/train-{shard}.parquet")
-    found = find_pictures(f"hf:{tmp_path / 'set'}")
+    found = find_images(f"hf:{tmp_path / 'set'}")
     assert_photos(found, photos, (1, 0, 2))
     assert str(found[1]).endswith("row 1" if plain else "row 1 (0.png)")
 
 
 def test_hub_sets_that_cannot_be_had(hub, monkeypatch, tmp_path: Path) -> None:
     (tmp_path / "words").mkdir()
-    (tmp_path / "words/a.txt").write_text("no pictures")
-    for root, reason in (("nobody/none", "nobody/none"), (tmp_path / "words", "no column of pictures among text")):
+    (tmp_path / "words/a.txt").write_text("no images")
+    for root, reason in (("nobody/none", "nobody/none"), (tmp_path / "words", "no column of images among text")):
         with pytest.raises(ValueError, match=f"hf:{root} cannot be read .*{reason}") as caught:
-            find_pictures(f"hf:{root}")
+            find_images(f"hf:{root}")
         assert "\n" not in str(caught.value)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="needs the package datasets"):
-        find_pictures("hf:nobody/none")
+        find_images("hf:nobody/none")

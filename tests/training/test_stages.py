@@ -23,9 +23,9 @@ from oscar.rates import PAPER_RATES, RATES
 from oscar.timesteps import CalibratedMapping, LearnedMapping, PerImageMapping, RampMapping, TableMapping
 from oscar.training.build import build_stage
 from oscar.training.stages import bottleneck as hyper
-from oscar.training.stages.base import Pass, Stage
+from oscar.training.stages.base import Stage
 from oscar.training.trainer import Trainer
-from oscar.utils.rng import choose_points
+from oscar.utils.rng import StepRng, choose_points
 
 TRAINED = {  # by stage, the first parts of the names of trained tensors
     "vae": ("backbone.vae.",),
@@ -75,7 +75,7 @@ def test_two_steps(configure, quick_tables, name: str) -> None:
     before = snapshot(stage)
     trained = {key for key, parameter in stage.named_parameters() if parameter.requires_grad}
     assert trained and all(is_trained(name, key) for key in trained)
-    metrics = stage(images(), Pass(0, 0))
+    metrics = stage(images(), StepRng(0, 0))
     assert metrics["loss"].requires_grad and set(metrics) <= set(stage.metrics)
     assert all(math.isfinite(value.item()) for value in metrics.values())
     stage.load_state_dict(before)
@@ -114,12 +114,12 @@ def test_the_vae_stage_scales_latents_to_unit_variance(configure) -> None:
 def test_the_prior_learns_the_target_of_its_schedule(configure, prediction_type: str) -> None:
     stage = build_stage(configure("prior", f"backbone.scheduler.prediction_type={prediction_type}"))
     assert stage.backbone.schedule.prediction_type == prediction_type
-    assert stage(images(), Pass(0, 0))["loss"].item() > 0
+    assert stage(images(), StepRng(0, 0))["loss"].item() > 0
 
 
 def test_hyper_trains_all_rates_or_some(configure) -> None:
     stage = build_stage(configure("hyper", "bottleneck.rates=[0.0019,0.0313,0.125]", "stage.commitment=0.5")).train()
-    metrics = stage(images(), Pass(0, 0))
+    metrics = stage(images(), StepRng(0, 0))
     losses, cosines = (
         [metrics[f"{name}_{bpp}"].item() for bpp in ("0.0019", "0.0313", "0.1250")] for name in ("loss", "cosine")
     )
@@ -127,7 +127,7 @@ def test_hyper_trains_all_rates_or_some(configure) -> None:
     assert sum(losses) - sum(cosines) == pytest.approx(3 * 0.5 * metrics["commitment"].item(), abs=1e-6) != 0
     stage = build_stage(configure("hyper", "stage.rates_per_step=2", "+stage.rate_weights={0.125:0}"))
     for number in range(8):
-        drawn = [name for name in stage(images(), Pass(number, 0)) if name.startswith("cosine_")]
+        drawn = [name for name in stage(images(), StepRng(number, 0)) if name.startswith("cosine_")]
         assert len(drawn) == 2 and "cosine_0.1250" not in drawn
 
 
@@ -141,7 +141,7 @@ def test_hyper_trains_on_latents_as_on_their_pictures(configure, monkeypatch, tm
     assert cached.takes_latents and not plain.takes_latents
     with torch.no_grad():
         latents = plain.codec.backbone.encode(images())
-    one, other = plain(images(), Pass(0, 0)), cached(latents, Pass(0, 0))
+    one, other = plain(images(), StepRng(0, 0)), cached(latents, StepRng(0, 0))
     assert {name: value.item() for name, value in one.items()} == {name: value.item() for name, value in other.items()}
     plain.finish([images()])
     cached.finish([latents])
@@ -155,7 +155,7 @@ def test_rates_train_together_as_each_alone(configure) -> None:
     alone = build_stage(configure("hyper", "bottleneck.rates=[0.125]")).train()
     alone.codec.load_state_dict(stage.codec.state_dict(), strict=False)
     for trained in (stage, alone):
-        trained(images(), Pass(0, 0))["loss"].backward()
+        trained(images(), StepRng(0, 0))["loss"].backward()
     for name, parameter in alone.codec.bottleneck.named_parameters():
         gradient = stage.codec.bottleneck.get_parameter(name).grad
         torch.testing.assert_close(2 * gradient, parameter.grad, rtol=1e-4, atol=1e-7, msg=name)
@@ -180,7 +180,7 @@ def test_the_adversarial_gradient_reaches_the_codec(configure) -> None:
     """Which it does not in the published code, whose critic computes its features without gradient."""
     stage = build_stage(configure("joint")).train()
     stage.critic.requires_grad_(False)
-    stage(images(), Pass(0, 0))["gan"].backward()
+    stage(images(), StepRng(0, 0))["gan"].backward()
     gradients = {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
     for part in (".backbone.0.weight", ".project_in.weight", ".project_out.weight", ".proj.0.weight"):
         assert any(part in name and grad.abs().max() > 0 for name, grad in gradients.items()), part
@@ -209,7 +209,7 @@ def test_without_an_adversary(configure, quick_tables) -> None:
     config = configure("joint", "stage.gan=0")
     stage = build_stage(config)
     assert stage.critic is None
-    assert "gan" not in stage(images(), Pass(0, 0))
+    assert "gan" not in stage(images(), StepRng(0, 0))
     assert Trainer(stage, config).run()
 
 
@@ -311,12 +311,12 @@ def test_a_rate_to_start_from_must_fit(configure, tiny_folder: Path) -> None:
 def test_revival_counts_the_uses_of_all_processes(configure, monkeypatch) -> None:
     stage = build_stage(configure("hyper", "bottleneck.rates=[0.125]", "bottleneck.dead_code_threshold=0.5")).train()
     encoder = stage.codec.bottleneck.at(stage.codec.bottleneck.rates[0])
-    stage(images(), Pass(0, 0))
+    stage(images(), StepRng(0, 0))
     alone = encoder.quantizer._codebook.threshold_ema_dead_code
     assert alone == 0.5 * 2 * 64 / 256
     encoder.quantizer._codebook.use_ddp = True
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
-    stage(images(), Pass(1, 0))
+    stage(images(), StepRng(1, 0))
     assert encoder.quantizer._codebook.threshold_ema_dead_code == 4 * alone
 
 
@@ -352,7 +352,7 @@ def test_learned_timesteps(configure, quick_tables) -> None:
     )
     stage = build_stage(config)
     assert isinstance(stage.codec.mapping, LearnedMapping)
-    metrics = stage.train()(images(), Pass(0, 0))
+    metrics = stage.train()(images(), StepRng(0, 0))
     rate = next(rate for rate in stage.codec.bottleneck.rates if f"loss_{rate.bpp:.4f}" in metrics)
     assert metrics["timestep"].item() == pytest.approx(rate.timestep, abs=0.01)
     metrics["loss"].backward()
@@ -408,7 +408,7 @@ def test_joint_with_timesteps_of_the_pictures(configure, quick_tables) -> None:
     stage = build_stage(config)
     seen = []
     stage.codec.denoiser.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
-    stage(images(3), Pass(0, 0))
+    stage(images(3), StepRng(0, 0))
     assert seen[0].shape == (3,) and not seen[0].is_floating_point()
     assert Trainer(stage, config).run()
     assert OscarCodec.from_pretrained(config.output + "/final").mapping == PerImageMapping()
@@ -464,26 +464,26 @@ def test_equal_seeds_give_equal_stages(configure) -> None:
     one, two, other = (build_stage(configure("joint", f"seed={seed}")) for seed in (0, 0, 1))
     assert not changed(snapshot(one), two)
     assert changed(snapshot(one), other)
-    a, b = (stage.train()(images(), Pass(3, 0)) for stage in (one, two))
+    a, b = (stage.train()(images(), StepRng(3, 0)) for stage in (one, two))
     assert {name: value.item() for name, value in a.items()} == {name: value.item() for name, value in b.items()}
 
 
 def test_all_randomness_follows_from_the_pass() -> None:
-    assert torch.equal(*(torch.rand(3, generator=Pass(5, 1).noise(torch.device("cpu"))) for _ in range(2)))
+    assert torch.equal(*(torch.rand(3, generator=StepRng(5, 1).noise(torch.device("cpu"))) for _ in range(2)))
     draws = {
-        (turn.number, turn.seed, turn.rank): torch.rand(1, generator=turn.noise(torch.device("cpu"))).item()
-        for turn in (Pass(5, 1), Pass(6, 1), Pass(5, 2), Pass(5, 1, rank=1))
+        (rng.number, rng.seed, rng.rank): torch.rand(1, generator=rng.noise(torch.device("cpu"))).item()
+        for rng in (StepRng(5, 1), StepRng(6, 1), StepRng(5, 2), StepRng(5, 1, rank=1))
     }
     assert len(set(draws.values())) == 4
 
 
 def test_every_process_draws_the_same_rates() -> None:
     weights = [1, 1, 1, 1, 1, 1, 1, 0]
-    drawn = [choose_points(Pass(number, 0), PAPER_RATES, weights, 1)[0] for number in range(300)]
-    assert drawn == [choose_points(Pass(number, 0, rank=3), PAPER_RATES, weights, 1)[0] for number in range(300)]
+    drawn = [choose_points(StepRng(number, 0), PAPER_RATES, weights, 1)[0] for number in range(300)]
+    assert drawn == [choose_points(StepRng(number, 0, rank=3), PAPER_RATES, weights, 1)[0] for number in range(300)]
     assert {rate.id for rate in drawn} == set(range(7))
-    assert choose_points(Pass(0, 0), PAPER_RATES, weights, None) == list(PAPER_RATES[:7])
-    assert choose_points(Pass(0, 0), PAPER_RATES, weights, 8) == list(PAPER_RATES[:7])
+    assert choose_points(StepRng(0, 0), PAPER_RATES, weights, None) == list(PAPER_RATES[:7])
+    assert choose_points(StepRng(0, 0), PAPER_RATES, weights, 8) == list(PAPER_RATES[:7])
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, None])
@@ -491,8 +491,8 @@ def test_balanced_order(count: int | None) -> None:
     weights = [1, 1, 1, 1, 1, 1, 1, 0]
 
     def chosen(number: int, rank: int = 0) -> list[int]:
-        turn = Pass(number, 0, rank)
-        return [rate.id for rate in choose_points(turn, PAPER_RATES, weights, count, "balanced")]
+        rng = StepRng(number, 0, rank)
+        return [rate.id for rate in choose_points(rng, PAPER_RATES, weights, count, "balanced")]
 
     expected = min(count or 7, 7)
     for first in range(0, 21, 7):  # each time round
@@ -507,4 +507,4 @@ def test_balanced_order(count: int | None) -> None:
 
 def test_a_stage_is_abstract() -> None:
     with pytest.raises(NotImplementedError):
-        Stage()(images(), Pass(0, 0))
+        Stage()(images(), StepRng(0, 0))

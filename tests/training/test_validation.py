@@ -22,8 +22,9 @@ from oscar.data.images import to_pil
 from oscar.metrics.image import psnr
 from oscar.training import validation
 from oscar.training.build import build_stage
-from oscar.training.stages.base import Pass, Stage
+from oscar.training.stages.base import Stage
 from oscar.training.validation import Validator, centre, summarise
+from oscar.utils.rng import StepRng
 
 SIZES = [(200, 170), (70, 50), (64, 64)]  # the last two are too small for MS-SSIM
 RATES = ("0.0313", "0.1250")
@@ -73,7 +74,7 @@ def trained(config: TrainConfig) -> Stage:
     """A stage after a few training passes, so that its moving averages say something."""
     stage = build_stage(config).train()
     for number in range(4):
-        stage(images(), Pass(number, 0))
+        stage(images(), StepRng(number, 0))
     return stage
 
 
@@ -115,7 +116,7 @@ def test_training_goes_on_as_if_there_had_been_none(configure, accelerator) -> N
     losses = []
     for _ in range(2):
         stage.load_state_dict(state)
-        losses.append(stage(images(), Pass(7, 0))["loss"].item())
+        losses.append(stage(images(), StepRng(7, 0))["loss"].item())
         stage.load_state_dict(state)
         Validator(config, accelerator).run(stage, 1)
         assert stage.training and stage.codec.bottleneck.training and not stage.codec.backbone.vae.training
@@ -145,7 +146,7 @@ def test_the_grid_is_written_and_given_to_the_trackers(configure, accelerator, t
     assert [path.name for path in (tmp_path / "validation").iterdir()] == ["step-0000040.png"]
 
 
-@pytest.mark.parametrize("count", [2, 5])  # of processes; five have more than there are pictures
+@pytest.mark.parametrize("count", [2, 5])  # of processes; five have more than there are images
 def test_processes_share_the_set(configure, accelerator, monkeypatch, count: int) -> None:
     config = configure("hyper")
     stage = trained(config)
@@ -187,7 +188,7 @@ def test_hyper_goes_by_the_cosine(configure, accelerator) -> None:
         z_hat = codec.bottleneck.at(codec.bottleneck.rates[1])(latent).z_hat
     assert validator.pictures[0][1].size == (64, 64)
     assert scalars["cosine"] == pytest.approx(torch.cosine_similarity(z_hat, latent, dim=1).mean().item(), abs=1e-5)
-    assert math.isnan(scalars["ms_ssim"])  # no picture is large enough
+    assert math.isnan(scalars["ms_ssim"])  # no image is large enough
 
 
 def to_batch(image: Image.Image) -> torch.Tensor:
@@ -246,9 +247,9 @@ def test_what_cannot_be_measured_is_refused(
 def test_a_picture_that_cannot_be_read_is_refused(configure, accelerator, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     config = configure("vae", f"validation.images={tmp_path / 'set'}")
-    with pytest.raises(ValueError, match="set: no pictures"):
+    with pytest.raises(ValueError, match="set: no images"):
         Validator(config, accelerator)
-    (tmp_path / "set/broken.png").write_bytes(b"no picture")
+    (tmp_path / "set/broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"broken\.png"):
         Validator(config, accelerator)
 

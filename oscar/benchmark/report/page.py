@@ -1,8 +1,8 @@
-"""The report page of a benchmark: one HTML file with plots, a picture browser and sortable tables.
+"""The report page of a benchmark: one HTML file with plots, an image browser and sortable tables.
 
-The page makes no request: styles, script and pictures are in the file, and its content security policy allows no other
+The page makes no request: styles, script and images are in the file, and its content security policy allows no other
 source. Tables are written here, so that they can be read without JavaScript; `report.js` draws the plots, runs the
-picture browser and sorts the tables.
+image browser and sorts the tables.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image
 from oscar.benchmark.report.html_table import NONE, Column, Show, definitions, number, shower, shown, table, text
 from oscar.benchmark.tables import RATES, SECONDS
 from oscar.data.images import read_image
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 from oscar.utils.strict_json import dumps
 
 _FOLDER = Path(__file__).parent
@@ -51,7 +51,7 @@ class MetricInfo:
 
 @dataclass(frozen=True)
 class ReportEntry:
-    """One decoded picture of the browser.
+    """One decoded image of the browser.
 
     Attributes:
         codec: its name.
@@ -62,7 +62,7 @@ class ReportEntry:
         file_bytes: length of the file, None where the protocol writes none.
         actual_bpp: of the file, likewise.
         metrics: by name; None, NaN and infinities are allowed.
-        image: file of the decoded picture.
+        image: file of the decoded image.
     """
 
     codec: str
@@ -77,8 +77,8 @@ class ReportEntry:
 
 
 @dataclass(frozen=True)
-class ReportPicture:
-    """A picture of the browser: its size in pixels, the file of the original and what codecs made of it."""
+class ReportImage:
+    """An image of the browser: its size in pixels, the file of the original and what codecs made of it."""
 
     name: str
     width: int
@@ -97,14 +97,14 @@ class ReportData:
         environment: what was run, where and when, by name.
         metrics: those asked for, in order; ones without any value are not shown.
         unavailable: codecs and metrics that could not be had, with the reason.
-        means: a row per codec and point: codec, label, point, pictures, nominal_bpp, estimated_bpp, actual_bpp,
+        means: a row per codec and point: codec, label, point, images, nominal_bpp, estimated_bpp, actual_bpp,
             metrics, encode_seconds, decode_seconds.
-        rows: a row per picture, codec and point, as `evaluate` gives them, and label.
+        rows: a row per image, codec and point, as `evaluate` gives them, and label.
         bd: Bjontegaard deltas: codec, label, anchor, metric, bd_rate_percent, bd_metric, overlap_low, overlap_high,
             overlap_percent (of the range that the curves span together), note. Of these three, rows of different
             protocols (column protocol) stand in tables of their own.
         reference_curves: curves of the paper, read off its figures: dataset, codec, metric, bpp, value.
-        pictures: of the browser.
+        images: of the browser.
         timing: any columns; None without a timing part.
         matched: means at matched bytes, any columns; None without that part.
     """
@@ -118,7 +118,7 @@ class ReportData:
     rows: pd.DataFrame
     bd: pd.DataFrame
     reference_curves: pd.DataFrame
-    pictures: list[ReportPicture] = field(default_factory=list)
+    pictures: list[ReportImage] = field(default_factory=list)
     timing: pd.DataFrame | None = None
     matched: pd.DataFrame | None = None
 
@@ -126,11 +126,11 @@ class ReportData:
 def write_report(path: Path, data: ReportData) -> None:
     """Write the page, whole or not at all.
 
-    Each picture of the browser is embedded once as lossless WebP; 768x512 pixels are 0.2 to 0.6 MB, so hundreds of them
+    Each image of the browser is embedded once as lossless WebP; 768x512 pixels are 0.2 to 0.6 MB, so hundreds of them
     make a page that is slow to open.
 
     Raises:
-        ImageError: naming the file, if a picture of the browser cannot be read.
+        ImageError: naming the file, if an image of the browser cannot be read.
         OSError: naming `path`, if it cannot be written.
     """
     metrics = [metric for metric in data.metrics if _has_values(data.means, metric.name)]
@@ -160,7 +160,7 @@ def write_report(path: Path, data: ReportData) -> None:
         data=_json(payload),
     )
     head, tail = page.split("<!--images-->")  # nothing escaped contains this
-    write_whole(path, b"".join([head.encode(), *images.blocks, tail.encode()]))
+    atomic_write(path, b"".join([head.encode(), *images.blocks, tail.encode()]))
 
 
 # Text
@@ -209,7 +209,7 @@ class _Style:
 
 def _styles(data: ReportData) -> dict[tuple[str, str], _Style]:
     """By kind ("measured" or "reference") and codec. Ours, here and in the paper, share the first colour."""
-    flagged = {entry.codec for picture in data.pictures for entry in picture.entries if entry.is_ours}
+    flagged = {entry.codec for image in data.pictures for entry in image.entries if entry.is_ours}
     measured = list(dict.fromkeys([*data.means.get("codec", []), *(e.codec for p in data.pictures for e in p.entries)]))
     codecs = [("measured", codec) for codec in measured]
     codecs += [("reference", codec) for codec in dict.fromkeys(data.reference_curves.get("codec", []))]
@@ -287,7 +287,7 @@ class _Images:
         self._ids: dict[Path, str] = {}
 
     def add(self, path: Path) -> str:
-        """The id of a picture file, embedded on its first use."""
+        """The id of an image file, embedded on its first use."""
         if path not in self._ids:
             self._ids[path] = name = f"image-{len(self._ids)}"
             uri = _data_uri(read_image(path), lossless=True, quality=50, method=0)  # ten times as fast as 4
@@ -312,11 +312,11 @@ def _thumb(path: Path) -> str:
 def _pictures(data: ReportData, show: dict[str, Show], styles: dict, images: _Images) -> list[dict]:
     return [
         {
-            "name": picture.name,
-            "width": picture.width,
-            "height": picture.height,
-            "thumb": _thumb(picture.original),
-            "original": images.add(picture.original),
+            "name": image.name,
+            "width": image.width,
+            "height": image.height,
+            "thumb": _thumb(image.original),
+            "original": images.add(image.original),
             "entries": [
                 {
                     "codec": entry.codec,
@@ -331,10 +331,10 @@ def _pictures(data: ReportData, show: dict[str, Show], styles: dict, images: _Im
                     "values": {name: shown(entry.metrics.get(name), show[name]) for name in show},
                     "image": images.add(entry.image),
                 }
-                for entry in picture.entries
+                for entry in image.entries
             ],
         }
-        for picture in data.pictures
+        for image in data.pictures
     ]
 
 
@@ -387,14 +387,14 @@ def _tables(data: ReportData, metrics: list[MetricInfo], styles: dict) -> list[_
         titles = {"label": "codec", "point": "setting", "pictures": "pictures", **RATES, **qualities, **SECONDS}
         body = '<p class="note">Click a heading to sort; what is unavailable (–) comes last.</p>\n'
         body += _codec_table("Means", means, _columns(means, titles), styles)
-        sections.append(_section(f"means{protocol}", f"Means over the pictures{_WORDS[protocol]}", body))
+        sections.append(_section(f"means{protocol}", f"Means over the images{_WORDS[protocol]}", body))
     if data.matched is not None and len(data.matched):
         body = _codec_table("At matched bytes", data.matched, _any_columns(data.matched), styles)
         sections.append(_section("matched", "At matched bytes", body))
     for protocol, bd in _by_protocol(data.bd):
         sections.append(_section(f"bd{protocol}", f"BD-rate{_WORDS[protocol]}", _bd(data, bd, styles)))
     for protocol, rows in _by_protocol(data.rows):
-        sections.append(_section(f"rows{protocol}", f"Every picture{_WORDS[protocol]}", _rows(rows, qualities, styles)))
+        sections.append(_section(f"rows{protocol}", f"Every image{_WORDS[protocol]}", _rows(rows, qualities, styles)))
     if data.timing is not None and len(data.timing):
         body = _codec_table("Timing", data.timing, _any_columns(data.timing), styles)
         sections.append(_section("timing", "Timing", body))
@@ -449,8 +449,8 @@ def _rows(frame: pd.DataFrame, qualities: dict[str, str], styles: dict) -> str:
         **SECONDS,
     }
     return (
-        f"<details><summary>{len(frame):,} rows, one per picture, codec and setting</summary>\n"
+        f"<details><summary>{len(frame):,} rows, one per image, codec and setting</summary>\n"
         '<input type="search" aria-label="Show rows that contain" placeholder="Show rows that contain …">\n'
-        + _codec_table("Every picture", frame, _columns(frame, titles), styles)
+        + _codec_table("Every image", frame, _columns(frame, titles), styles)
         + "</details>"
     )

@@ -1,6 +1,6 @@
 """What one sees of the codec: a CSV of results, a page with originals and reconstructions, and a contact sheet.
 
-A result is one picture at one rate. The page is plain HTML with relative links to the pictures, and needs no network.
+A result is one image at one rate. The page is plain HTML with relative links to the images, and needs no network.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _THUMB_WIDTH, _CAPTION_HEIGHT, _GAP, _HEADER_HEIGHT = 256, 40, 12, 36  # pixels 
 
 @dataclass(frozen=True)
 class Result:
-    """One picture at one rate, measured on a real file.
+    """One image at one rate, measured on a real file.
 
     Attributes:
-        picture: the picture's name.
+        image: the image's name.
         rate: the rate point's nominal bpp, its name.
-        width: of the picture, in pixels.
+        width: of the image, in pixels.
         height: likewise.
         file_bytes: length of the whole .oscar file.
         psnr: dB on RGB.
-        ms_ssim: on RGB, None where the picture is too small for it.
-        encode_seconds: picture in memory to bytes.
-        decode_seconds: bytes to picture in memory.
+        ms_ssim: on RGB, None where the image is too small for it.
+        encode_seconds: image in memory to bytes.
+        decode_seconds: bytes to image in memory.
         original: path of the original as shown on the page.
-        reconstruction: path of the decoded picture.
+        reconstruction: path of the decoded image.
     """
 
     picture: str
@@ -60,7 +60,7 @@ class Result:
 
 @dataclass(frozen=True)
 class RateMeans:
-    """Means over the pictures of one rate; MS-SSIM over those that have one, None if none has."""
+    """Means over the images of one rate; MS-SSIM over those that have one, None if none has."""
 
     rate: float
     pictures: int
@@ -73,7 +73,7 @@ class RateMeans:
 
 
 def means_per_rate(results: Sequence[Result]) -> list[RateMeans]:
-    """Means over pictures for each rate, lowest rate first."""
+    """Means over images for each rate, lowest rate first."""
     means = []
     for rate in sorted({result.rate for result in results}):
         group = [result for result in results if result.rate == rate]
@@ -94,7 +94,7 @@ def means_per_rate(results: Sequence[Result]) -> list[RateMeans]:
 
 
 def write_csv(results: Sequence[Result], path: Path) -> None:
-    """One row per picture and rate; MS-SSIM is empty where it is unavailable."""
+    """One row per image and rate; MS-SSIM is empty where it is unavailable."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
@@ -129,7 +129,7 @@ def write_csv(results: Sequence[Result], path: Path) -> None:
 
 
 def format_ms_ssim(value: float | None) -> str:
-    """Four decimals, or a dash where the picture is too small for MS-SSIM."""
+    """Four decimals, or a dash where the image is too small for MS-SSIM."""
     return "–" if value is None else f"{value:.4f}"
 
 
@@ -139,22 +139,22 @@ def format_psnr(value: float) -> str:
 
 
 def write_html(results: Sequence[Result], path: Path, title: str, note: str) -> None:
-    """Write the page: a table of means, then per picture the original beside its reconstructions, lowest rate first.
+    """Write the page: a table of means, then per image the original beside its reconstructions, lowest rate first.
 
     Args:
-        results: of any number of pictures and rates; the pictures they name lie in or below the page's folder.
+        results: of any number of images and rates; the images they name lie in or below the page's folder.
         path: of the page.
         title: its heading.
         note: a sentence under it: model, machine, protocol.
     """
-    sections = "\n".join(_section(group, path.parent) for group in _by_picture(results))
+    sections = "\n".join(_section(group, path.parent) for group in _by_image(results))
     if any(result.ms_ssim is None for result in results):
         note += f" MS-SSIM – = {MS_SSIM_UNAVAILABLE}."
     text = _PAGE.substitute(title=escape(title), note=escape(note), means=_means_rows(results), sections=sections)
     path.write_text(text, encoding="utf-8")
 
 
-def _by_picture(results: Sequence[Result]) -> list[list[Result]]:
+def _by_image(results: Sequence[Result]) -> list[list[Result]]:
     names = dict.fromkeys(result.picture for result in results)
     return [sorted((r for r in results if r.picture == name), key=lambda r: r.rate) for name in names]
 
@@ -168,7 +168,7 @@ def _means_rows(results: Sequence[Result]) -> str:
 
 
 def _section(group: list[Result], folder: Path) -> str:
-    """One picture: its heading and a tile per rate, each of which knows its original for the side-by-side view."""
+    """One image: its heading and a tile per rate, each of which knows its original for the side-by-side view."""
     first = group[0]
     original = _link(first.original, folder)
     raw = 3 * first.width * first.height
@@ -200,15 +200,15 @@ def _link(path: Path, folder: Path) -> str:
     return quote(path.relative_to(folder).as_posix())
 
 
-def write_contact_sheet(results: Sequence[Result], path: Path, most_pictures: int = 24) -> None:
-    """Write one PNG: a row per picture, the original on the left and then the rates, lowest first, captioned.
+def write_contact_sheet(results: Sequence[Result], path: Path, most_images: int = 24) -> None:
+    """Write one PNG: a row per image, the original on the left and then the rates, lowest first, captioned.
 
     Args:
-        results: of any number of pictures and rates.
+        results: of any number of images and rates.
         path: of the PNG.
-        most_pictures: rows at most, since a sheet of hundreds can be neither seen nor stored; the first ones are taken.
+        most_images: rows at most, since a sheet of hundreds can be neither seen nor stored; the first ones are taken.
     """
-    groups = _by_picture(results)[:most_pictures]
+    groups = _by_image(results)[:most_images]
     heights = [round(_THUMB_WIDTH * group[0].height / group[0].width) for group in groups]
     heights = [min(max(height, 1), 2 * _THUMB_WIDTH) for height in heights]
     columns = 1 + max(len(group) for group in groups)

@@ -90,7 +90,7 @@ def upsample_conv2d(images: Tensor, terms: list[Tensor], bias: Tensor) -> Tensor
     def strip(place: tuple[int, int]) -> None:
         index, top = place
         end = min(top + rows, height)
-        # The rows and one more on each side, with zeros around the picture.
+        # The rows and one more on each side, with zeros around the image.
         window = F.pad(pictures[index, max(0, top - 1) : end + 1], (0, 0, 1, 1, int(top == 0), int(end == height)))
         across = window[:, 1:] - window[:, :-1]  # (rows + 2, width + 1, I)
         down = (window[1:] - window[:-1])[:, 1:-1]

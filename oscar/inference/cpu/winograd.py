@@ -108,13 +108,13 @@ def winograd_conv2d(
 ) -> Tensor:
     """A 3x3 convolution with stride 1, for inference; with what is before and after it, while that is in the cache.
 
-    Pictures are worked on one at a time, so that a batch gives what its pictures give alone.
+    Images are worked on one at a time, so that a batch gives what its images give alone.
 
     Args:
         images: (B, I, H, W), float32 on a CPU; fastest in channels-last order.
         weight: (n*n, I, O) from `transform_weight` of a 3x3 one.
-        bias: (O,), or (B, O) with one for each picture.
-        padding: zeros around the picture: 0 (it is padded already) or 1.
+        bias: (O,), or (B, O) with one for each image.
+        padding: zeros around the image: 0 (it is padded already) or 1.
         scale, shift: (B, I); if given, ``silu(scale * images + shift)`` is convolved.
         residual: (B, O, H - 2 + 2 * padding, W - 2 + 2 * padding), added to the result.
         found: gets the `moments` of the parts of the results, for a normalisation that follows.
@@ -129,7 +129,7 @@ def winograd_conv2d(
 
 
 def winograd_upsample2d(images: Tensor, weights: Sequence[Tensor], bias: Tensor) -> Tensor:
-    """A 3x3 convolution of pictures doubled by repetition, for inference.
+    """A 3x3 convolution of images doubled by repetition, for inference.
 
     Args:
         images: (B, I, h, w), float32 on a CPU; fastest in channels-last order.
@@ -171,7 +171,7 @@ def _convolve(
     residual: Tensor | None = None,
     found: list[list[Moments]] | None = None,
 ) -> None:
-    """Fill result (B, h, w, O) by a convolution; `before` are the zeros above and to the left of the picture."""
+    """Fill result (B, h, w, O) by a convolution; `before` are the zeros above and to the left of the image."""
     size = math.isqrt(len(weight))
     tile = size - taps + 1
     inputs = images.shape[1]
@@ -218,11 +218,11 @@ def _block(rows: int, columns: int) -> tuple[int, int]:
     return -(-rows // -(-rows // max(1, _BLOCK_TILES // columns))), columns
 
 
-def _fill(strip: Tensor, picture: Tensor, top: int, left: int, affine: tuple[Tensor, Tensor] | None) -> None:
-    """Copy a window of a picture (H, W, C), or the SiLU of an affine map of it, into a strip; zero outside of it."""
+def _fill(strip: Tensor, image: Tensor, top: int, left: int, affine: tuple[Tensor, Tensor] | None) -> None:
+    """Copy a window of an image (H, W, C), or the SiLU of an affine map of it, into a strip; zero outside of it."""
     height, width = strip.shape[:2]
     above, before = max(0, -top), max(0, -left)
-    source = picture[top + above : top + height, left + before : left + width]
+    source = image[top + above : top + height, left + before : left + width]
     below, after = above + source.shape[0], before + source.shape[1]
     strip[:above], strip[below:] = 0, 0
     strip[above:below, :before], strip[above:below, after:] = 0, 0

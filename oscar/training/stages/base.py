@@ -17,11 +17,10 @@ from oscar.utils.provenance import PROVENANCE
 from oscar.utils.rng import LATENT_STREAM, StepRng
 from oscar.utils.strict_json import write_json
 
-Pass = StepRng
 WEIGHED = ("cosine", "commitment")  # losses of bottlenecks that have a weight in `StageConfig`
 
 
-def encode_latents(backbone: Backbone, images: Tensor, turn: Pass, samples: int) -> list[Tensor]:
+def encode_latents(backbone: Backbone, images: Tensor, rng: StepRng, samples: int) -> list[Tensor]:
     """Latents of images (B, 3, H, W): so many samples of the posterior from one pass of the VAE, or its mode for 0.
 
     Raises:
@@ -29,7 +28,7 @@ def encode_latents(backbone: Backbone, images: Tensor, turn: Pass, samples: int)
     """
     if samples == 0:
         return [backbone.encode(images)]
-    latents = backbone.encode(images, lambda mean: latent_noise(turn, mean, samples))  # one more axis, by broadcasting
+    latents = backbone.encode(images, lambda mean: latent_noise(rng, mean, samples))  # one more axis, by broadcasting
     return list(latents)
 
 
@@ -73,7 +72,7 @@ class Stage(nn.Module):
     critic: nn.Module | None = None
     takes_latents: bool = False
 
-    def forward(self, images: Tensor, turn: Pass) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, rng: StepRng) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def clip_groups(self) -> list[list[nn.Parameter]] | None:

@@ -13,7 +13,8 @@ from oscar.codec import OscarCodec
 from oscar.config import TrainConfig
 from oscar.data.latents import check_latents
 from oscar.registry import STAGES
-from oscar.training.stages.base import CodecStage, Pass, check_posterior, encode_latents
+from oscar.training.stages.base import CodecStage, check_posterior, encode_latents
+from oscar.utils.rng import StepRng
 
 
 @STAGES.register("hyper")
@@ -42,13 +43,13 @@ class BottleneckStage(CodecStage):
     def trained_modules(self) -> list[nn.Module]:
         return [self.codec.bottleneck]
 
-    def forward(self, images: Tensor, turn: Pass) -> dict[str, Tensor]:
-        turn.seed_torch()
+    def forward(self, images: Tensor, rng: StepRng) -> dict[str, Tensor]:
+        rng.seed_torch()
         latent = images
         if not self.takes_latents:
             with torch.no_grad():
-                (latent,) = encode_latents(self.codec.backbone, images, turn, int(self.stage.sample_latents))
-        draws = self.codec.bottleneck.draw(turn, latent, every=True)
+                (latent,) = encode_latents(self.codec.backbone, images, rng, int(self.stage.sample_latents))
+        draws = self.codec.bottleneck.draw(rng, latent, every=True)
         result: dict[str, Tensor] = {"loss": latent.new_zeros(())}
         for draw in draws:
             output = self.codec.bottleneck(latent, draw.point)

@@ -14,7 +14,8 @@ from oscar.codec import OscarCodec
 from oscar.config import ContextConfig, TrainConfig
 from oscar.data.latents import check_latents
 from oscar.registry import STAGES
-from oscar.training.stages.base import Pass, Stage, validation_points
+from oscar.training.stages.base import Stage, validation_points
+from oscar.utils.rng import StepRng
 
 MEMORY = 2**17  # indices of each rate that are kept to be learned from
 ROWS = 4096  # learned from at once, of each rate
@@ -55,7 +56,7 @@ class ContextStage(Stage):
     def trained_modules(self) -> list[nn.Module]:
         return [self.networks]
 
-    def forward(self, images: Tensor, turn: Pass) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, rng: StepRng) -> dict[str, Tensor]:
         with torch.no_grad():
             latent = images if self.takes_latents else self.codec.backbone.encode(images)
             grids = [self.codec.bottleneck.at(rate).encode(latent) for rate in self.rates]
@@ -63,19 +64,19 @@ class ContextStage(Stage):
         for rate, grid in zip(self.rates, grids, strict=True):
             network = self.networks[str(rate.id)]
             found = torch.cat([part.view(len(part), -1) for part in network.contexts(grid.cpu().numpy())], dim=1)
-            rows = self._remember(getattr(self, f"memory_{rate.id}"), found, turn).long()
+            rows = self._remember(getattr(self, f"memory_{rate.id}"), found, rng).long()
             bits = network(rows[:, :-2], rows[:, -2], rows[:, -1])
             result["loss"] = result["loss"] + bits / (network.depth * len(self.rates))
             result[f"bits_{rate.bpp:.4f}"] = bits.detach()
         return result
 
-    def _remember(self, memory: Tensor, found: Tensor, turn: Pass) -> Tensor:
+    def _remember(self, memory: Tensor, found: Tensor, rng: StepRng) -> Tensor:
         """Put the newest rows in the place of the oldest, and draw as many as are learned from at once."""
         found = found[:MEMORY]
-        first = turn.number * len(found)
+        first = rng.number * len(found)
         memory[(first + torch.arange(len(found), device=memory.device)) % MEMORY] = found.to(memory)
         filled = min(MEMORY, first + len(found))
-        drawn = torch.randint(filled, (ROWS,), device=memory.device, generator=turn.noise(memory.device))
+        drawn = torch.randint(filled, (ROWS,), device=memory.device, generator=rng.noise(memory.device))
         return memory[drawn]
 
     def current_codec(self) -> OscarCodec:

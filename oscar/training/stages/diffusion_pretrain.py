@@ -12,7 +12,8 @@ from oscar.config import TrainConfig
 from oscar.models.backbone import Backbone
 from oscar.models.denoiser import predict
 from oscar.registry import STAGES
-from oscar.training.stages.base import Pass, Stage, save_backbone
+from oscar.training.stages.base import Stage, save_backbone
+from oscar.utils.rng import StepRng
 
 
 @STAGES.register("prior")
@@ -30,11 +31,11 @@ class PriorStage(Stage):
     def trained_modules(self) -> list[nn.Module]:
         return [self.backbone.unet]
 
-    def forward(self, images: Tensor, turn: Pass) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, rng: StepRng) -> dict[str, Tensor]:
         schedule = self.backbone.schedule
         with torch.no_grad():
             x0 = self.backbone.encode(images)
-        generator = turn.noise(x0.device)
+        generator = rng.noise(x0.device)
         timestep = torch.randint(len(schedule), (len(x0),), generator=generator, device=x0.device)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         output = predict(self.backbone.unet, schedule.add_noise(x0, noise, timestep), timestep, self.blank(x0))

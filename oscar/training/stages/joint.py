@@ -17,8 +17,9 @@ from oscar.models.discriminator import LatentDiscriminator, PublishedHead
 from oscar.registry import STAGES
 from oscar.timesteps import LearnedMapping
 from oscar.training.losses import ImageLoss, generator_loss
-from oscar.training.stages.base import CodecStage, Pass, check_posterior, encode_latents
+from oscar.training.stages.base import CodecStage, check_posterior, encode_latents
 from oscar.training.timesteps import LearnedTimesteps
+from oscar.utils.rng import StepRng
 
 
 @STAGES.register("joint")
@@ -57,12 +58,12 @@ class JointStage(CodecStage):
             modules.append(self.timesteps)
         return modules + self.codec.backbone.vae_modules(self.stage.vae)
 
-    def forward(self, images: Tensor, turn: Pass) -> dict[str, Tensor]:
-        turn.seed_torch()
+    def forward(self, images: Tensor, rng: StepRng) -> dict[str, Tensor]:
+        rng.seed_torch()
         with torch.set_grad_enabled(self.stage.vae == "all"):
             # a sample for the codec and a fresh one for the critic, or the mode for both
-            latent, *others = encode_latents(self.codec.backbone, images, turn, 2 * self.stage.sample_latents)
-        (draw,) = self.codec.bottleneck.draw(turn, latent, every=False)
+            latent, *others = encode_latents(self.codec.backbone, images, rng, 2 * self.stage.sample_latents)
+        (draw,) = self.codec.bottleneck.draw(rng, latent, every=False)
         output = self.codec.bottleneck(latent, draw.point)
         target = latent.detach()
         timestep = self.timestep(draw, output.z_hat, target)
@@ -71,14 +72,14 @@ class JointStage(CodecStage):
         if output.weight is None:
             loss, terms = self.image_loss(decoded, images)
         else:
-            distortions, terms = self.image_loss.by_picture(decoded, images)
+            distortions, terms = self.image_loss.by_image(decoded, images)
             loss = output.weight * distortions
         terms["latent"] = F.mse_loss(x0.float(), target.float())
         loss, statistics = self.weigh(output, loss + self.stage.latent * terms["latent"])
         if self.timesteps is not None:
             terms["timestep"] = timestep.detach()
         if self.critic is not None:
-            terms["gan"] = generator_loss(self.critic(x0, self.codec.denoiser.prompt, turn.noise(x0.device)))
+            terms["gan"] = generator_loss(self.critic(x0, self.codec.denoiser.prompt, rng.noise(x0.device)))
             loss = loss + self.stage.gan * terms["gan"]
             self._last = (others[0].detach() if others else target, x0.detach())
         return self.logged({"loss": loss, **terms, **statistics}, draw, {"loss": loss.detach(), **statistics})
@@ -87,7 +88,7 @@ class JointStage(CodecStage):
         """The timestep of this pass: learned, one of each image (B,), or the operating point's."""
         if self.timesteps is not None:
             return self.timesteps(draw.point)
-        if self.codec.mapping.per_picture:
+        if self.codec.mapping.per_image:
             return self.codec.backbone.schedule.measure(z_hat.detach(), latent)
         return self.codec.bottleneck.timesteps(self.codec.mapping, draw.point, latent)
 

@@ -14,7 +14,8 @@ from oscar.config import IMAGE_FIELDS, ConfigError, TrainConfig
 from oscar.models.backbone import Backbone
 from oscar.registry import STAGES
 from oscar.training.losses import ImageLoss
-from oscar.training.stages.base import Pass, Stage, save_backbone
+from oscar.training.stages.base import Stage, save_backbone
+from oscar.utils.rng import StepRng
 
 SCALE_BATCHES = 32
 
@@ -42,8 +43,8 @@ class VAEStage(Stage):
     def trained_modules(self) -> list[nn.Module]:
         return [self.backbone.vae]
 
-    def forward(self, images: Tensor, turn: Pass) -> dict[str, Tensor]:
-        turn.seed_torch()
+    def forward(self, images: Tensor, rng: StepRng) -> dict[str, Tensor]:
+        rng.seed_torch()
         vae = self.backbone.vae
         if not self.kl:
             loss, terms = self.image_loss(self.backbone.decode(self.backbone.encode(images)), images)

@@ -150,7 +150,7 @@ def test_normalised_convolution(tile):
 
 @torch.inference_mode()
 def test_moments_for_the_next_normalisation():
-    """Of ragged blocks with a residual, alike with any number of threads, and for each picture as if it were alone."""
+    """Of ragged blocks with a residual, alike with any number of threads, and for each image as if it were alone."""
     norm, conv, following = nn.GroupNorm(8, 96), winograd(random_conv()), nn.GroupNorm(4, 96)
     images, residual = torch.randn(2, 96, 75, 70), 3 + torch.randn(2, 96, 75, 70)
     found: list[list[Moments]] = []
