@@ -288,9 +288,6 @@ def atomic_write(path: Path, data: bytes) -> None:
             beside.unlink()
 
 
-write_whole = atomic_write  # the name that `oscar.benchmark.speed` still has
-
-
 def _status(path: Path) -> os.stat_result | None:
     try:
         return path.stat()

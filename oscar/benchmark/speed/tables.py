@@ -11,7 +11,7 @@ import torch
 
 from oscar.config import InferenceSpeedConfig, TrainingSpeedConfig
 from oscar.utils.environment import open_record
-from oscar.utils.files import write_whole
+from oscar.utils.files import atomic_write
 from oscar.utils.tables import Table, filled
 
 _TITLES = {
@@ -77,7 +77,7 @@ def run_part(
         paths = [folder / f"{frame}.csv" for frame in frames[name]]
         if not all(path.exists() for path in paths):
             for path, frame in zip(paths, measure(name), strict=True):
-                write_whole(path, frame.to_csv(index=False).encode())
+                atomic_write(path, frame.to_csv(index=False).encode())
     paths = [folder / f"{frame}.csv" for names in frames.values() for frame in names]
     captions = _captions(part, identity)
     return [_table(f"{part}_{path.stem}", captions[path.stem], pd.read_csv(path)) for path in paths if path.exists()]
