@@ -28,6 +28,3 @@ def find_images(folder: str | Path | None = None) -> list[Path]:
     if not images:
         raise ImageError("scikit-image's photographs are not installed; allowed: a folder with your own")
     return images
-
-
-find_pictures = find_images  # the name that `oscar.benchmark.speed` still has

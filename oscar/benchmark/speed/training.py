@@ -40,7 +40,7 @@ from oscar.config import (
     TrainerConfig,
     TrainingSpeedConfig,
 )
-from oscar.data.folders import find_pictures
+from oscar.data.folders import find_images
 from oscar.data.images import read_image
 from oscar.evaluation.evaluate import make_accelerator
 from oscar.utils.tables import Table
@@ -122,12 +122,12 @@ class SpeedBench:
     def pictures(self) -> list[Path]:
         """The pictures to load; made on the first call if the configuration names none."""
         if self.config.images is not None:
-            return find_pictures(self.config.images)
+            return find_images(self.config.images)
         folder = self.folder / "pictures"
         if not folder.exists():
             folder.mkdir()
             make_pictures(folder, PICTURES)
-        return find_pictures(folder)
+        return find_images(folder)
 
     def latents(self) -> Path:
         """Latents of the first pictures, made on the first call."""
@@ -179,7 +179,7 @@ class SpeedBench:
 
 def make_pictures(folder: Path, count: int, size: tuple[int, int] = DIV2K_SIZE) -> None:
     """Write JPEG files as costly to decode as photographs of this size: scikit-image's, enlarged, with some noise."""
-    sources = find_pictures()
+    sources = find_images()
     random = np.random.default_rng(0)
     for number in range(count):
         image = read_image(sources[number % len(sources)]).resize(size, Image.Resampling.BICUBIC)
