@@ -140,6 +140,10 @@ class CodecStage(Stage):
         """The codec as it stands."""
         return self.codec
 
+    def save(self, folder: Path, provenance: dict | None = None) -> None:
+        self.codec.provenance = provenance
+        self.codec.save_pretrained(folder)
+
 
 def validation_points(options: ValidationConfig, bottleneck: Bottleneck) -> list[Point]:
     """The operating points that are validated.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +74,3 @@ class BottleneckStage(CodecStage):
         self.codec.eval()
         for batch in batches:
             yield batch if self.takes_latents else self.codec.backbone.encode(batch)
-
-    def save(self, folder: Path, provenance: dict | None = None) -> None:
-        self.codec.provenance = provenance
-        self.codec.save_pretrained(folder)

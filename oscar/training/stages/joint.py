@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -108,10 +107,6 @@ class JointStage(CodecStage):
         latents = (codec.backbone.encode(batch) for batch in itertools.islice(batches, self.stage.table_batches))
         codec.bottleneck.finish(latents, None)
         codec.forget_fingerprint()
-
-    def save(self, folder: Path, provenance: dict | None = None) -> None:
-        self.codec.provenance = provenance
-        self.codec.save_pretrained(folder)
 
 
 def build_critic(codec: OscarCodec, config: CriticConfig) -> LatentDiscriminator:
