@@ -64,7 +64,7 @@ class Benchmark:
 
     Attributes:
         config: the whole configuration.
-        images: files by name in the rows.
+        pictures: files by name in the rows.
         root: folder below which they are named.
         ours: OSCAR models, one per protocol.
         baselines: the others.

@@ -51,7 +51,7 @@ class Calibration:
     """What was measured.
 
     Attributes:
-        images: a row per image and rate: image, rate, and the columns of `measure`.
+        pictures: a row per image and rate: image, rate, and the columns of `measure`.
         rates: a row per rate, by bits per pixel: see `summarise`.
         mappings: `cosine` and `snr`, which follow.
         failed: images that could not be read, with the reason.

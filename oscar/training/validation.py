@@ -50,7 +50,7 @@ class Row:
     """What one image gives, at one rate where there are rates.
 
     Attributes:
-        image: number within the set.
+        picture: number within the set.
         rate: nominal bpp, quality, or other operating point; None in stages without rates and for originals.
         label: what it is called in the names of scalars.
         values: scalar by name, none for an original; None where a metric does not exist for this image.

@@ -104,7 +104,7 @@ class ReportData:
             overlap_percent (of the range that the curves span together), note. Of these three, rows of different
             protocols (column protocol) stand in tables of their own.
         reference_curves: curves of the paper, read off its figures: dataset, codec, metric, bpp, value.
-        images: of the browser.
+        pictures: of the browser.
         timing: any columns; None without a timing part.
         matched: means at matched bytes, any columns; None without that part.
     """

@@ -27,7 +27,7 @@ class Result:
     """One image at one rate, measured on a real file.
 
     Attributes:
-        image: the image's name.
+        picture: the image's name.
         rate: the rate point's nominal bpp, its name.
         width: of the image, in pixels.
         height: likewise.
