@@ -54,23 +54,24 @@ class BaseCodec(nn.Module):
                 f"allowed with {bottleneck.point_name}s: {bottleneck.factor}"
             )
         self.backbone, self.bottleneck, self.denoiser = backbone, bottleneck, denoiser
-        self.components: Components = "both"
+        self.components: Components = "both" if denoiser is not None else "encoder"
         self.provenance = provenance
         self.set_mapping(mapping)
         self._fingerprint = fingerprint
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, backbone: str | Path | None = None) -> Self:
+    def from_pretrained(cls, source: str | Path, backbone: str | Path | None = None, unet: bool = True) -> Self:
         """Read a checkpoint as it is trained: plain modules, float32, on the CPU. `oscar.load` is for everyday use.
 
         Args:
             source: "nano" (in the package), a checkpoint folder or a hub id.
             backbone: where the backbone is now that the checkpoint names, if it has moved.
+            unet: whether to read UNet and denoiser too; without them it trains the bottleneck, and decodes nothing.
 
         Raises:
             CheckpointError: if it cannot be found or read.
         """
-        loaded = checkpoint.load(source, backbone)
+        loaded = checkpoint.load(source, backbone, unet)
         return cls(*loaded.parts, loaded.fingerprint, loaded.provenance)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:

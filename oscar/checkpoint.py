@@ -20,6 +20,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,13 +56,15 @@ class Parts(NamedTuple):
 def build(config: Mapping, backbone: Backbone) -> Parts:
     """The parts of an architecture (keys bottleneck, denoiser, timesteps) on a backbone, untrained.
 
+    Without a UNet there is no denoiser.
+
     Raises:
         ValueError: if they do not fit each other.
     """
     return Parts(
         backbone,
         from_config(config["bottleneck"], backbone.latent_channels),
-        Denoiser(backbone.unet, backbone.schedule, **config["denoiser"]),
+        None if backbone.unet is None else Denoiser(backbone.unet, backbone.schedule, **config["denoiser"]),
         mapping_from_config(config["timesteps"]),
     )
 
@@ -180,19 +183,22 @@ class Loaded(NamedTuple):
     provenance: dict | None
 
 
-def load(source: str | Path, backbone: str | Path | None = None) -> Loaded:
+def load(source: str | Path, backbone: str | Path | None = None, unet: bool = True) -> Loaded:
     """Read a checkpoint, ready for training (adapters not merged), in float32 on the CPU.
 
     Args:
         source: name of a shipped model ("nano"), a folder, or a hub id.
         backbone: where the backbone is now that the checkpoint names, if it has moved. It must be the same one.
+        unet: whether to read UNet and denoiser too, without which nothing is decoded.
 
     Raises:
         CheckpointError: if it cannot be found, is damaged, or does not fit its description.
     """
     with reading(source) as (folder, config):
         check_hashes(folder, config["sha256"])
-        parts = build(config, read_backbone(folder, config, backbone))
+        whole = unet or backbone is not None and "backbone_sha256" not in config  # which only all of it tells
+        read = partial(Backbone.from_pretrained, unet=whole)
+        parts = build(config, read_backbone(folder, config, backbone, read))
         state = {
             name: value.float() if value.is_floating_point() else value
             for name, value in load_file(folder / WEIGHTS).items()

@@ -78,8 +78,12 @@ class Backbone(nn.Module):
         self.digests: dict[str, str] = {}
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> Backbone:
+    def from_pretrained(cls, source: str | Path, unet: bool = True) -> Backbone:
         """Read a diffusers folder or hub id with `vae/`, `unet/` and `scheduler/`: float32, in evaluation mode.
+
+        Args:
+            source: the folder or hub id.
+            unet: whether to read the UNet's weights too.
 
         Raises:
             BackboneError: if a part is missing or unreadable, or its weights lack a tensor.
@@ -87,11 +91,11 @@ class Backbone(nn.Module):
         source = str(source)
         with reading(source):
             vae = _read(find_class(AUTOENCODERS, read_config(source, "vae")), source, "vae")
-            unet = _read(find_class(UNETS, read_config(source, "unet")), source, "unet")
+            network = _read(find_class(UNETS, read_config(source, "unet")), source, "unet") if unet else None
             schedule = NoiseSchedule(read_config(source, "scheduler"))
-        backbone, sampler = cls(vae, unet, schedule, source), WeightSampler()
-        for take, network in ((sampler.of_vae, vae), (sampler.of_unet, unet)):
-            for name, value in network.state_dict().items():
+        backbone, sampler = cls(vae, network, schedule, source), WeightSampler()
+        for take, part in ((sampler.of_vae, vae), (sampler.of_unet, network)):
+            for name, value in part.state_dict().items() if part is not None else ():
                 take(name, value)
         backbone.digests = sampler.digests()
         return backbone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.utils.checkpoint
@@ -12,7 +13,8 @@ from oscar import checkpoint
 from oscar.bottlenecks import Bottleneck
 from oscar.codec import OscarCodec
 from oscar.config import CacheLatentsConfig, ConfigError, TrainConfig
-from oscar.models.backbone import Backbone, read_configs
+from oscar.inference.loading import part_files
+from oscar.models.backbone import Backbone, read_configs, reading
 from oscar.registry import STAGES
 from oscar.timesteps import mapping_from_config
 from oscar.training.resolve import check_shape, resolve
@@ -44,8 +46,28 @@ def build_stage(config: TrainConfig) -> Stage:
 
 
 def _build(config: TrainConfig) -> Stage:
-    stage = STAGES.find(config.stage.name)
-    return stage(build_codec(config) if stage.trains_codec else build_backbone(config), config)
+    kind = STAGES.find(config.stage.name)
+    if not kind.trains_codec:
+        return kind(build_backbone(config), config)
+    whole = needs_unet(config)
+    stage = kind(build_codec(config, whole), config)
+    if not whole:
+        stage.build_whole = partial(_build_again, config)
+    return stage
+
+
+def needs_unet(config: TrainConfig) -> bool:
+    """Whether a resolved run computes with the UNet, or draws its random weights; validation decodes, and so does."""
+    drawn = config.backbone.source is None and config.init_from is None
+    used = STAGES[config.stage.name].computes_with_unet or config.validation.enabled
+    return used or drawn or config.denoiser.prompt_init == "text"
+
+
+def _build_again(config: TrainConfig) -> OscarCodec:
+    """The codec as `build_codec` makes it at the start of a run."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        return build_codec(config)
 
 
 def networks(stage: Stage) -> list[nn.Module]:
@@ -53,7 +75,7 @@ def networks(stage: Stage) -> list[nn.Module]:
     found: list[nn.Module] = []
     for module in stage.modules():
         if isinstance(module, Backbone):
-            found += [module.vae.encoder, module.vae.decoder, module.unet]
+            found += [module.vae.encoder, module.vae.decoder, *([] if module.unet is None else [module.unet])]
         elif isinstance(module, Bottleneck):
             found += module.compiled_networks()
     if stage.critic is not None:
@@ -78,8 +100,8 @@ def checkpoint_activations(stage: Stage) -> None:
         block._gradient_checkpointing_func = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)
 
 
-def build_backbone(config: TrainConfig | CacheLatentsConfig) -> Backbone:
-    """The backbone of `source`, or random weights in the configured shapes.
+def build_backbone(config: TrainConfig | CacheLatentsConfig, unet: bool = True) -> Backbone:
+    """The backbone of `source`, without its UNet unless `unet`; or random weights in the configured shapes.
 
     Raises:
         ConfigError: for a shape that `source` does not have.
@@ -87,17 +109,22 @@ def build_backbone(config: TrainConfig | CacheLatentsConfig) -> Backbone:
     """
     backbone = config.backbone
     if backbone.source is not None:
-        loaded = Backbone.from_pretrained(backbone.source)
+        loaded = Backbone.from_pretrained(backbone.source, unet)
         check_shape(backbone, read_configs(backbone.source), f"backbone.source {backbone.source!r}")
         return loaded
     return Backbone.from_configs(backbone.vae, backbone.unet, backbone.scheduler)
 
 
-def build_codec(config: TrainConfig) -> OscarCodec:
-    """The codec of a resolved configuration: that of `init_from` with what the run changes, or a new one."""
+def build_codec(config: TrainConfig, unet: bool = True) -> OscarCodec:
+    """The codec of a resolved configuration: that of `init_from` with what the run changes, or a new one.
+
+    Without `unet` it has no denoiser, and the UNet's weights are only looked for.
+    """
     mapping = mapping_from_config(config.timesteps)
+    if not unet:
+        _find_unet(config)
     if config.init_from is not None:
-        codec = _continue(config)
+        codec = _continue(config, unet)
         codec.set_mapping(mapping)
         codec.forget_fingerprint()
     else:
@@ -107,7 +134,7 @@ def build_codec(config: TrainConfig) -> OscarCodec:
             "timesteps": mapping.to_config(),
         }
         try:
-            codec = OscarCodec(*checkpoint.build(architecture, build_backbone(config)))
+            codec = OscarCodec(*checkpoint.build(architecture, build_backbone(config, unet)))
         except ValueError as error:
             raise ConfigError(str(error)) from None
     if config.denoiser.prompt_init == "text":
@@ -117,10 +144,22 @@ def build_codec(config: TrainConfig) -> OscarCodec:
     return codec
 
 
-def _continue(config: TrainConfig) -> OscarCodec:
+def _find_unet(config: TrainConfig) -> None:
+    """Have the UNet's files here, which the end of the run reads: nodes that compute are often offline.
+
+    Raises:
+        BackboneError: if they are not to be had.
+    """
+    source = config.backbone.source or str(checkpoint.locate(config.init_from))
+    with reading(source):
+        if not part_files(source, "unet") and Path(source).is_dir() and not list((Path(source) / "unet").glob("*.bin")):
+            raise ValueError("the weights of unet are not there")
+
+
+def _continue(config: TrainConfig, unet: bool) -> OscarCodec:
     """The codec of `init_from`, with fewer rates, rates in other stages, or a new prompt, where these are set."""
-    codec = OscarCodec.from_pretrained(config.init_from, config.backbone.source)
-    if config.denoiser.prompt_init == "noise":
+    codec = OscarCodec.from_pretrained(config.init_from, config.backbone.source, unet)
+    if config.denoiser.prompt_init == "noise" and codec.denoiser is not None:
         codec.denoiser.init_prompt_from_noise()
     try:
         codec.bottleneck.adapt(config.bottleneck)

@@ -57,8 +57,8 @@ def cache_latents(config: CacheLatentsConfig, progress: bool = True) -> LatentIn
     """
     state = _start(config)
     torch.manual_seed(config.seed)  # of random weights, as in training
-    backbone = build_backbone(config)
-    del backbone.unet
+    backbone = build_backbone(config, unet=False)
+    backbone.unet = None
     data = config.data
     photos = PhotoDataset(data.train, data.crop, data.augment, data.cache, data.scale, config.seed)
     folder, index = Path(config.output), _describe(config, backbone, photos)

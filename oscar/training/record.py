@@ -36,6 +36,7 @@ from oscar.utils.provenance import PROVENANCE, read_provenance
 from oscar.utils.strict_json import as_read, dumps, write_json
 
 FINAL = "final"
+_DIGEST = "backbone.source (its "  # keys of an identity: of the parts of a backbone that the weights follow from
 # Keys, or beginnings of keys, that may be others when a run goes on, since the weights do not follow from them but for
 # rounding, or since something else stands for them.
 MAY_CHANGE = (
@@ -84,7 +85,8 @@ def identify(config: TrainConfig, stage: Stage) -> dict[str, Any]:
         flat["init_from (its content)"] = checkpoint.content_hash(config.init_from)
     else:
         backbone = getattr(stage, "codec", stage).backbone
-        flat |= {f"backbone.source (its {part})": digest[:16] for part, digest in backbone.digests.items()}
+        unused = None if stage.computes_with_unet else "unet"  # which is there for validation at most
+        flat |= {f"{_DIGEST}{part})": digest[:16] for part, digest in backbone.digests.items() if part != unused}
     if config.data.latents is not None:
         index = dumps(asdict(read_index(config.data.latents)), sort_keys=True)
         flat["data.latents (its content)"] = hashlib.sha256(index.encode()).hexdigest()[:16]
@@ -149,7 +151,8 @@ class RunRecord:
 
     def _differences(self, before: Mapping[str, Any]) -> list[str]:
         defaults = flatten(asdict(TrainConfig()))  # of keys that are newer than the record
-        keys = before.keys() | self.identity.keys()
+        unused = {key for key in before if key.startswith(_DIGEST)} - self.identity.keys()  # in older records
+        keys = (before.keys() | self.identity.keys()) - unused
         if not (any(key.startswith("validation.") for key in before) and self.config.validation.enabled):
             keys = {key for key in keys if not key.startswith("validation.")}  # it may be turned on and off
         changes = []

@@ -18,7 +18,7 @@ import torch
 from oscar import OscarCodec
 from oscar.bottlenecks import Output
 from oscar.config import ConfigError, TrainConfig
-from oscar.models.backbone import Backbone
+from oscar.models.backbone import Backbone, BackboneError
 from oscar.rates import PAPER_RATES, RATES
 from oscar.timesteps import CalibratedMapping, LearnedMapping, PerImageMapping, RampMapping, TableMapping
 from oscar.training.build import build_stage
@@ -147,6 +147,36 @@ def test_hyper_trains_on_latents_as_on_their_pictures(configure, monkeypatch, tm
     cached.finish([latents])
     for rate in plain.codec.bottleneck.rates:
         assert np.array_equal(plain.codec.bottleneck.frequencies[rate.id], cached.codec.bottleneck.frequencies[rate.id])
+
+
+@pytest.mark.parametrize("bundled", [False, True])
+def test_stage_1_does_without_the_unet(
+    configure, make_backbone, tiny_folder: Path, photos: Path, runs, quick_tables, tmp_path: Path, bundled: bool
+) -> None:
+    """With it, for validation, the result is the same to the bit."""
+    make_backbone().save_pretrained(tmp_path / "backbone")
+    start = f"init_from={tiny_folder}" if bundled else f"backbone.source={tmp_path / 'backbone'}"
+    without = configure("hyper", start, f"output={tmp_path / 'without'}")
+    validation = ("validation.metrics.names=[psnr]", "validation.limit=1", "validation.rates=[0.0019]")
+    validated = configure(
+        "hyper", start, f"output={tmp_path / 'with'}", f"validation.images={photos}", "validation.every=9", *validation
+    )
+    stage = build_stage(without)
+    assert stage.codec.backbone.unet is None and stage.codec.denoiser is None
+    assert build_stage(validated).codec.denoiser is not None
+    for config in (without, validated):
+        assert Trainer(build_stage(config), config).run()
+    one, other = runs.result(without), runs.result(validated)
+    assert one == other and Path("final/oscar.safetensors") in one
+    assert OscarCodec.from_pretrained(tmp_path / "without/final").denoiser is not None
+
+
+def test_a_unet_that_is_not_there_is_missed_at_the_start(configure, make_backbone, tmp_path: Path) -> None:
+    make_backbone().save_pretrained(tmp_path / "backbone")
+    (tmp_path / "backbone/unet/diffusion_pytorch_model.safetensors").unlink()
+    config = configure("hyper", f"backbone.source={tmp_path / 'backbone'}")
+    with pytest.raises(BackboneError, match="the weights of unet are not there"):
+        build_stage(config)
 
 
 def test_rates_train_together_as_each_alone(configure) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -59,18 +60,22 @@ class Stage(nn.Module):
     Attributes:
         trains_codec: whether it is made of a codec.
         works_on_latents: whether no gradient passes VAE and UNet, so that latents of a cache will do (`data.latents`).
+        computes_with_unet: whether it is part of the forward pass, or of what is drawn at random after it.
         fields: of `StageConfig` that count in it; None where the bottleneck says so (`Bottleneck.stage_fields`).
         metrics: every name that the forward pass may return, in the order of the log's columns.
         takes_latents: the forward pass gets the VAE's latents (B, 4, h, w), of a cache, in place of images.
         critic: adversary with an optimiser of its own, or None. Not a submodule: the loop wraps it separately.
+        build_whole: of a stage whose codec has no UNet: makes the codec with all of its parts, as at the start.
     """
 
     trains_codec: ClassVar[bool] = True
     works_on_latents: ClassVar[bool] = False
+    computes_with_unet: ClassVar[bool] = True
     fields: ClassVar[tuple[str, ...] | None] = None
     metrics: tuple[str, ...] = ("loss",)
     critic: nn.Module | None = None
     takes_latents: bool = False
+    build_whole: Callable[[], OscarCodec] | None = None
 
     def forward(self, images: Tensor, rng: StepRng) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -141,8 +146,14 @@ class CodecStage(Stage):
         return self.codec
 
     def save(self, folder: Path, provenance: dict | None = None) -> None:
-        self.codec.provenance = provenance
-        self.codec.save_pretrained(folder)
+        codec = self.current_codec()
+        if codec.denoiser is None:
+            assert self.build_whole is not None
+            trained, codec = codec, self.build_whole()
+            codec.bottleneck = trained.bottleneck
+            codec.set_mapping(trained.mapping)
+        codec.provenance = provenance
+        codec.save_pretrained(folder)
 
 
 def validation_points(options: ValidationConfig, bottleneck: Bottleneck) -> list[Point]:

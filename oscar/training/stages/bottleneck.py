@@ -28,6 +28,7 @@ class BottleneckStage(CodecStage):
     """
 
     works_on_latents = True
+    computes_with_unet = False
 
     def __init__(self, codec: OscarCodec, config: TrainConfig):
         super().__init__(codec, config)
