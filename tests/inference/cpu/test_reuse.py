@@ -103,9 +103,12 @@ with nothing_kept() if "nothing" in sys.argv else contextlib.nullcontext():
 
 
 @GLIBC
-@pytest.mark.parametrize("kept, least, most", [("much", 0, 50), ("nothing", 150, 200)])
+@pytest.mark.parametrize("kept, least, most", [("much", -20, 50), ("nothing", 150, 200)])
 def test_nothing_is_kept(kept: str, least: int, most: int) -> None:
-    """Of 198 MiB in pieces of 2 MiB; in processes of their own, whose heaps hold no room that others have left."""
+    """Of 198 MiB in pieces of 2 MiB; in processes of their own, whose heaps hold no room that others have left.
+
+    Python may take some for itself meanwhile, hence less than nothing.
+    """
     freed = int(subprocess.check_output([sys.executable, "-c", FREED, kept], text=True))
     assert least <= freed <= most
 
