@@ -1,8 +1,6 @@
 """`python -m oscar`: the command line."""
 
-import sys
-
-from oscar.cli.main import main
+from oscar.cli.main import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -17,6 +17,7 @@ from PIL import Image
 from oscar.baselines.base import BaselineUnavailable, CodecError, Encoded, ImageCodec, RoundTrip, check_choice
 from oscar.baselines.framing import pack_size, split_size
 from oscar.utils.errors import first_line
+from oscar.utils.lean_imports import quiet
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,7 +62,8 @@ class ZooCodec(ImageCodec):
     ):
         check_choice(name, "metric", metric, ("mse", "ms-ssim"))
         try:
-            from compressai.zoo.image import model_urls
+            with quiet():
+                from compressai.zoo.image import model_urls
         except ImportError as error:
             raise BaselineUnavailable(f"{name}: {first_line(error)}; pip install compressai") from error
         self.name, self.label = name, LABELS[name]

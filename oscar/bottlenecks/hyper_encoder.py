@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from compressai.layers import AttentionBlock
 from torch import Tensor, distributed, nn
 from vector_quantize_pytorch import VectorQuantize
 
+from oscar.models.compressai import AttentionBlock
 from oscar.models.precision import compute_finite
 from oscar.rates import RatePoint
 

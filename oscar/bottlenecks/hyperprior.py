@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from torch import Tensor, nn
 
 from oscar.bitstream import MAX_QUALITY, Coding
@@ -38,6 +37,7 @@ from oscar.bitstream.rans import MEAN_STATE_BITS, PRECISION
 from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload
 from oscar.config import HYPERPRIOR, IMAGE_FIELDS, ConfigError, fill, take
 from oscar.diffusion import NoiseSchedule
+from oscar.models.compressai import EntropyBottleneck, GaussianConditional
 from oscar.models.modules import check_tensors, count, drop
 from oscar.models.precision import compute_finite
 from oscar.registry import BOTTLENECKS

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from oscar.cli import lean
 from oscar.cli.messages import CommandError, one_line
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def load_codec(model: str, device: str, threads: int | None, dtype: str = "auto"
     """Load the model on its device; all that fails here fails for every file, hence CommandError."""
     import torch
 
-    from oscar.inference.load import load
+    with lean.imports(compiles=bool(options.get("compile"))):
+        from oscar.inference.load import load
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -11,11 +11,12 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from oscar import __version__
+from oscar.cli import lean
 from oscar.cli.compress import compress
 from oscar.cli.decompress import decompress
 from oscar.cli.info import info
@@ -57,6 +58,12 @@ def main(args: list[str] | None = None) -> int:
         warnings.simplefilter("ignore")  # of libraries; stderr is for the one line
     with _warnings_as_lines():
         return _main(args)
+
+
+def run() -> NoReturn:
+    """The process of the `oscar` command: `main`, with a quick start and end."""
+    lean.is_own_process = True
+    lean.leave(main())
 
 
 def _main(args: list[str]) -> int:

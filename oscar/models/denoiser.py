@@ -10,7 +10,6 @@ from typing import Literal
 
 import torch
 from diffusers import UNet2DConditionModel
-from peft import LoraConfig
 from torch import Tensor, nn
 
 from oscar.diffusion import NoiseSchedule
@@ -102,6 +101,8 @@ class Denoiser(nn.Module):
         }
         self.merged = merged or tuning == "full"
         if not self.merged:
+            from peft import LoraConfig
+
             self.unet.requires_grad_(False)
             for adapter, names in lora_targets(unet).items():
                 config = LoraConfig(

@@ -1,0 +1,71 @@
+"""What the `oscar` command imports before it codes: counted in modules, since seconds differ between machines."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import sys
+from oscar.cli import lean
+from oscar.cli.main import main
+lean.is_own_process = True
+model, image, file, back = sys.argv[1:]
+assert main(["compress", image, file, "--model", model]) == 0
+assert main(["decompress", file, back]) == 0
+print(len(sys.modules), *(name for name in sys.modules if "." not in name or name in ("torch._dynamo", "scipy.stats")))
+"""
+# What takes longest to import, and serves neither encoder nor decoder.
+HEAVY = {
+    "bitsandbytes", "compressai", "matplotlib", "numba", "pandas", "peft", "pyarrow", "pyiqa", "scipy.stats",
+    "tensorboard", "torch._dynamo", "torch_geometric", "torchvision", "transformers", "triton", "wandb",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["nano", "nano-hyperprior"])
+def test_coding_imports_what_it_uses(model, photos, tmp_path):
+    paths = [str(photos / "0.png"), str(tmp_path / "0.oscar"), str(tmp_path / "0.png")]
+    done = subprocess.run([sys.executable, "-c", CODE, model, *paths], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    count, *names = done.stdout.splitlines()[-1].split()
+    assert not HEAVY & set(names)
+    assert {"torch", "diffusers"} <= set(names)
+    assert int(count) < 3500
+
+
+def test_what_was_left_out_can_be_imported_afterwards():
+    program = """
+import sys
+from oscar.cli import lean
+lean.is_own_process = True
+with lean.imports():
+    from oscar.inference.load import load
+    assert "peft" not in sys.modules or sys.modules["peft"] is None
+import compressai, peft, scipy.stats, torch, torch._dynamo
+from oscar.models.compressai import AttentionBlock, EntropyBottleneck
+assert compressai.layers.AttentionBlock is AttentionBlock
+assert compressai.entropy_models.EntropyBottleneck is EntropyBottleneck
+assert abs(scipy.stats.norm.ppf(0.975) - 1.96) < 0.01
+assert peft.LoraConfig(r=2).r == 2 and compressai.zoo.models
+function = lambda: 1
+assert torch.compiler.disable(function) is not function
+EntropyBottleneck(2).update()
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_other_programs_get_everything():
+    """`main` called from Python hides nothing from the libraries that its caller uses too."""
+    program = """
+import sys
+from oscar.cli import lean
+with lean.imports():
+    import diffusers.models.modeling_utils
+from diffusers.utils import is_peft_available
+assert is_peft_available() and "torch._dynamo" in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
