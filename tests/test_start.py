@@ -46,12 +46,13 @@ with lean.imports():
 import compressai, peft, scipy.stats, torch, torch._dynamo
 from oscar.models.compressai import AttentionBlock, EntropyBottleneck
 assert compressai.layers.AttentionBlock is AttentionBlock
-assert compressai.entropy_models.EntropyBottleneck is EntropyBottleneck
+assert issubclass(EntropyBottleneck, compressai.entropy_models.EntropyBottleneck)
 assert abs(scipy.stats.norm.ppf(0.975) - 1.96) < 0.01
 assert peft.LoraConfig(r=2).r == 2 and compressai.zoo.models
 function = lambda: 1
 assert torch.compiler.disable(function) is not function
 EntropyBottleneck(2).update()
+assert EntropyBottleneck(2).entropy_coder.name == compressai.get_entropy_coder()
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

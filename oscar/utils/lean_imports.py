@@ -12,14 +12,15 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
+from types import ModuleType
 
 
 @contextlib.contextmanager
-def without_init(*packages: str) -> Iterator[None]:
+def without_init(*packages: str) -> Iterator[dict[str, ModuleType]]:
     """Let packages, and modules in them, be imported without running the packages' own `__init__`.
 
-    As long as this lasts, they are empty. The first import of one afterwards runs its `__init__`, which finds the
-    modules that were imported here.
+    As long as this lasts, those that are not imported yet are the empty modules that are given. The first import of one
+    afterwards runs its `__init__`, which finds the modules that were imported here.
 
     Raises:
         ImportError: if there is no such package.
@@ -33,7 +34,7 @@ def without_init(*packages: str) -> Iterator[None]:
             raise ImportError(f"{name} is not installed", name=name)
         empty[name] = sys.modules[name] = importlib.util.module_from_spec(spec)  # is not executed
     try:
-        yield
+        yield empty
     finally:
         for name, module in empty.items():
             if sys.modules.get(name) is module:
