@@ -1,6 +1,6 @@
 # Needs Python >= 3.10 and make; everything else goes into $(VENV).
 #   make PYTHON=python3.12 setup      choose the interpreter
-#   make demo IMAGES=~/photos         your own pictures
+#   make demo IMAGES=~/photos         your own images
 #   make test ARGS='-k container'     options for pytest
 #   make benchmark ARGS='parts=[quality,report]'    overrides of configs/benchmark.yaml
 

@@ -1,7 +1,7 @@
 """Cache the latents of training crops: `python scripts/cache_latents.py data.train=[photos] output=latents`.
 
 Every field of the configuration can be overridden on the command line; the same command run again resumes. Several
-processes share the work: `torchrun --nproc-per-node 4`. Train on them with `stage=hyper data.latents=latents`.
+processes share the work: `torchrun --nproc-per-node 4`. Train on them with `stage=bottleneck data.latents=latents`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main(config: DictConfig) -> None:
     from oscar.training.latent_cache import cache_latents
 
     index = cache_latents(typed)
-    print(f"{index.count} latents of {index.pictures} images, {index.crops} crops each, in {typed.output}")
+    print(f"{index.count} latents of {index.images} images, {index.crops} crops each, in {typed.output}")
 
 
 def run() -> None:

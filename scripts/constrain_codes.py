@@ -29,7 +29,7 @@ def main(args: list[str] | None = None) -> int:
         metavar="RATE=SHARE",
         help="worth of a bit at a rate, in shares of the mean squared distance of the codes; 0.1 to 0.3",
     )
-    parser.add_argument("--pictures", type=int, default=160, help="that are looked at, at most (default: 160)")
+    parser.add_argument("--limit", "--pictures", type=int, default=160, help="images that are looked at (default: 160)")
     parser.add_argument("--seed", type=int, default=0, help="of their choice (default: 0)")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(args)
@@ -38,8 +38,8 @@ def main(args: list[str] | None = None) -> int:
 
 def constrain(options: argparse.Namespace) -> None:
     strengths = dict(parse_strength(text) for text in options.strength)
-    if options.pictures < 1:
-        raise ValueError(f"--pictures is {options.pictures}; allowed: at least 1")
+    if options.limit < 1:
+        raise ValueError(f"--limit is {options.limit}; allowed: at least 1")
     if options.out.exists():
         raise ValueError(f"--out is {options.out}, which exists; allowed: a folder that does not")
 
@@ -50,7 +50,7 @@ def constrain(options: argparse.Namespace) -> None:
     paths = find_images(options.images)
     random.Random(options.seed).shuffle(paths)
     codec = OscarCodec.from_pretrained(options.model).to(options.device).eval()
-    constrain_codes(codec, paths[: options.pictures], strengths, options.seed)
+    constrain_codes(codec, paths[: options.limit], strengths, options.seed)
     codec.save_pretrained(options.out)
 
 

@@ -57,7 +57,7 @@ def some_points(codec: OscarCodec) -> tuple[float, ...]:
 
 def measure(codec: OscarCodec, name: str, image: Image.Image, out: Path) -> Iterator[Result]:
     """Compress one image at each rate to a file, decode what the file holds, and measure it."""
-    original = out / "pictures" / f"{name}.png"
+    original = out / "images" / f"{name}.png"
     image.save(original)
     for point in some_points(codec):
         file = out / "files" / f"{name}_{point:.4f}.oscar"
@@ -69,10 +69,10 @@ def measure(codec: OscarCodec, name: str, image: Image.Image, out: Path) -> Iter
         read = time.perf_counter()
         decoded = codec.decompress(data)
         done = time.perf_counter()
-        reconstruction = out / "pictures" / f"{name}_{point:.4f}.png"
+        reconstruction = out / "images" / f"{name}_{point:.4f}.png"
         decoded.save(reconstruction)
         yield Result(
-            picture=name,
+            image=name,
             rate=point,
             width=image.width,
             height=image.height,
@@ -88,7 +88,7 @@ def measure(codec: OscarCodec, name: str, image: Image.Image, out: Path) -> Iter
 
 def run(codec: OscarCodec, images: list[Path], out: Path, console: Console) -> list[Result]:
     """Measure all images at all rates; one that cannot be read costs a line and is left out."""
-    for folder in ("files", "pictures"):
+    for folder in ("files", "images"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     results: list[Result] = []
@@ -116,7 +116,7 @@ def run(codec: OscarCodec, images: list[Path], out: Path, console: Console) -> l
 def print_tables(results: list[Result], console: Console, point: str) -> None:
     """Print one row per image and rate (or quality, as `point` says), then the means per rate."""
     numbers = ("file bytes", "actual bpp", "PSNR dB", "MS-SSIM", "encode s", "decode s")
-    rows = Table("picture", point, *numbers, title="Pictures")
+    rows = Table("image", point, *numbers, title="Images")
     means = Table(point, *numbers, title=f"Means per {point}")
     for table in (rows, means):
         for column in table.columns[table is rows :]:
@@ -124,10 +124,10 @@ def print_tables(results: list[Result], console: Console, point: str) -> None:
             column.no_wrap = True
     previous = None
     for r in results:
-        if previous not in (None, r.picture):
+        if previous not in (None, r.image):
             rows.add_section()
         rows.add_row(
-            r.picture,
+            r.image,
             f"{r.rate:.4f}",
             f"{r.file_bytes:,}",
             f"{r.actual_bpp:.4f}",
@@ -136,7 +136,7 @@ def print_tables(results: list[Result], console: Console, point: str) -> None:
             f"{r.encode_seconds:.2f}",
             f"{r.decode_seconds:.2f}",
         )
-        previous = r.picture
+        previous = r.image
     for m in means_per_rate(results):
         means.add_row(
             f"{m.rate:.4f}",

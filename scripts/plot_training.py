@@ -1,6 +1,6 @@
 """Loss curves of training runs, a panel for each, from their CSV logs.
 
-    python scripts/plot_training.py runs/nano/vae runs/nano/prior runs/nano/hyper --out docs/training-curves
+    python scripts/plot_training.py runs/nano/{vae,bottleneck,joint} --out docs/training-curves
 
 Other columns of log.csv are drawn with --column.
 """

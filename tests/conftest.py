@@ -187,13 +187,13 @@ def image_tensor(width: int, height: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.fixture(scope="session")
-def picture() -> Callable[..., Image.Image]:
+def make_image() -> Callable[..., Image.Image]:
     """Makes a synthetic image from width, height and seed."""
     return synthetic_image
 
 
 @pytest.fixture(scope="session")
-def pictures() -> Callable[..., torch.Tensor]:
+def make_images() -> Callable[..., torch.Tensor]:
     """Makes a batch of images from its size: smooth, with noise, and another brightness on each side."""
 
     def make(count: int = 1, height: int = 152, width: int = 136) -> torch.Tensor:

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 
 from oscar.baselines.registry import BASELINES
 from oscar.config import BenchmarkConfig, parse, register
+from oscar.utils.errors import one_line
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["data.images=photos", "data.limit=1", "rates=[0.0625]", "baselines=[jpeg]", "baselines.jpeg.points=[50]"]
@@ -41,7 +42,13 @@ def test_by_default_nano_meets_five_baselines_on_packaged_photographs():
     config = composed()
     assert config.models == {"nano": "nano"} and config.data.images is None and config.output == "benchmark"
     assert [options["name"] for options in config.baselines.values()] == ["jpeg", "jpeg2000", "webp", "avif", "jxl"]
-    assert config.parts == ["quality", "matched", "timing", "report"] and config.report_pictures == 6
+    assert config.parts == ["quality", "matched", "timing", "report"] and config.report_images == 6
+
+
+def test_a_setting_that_was_renamed_is_named(capsys):
+    with pytest.raises(SystemExit), one_line("benchmark"):
+        composed("report_pictures=3")
+    assert capsys.readouterr().err == "benchmark: report_pictures is not there; it is called report_images now\n"
 
 
 def test_models_baselines_and_metrics_are_chosen_on_the_command_line():

@@ -57,7 +57,7 @@ def assert_same_outputs(one: OscarCodec, other: OscarCodec, image: torch.Tensor,
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_round_trip(make_codec, picture, tmp_path: Path, tuning: str) -> None:
+def test_round_trip(make_codec, make_image, tmp_path: Path, tuning: str) -> None:
     codec = make_codec(tuning=tuning)
     codec.bottleneck.frequencies[7] = normalise_counts(np.arange(256))
     codec.save_pretrained(tmp_path / "model")
@@ -67,11 +67,11 @@ def test_round_trip(make_codec, picture, tmp_path: Path, tuning: str) -> None:
     assert loaded.bottleneck.rates == codec.bottleneck.rates and loaded.mapping == codec.mapping
     for rate in codec.bottleneck.rates:
         assert np.array_equal(loaded.bottleneck.frequencies[rate.id], codec.bottleneck.frequencies[rate.id])
-    assert_same_outputs(codec, loaded, to_tensor(picture(64, 80)))
+    assert_same_outputs(codec, loaded, to_tensor(make_image(64, 80)))
     merged = load(tmp_path / "model", dtype=torch.float32)
     assert merged.model_tag == codec.model_tag
-    assert_same_outputs(codec, merged, to_tensor(picture(64, 80)), tolerance=1e-4)
-    image = picture(64, 80)
+    assert_same_outputs(codec, merged, to_tensor(make_image(64, 80)), tolerance=1e-4)
+    image = make_image(64, 80)
     assert merged.compress(image, TOP) == codec.compress(image, TOP)
 
 
@@ -84,7 +84,7 @@ def test_a_second_round_trip_writes_the_same_bytes(tiny_folder: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_half_precision_file(make_codec, picture, tmp_path: Path, tuning: str) -> None:
+def test_half_precision_file(make_codec, make_image, tmp_path: Path, tuning: str) -> None:
     codec = make_codec(tuning=tuning)
     codec.save_pretrained(tmp_path / "whole")
     codec.save_pretrained(tmp_path / "half", dtype=torch.float16)
@@ -96,11 +96,11 @@ def test_half_precision_file(make_codec, picture, tmp_path: Path, tuning: str) -
     assert half.dtype == torch.float32 and half.model_tag != codec.model_tag  # other weights decode otherwise
     assert half.fingerprint == checkpoint.fingerprint(codec, torch.float16)
     assert codec.dtype == torch.float32  # saving changed nothing
-    image = picture(64, 80)
+    image = make_image(64, 80)
     assert half.decompress(half.compress(image, TOP)).size == image.size
 
 
-def test_a_backbone_that_is_only_named(make_codec, make_backbone, picture, tmp_path: Path) -> None:
+def test_a_backbone_that_is_only_named(make_codec, make_backbone, make_image, tmp_path: Path) -> None:
     from oscar.models.backbone import Backbone
 
     make_backbone().save_pretrained(tmp_path / "backbone")
@@ -111,7 +111,7 @@ def test_a_backbone_that_is_only_named(make_codec, make_backbone, picture, tmp_p
     assert not (tmp_path / "model/unet").exists()
     loaded = OscarCodec.from_pretrained(tmp_path / "model").eval()
     assert loaded.backbone.source == str(tmp_path / "backbone") and loaded.fingerprint == named.fingerprint
-    assert_same_outputs(named, loaded, to_tensor(picture(64, 64)))
+    assert_same_outputs(named, loaded, to_tensor(make_image(64, 64)))
     shutil.rmtree(tmp_path / "backbone")
     assert str(tmp_path / "backbone") in refused(tmp_path / "model")
 

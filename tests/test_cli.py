@@ -69,10 +69,10 @@ class FakeCodec:
     def length(self, image: Image.Image, rate: float) -> int:
         return len(self.compress(image, rate))
 
-    def compress_batch(self, pictures: list[Image.Image], point: float | None, effort: int = 0) -> list[bytes]:
+    def compress_batch(self, images: list[Image.Image], point: float | None, effort: int = 0) -> list[bytes]:
         self.efforts.append(effort)
         point = self.default_point if point is None else point
-        return [self.compress(image, point) for image in pictures]
+        return [self.compress(image, point) for image in images]
 
     def decompress_prefix(self, data: bytes) -> tuple[Image.Image, float]:
         container = Container.unpack(data, whole=False)
@@ -352,7 +352,7 @@ def test_folders_keep_their_structure(tmp_path, loads, capsys):
     )
 
 
-def test_bad_picture_costs_one_line(tmp_path, loads, capsys):
+def test_bad_image_costs_one_line(tmp_path, loads, capsys):
     images = make_folder(tmp_path / "in", ["a.png", "c.png"])
     (images / "b.png").write_bytes(b"no image")
     assert str(images / "b.png") in refuse(capsys, "compress", images, tmp_path / "out")
@@ -447,8 +447,8 @@ def test_interrupted_run_is_resumed(tmp_path, loads, capsys, monkeypatch):
 
 def test_batches_of_a_folder(tmp_path, loads, capsys, monkeypatch):
     """A batch that fails is done again one by one, so that only what is at fault fails."""
-    pictures = make_folder(tmp_path / "in", ["a.png", "b.png", "c.png", "d.png", "e.png"])
-    (pictures / "b.png").write_bytes(b"no image")
+    images = make_folder(tmp_path / "in", ["a.png", "b.png", "c.png", "d.png", "e.png"])
+    (images / "b.png").write_bytes(b"no image")
     batches, compress = [], FakeCodec.compress_batch
 
     def count(self, images, rate, effort):
@@ -456,7 +456,7 @@ def test_batches_of_a_folder(tmp_path, loads, capsys, monkeypatch):
         return compress(self, images, rate, effort)
 
     monkeypatch.setattr(FakeCodec, "compress_batch", count)
-    assert run("compress", pictures, tmp_path / "out", "--batch-size", "2") == 2
+    assert run("compress", images, tmp_path / "out", "--batch-size", "2") == 2
     captured = capsys.readouterr()
     assert captured.out == "compressed 4 of 5 files, 1 failed\n"
     assert captured.err.count("\n") == 1 and "b.png" in captured.err

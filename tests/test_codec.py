@@ -1,4 +1,4 @@
-"""Picture to bytes and back with the tiny random model."""
+"""Image to bytes and back with the tiny random model."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def no_networks(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("rate", PAPER_RATES, ids=str)
-def test_round_trip_at_every_rate(tiny: OscarCodec, picture, rate) -> None:
-    image = picture(96, 72)
+def test_round_trip_at_every_rate(tiny: OscarCodec, make_image, rate) -> None:
+    image = make_image(96, 72)
     data = tiny.compress(image, rate.bpp)
     decoded = tiny.decompress(data)
     assert decoded.size == image.size and decoded.mode == "RGB"
@@ -52,19 +52,19 @@ def test_round_trip_at_every_rate(tiny: OscarCodec, picture, rate) -> None:
     assert np.array_equal(np.asarray(decoded), np.asarray(to_pil(in_process.image)))
 
 
-def test_the_networks_get_latents_in_plain_order(tiny: OscarCodec, picture) -> None:
+def test_the_networks_get_latents_in_plain_order(tiny: OscarCodec, make_image) -> None:
     """On a CPU torch's group normalisation is inexact in the channels-last order, which look-ups in codebooks leave."""
     orders = []
     hook = tiny.denoiser.register_forward_pre_hook(lambda _, inputs: orders.append(inputs[0].is_contiguous()))
     for rate in PAPER_RATES:
-        tiny.decompress(tiny.compress(picture(96, 72), rate))
+        tiny.decompress(tiny.compress(make_image(96, 72), rate))
     hook.remove()
     assert orders == [True] * len(PAPER_RATES)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-def test_any_size(tiny: OscarCodec, picture, size: tuple[int, int]) -> None:
-    image = picture(*size)
+def test_any_size(tiny: OscarCodec, make_image, size: tuple[int, int]) -> None:
+    image = make_image(*size)
     for rate in (PAPER_RATES[0], TOP):
         data = tiny.compress(image, rate)
         decoded = tiny.decompress(data)
@@ -74,17 +74,17 @@ def test_any_size(tiny: OscarCodec, picture, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("rate", PAPER_RATES, ids=str)
-def test_real_length_is_bounded_by_the_nominal_one(tiny: OscarCodec, picture, rate) -> None:
+def test_real_length_is_bounded_by_the_nominal_one(tiny: OscarCodec, make_image, rate) -> None:
     for size in ((96, 72), (1, 1), (130, 257)):
-        data = tiny.compress(picture(*size), rate)
+        data = tiny.compress(make_image(*size), rate)
         container = Container.unpack(data)
         assert container.header_bytes <= 16
         assert len(data) <= container.header_bytes + -(-rate.nominal_bits(size[1], size[0]) // 8)
 
 
-def test_tables_pay(tiny: OscarCodec, picture) -> None:
+def test_tables_pay(tiny: OscarCodec, make_image) -> None:
     """The tiny model's indices are far from uniform, so that its files are shorter than fixed-length ones."""
-    data = tiny.compress(picture(256, 256), TOP)
+    data = tiny.compress(make_image(256, 256), TOP)
     nominal = TOP.nominal_bits(256, 256) / 8
     assert len(data) < 0.9 * nominal
     container, point, symbols = tiny.read(data)
@@ -92,8 +92,8 @@ def test_tables_pay(tiny: OscarCodec, picture) -> None:
     assert abs(len(container.payload) - estimated) < 16
 
 
-def test_pictures_arrays_and_tensors_are_the_same(tiny: OscarCodec, picture) -> None:
-    image = picture(40, 24)
+def test_images_arrays_and_tensors_are_the_same(tiny: OscarCodec, make_image) -> None:
+    image = make_image(40, 24)
     pixels = np.asarray(image)
     tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     expected = tiny.compress(image, TOP)
@@ -101,15 +101,15 @@ def test_pictures_arrays_and_tensors_are_the_same(tiny: OscarCodec, picture) -> 
         assert tiny.compress(other, TOP) == expected
 
 
-def test_grey_is_rgb_with_equal_channels(tiny: OscarCodec, picture) -> None:
-    grey = picture(40, 24).convert("L")
+def test_grey_is_rgb_with_equal_channels(tiny: OscarCodec, make_image) -> None:
+    grey = make_image(40, 24).convert("L")
     expected = tiny.compress(grey.convert("RGB"), TOP)
     assert tiny.compress(grey, TOP) == tiny.compress(np.asarray(grey), TOP) == expected
     assert tiny.compress(np.asarray(grey)[..., None], TOP) == expected
 
 
-def test_alpha_is_dropped_if_opaque_and_refused_otherwise(tiny: OscarCodec, picture) -> None:
-    image = picture(40, 24)
+def test_alpha_is_dropped_if_opaque_and_refused_otherwise(tiny: OscarCodec, make_image) -> None:
+    image = make_image(40, 24)
     opaque = image.convert("RGBA")
     expected = tiny.compress(image, TOP)
     assert tiny.compress(opaque, TOP) == tiny.compress(np.asarray(opaque), TOP) == expected
@@ -121,30 +121,30 @@ def test_alpha_is_dropped_if_opaque_and_refused_otherwise(tiny: OscarCodec, pict
 @pytest.mark.parametrize(
     "image", ["photo.png", np.zeros((4, 4), dtype=np.float32), torch.zeros(1, 4, 4), torch.full((3, 4, 4), 2.0), None]
 )
-def test_what_is_no_picture_is_refused(tiny: OscarCodec, image) -> None:
+def test_what_is_no_image_is_refused(tiny: OscarCodec, image) -> None:
     with pytest.raises(ImageError, match="not allowed; allowed: "):
         tiny.compress(image)
 
 
-def test_too_wide_a_picture_is_refused_before_it_is_encoded(tiny: OscarCodec, monkeypatch) -> None:
+def test_too_wide_an_image_is_refused_before_it_is_encoded(tiny: OscarCodec, monkeypatch) -> None:
     monkeypatch.setattr(OscarCodec, "encode_latent", lambda *_: pytest.fail("was encoded"))
     with pytest.raises(ImageError, match="65537x1 pixels is not allowed; allowed: 65536 a side"):
         tiny.compress(np.zeros((1, 65537, 3), dtype=np.uint8))
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.0, -1, float("nan"), RATES[8]], ids=str)
-def test_unknown_rate(tiny: OscarCodec, picture, rate) -> None:
+def test_unknown_rate(tiny: OscarCodec, make_image, rate) -> None:
     with pytest.raises(ValueError, match=r"does not exist; allowed: 0\.0019, .*0\.1250"):
-        tiny.compress(picture(8, 8), rate)
+        tiny.compress(make_image(8, 8), rate)
 
 
-def test_the_default_rate(tiny: OscarCodec, picture) -> None:
-    assert Container.unpack(tiny.compress(picture(8, 8))).rate.bpp == 0.0625
+def test_the_default_rate(tiny: OscarCodec, make_image) -> None:
+    assert Container.unpack(tiny.compress(make_image(8, 8))).rate.bpp == 0.0625
 
 
-def test_reconstruction_has_its_parts(tiny: OscarCodec, picture) -> None:
-    batch = torch.cat([to_tensor(picture(70, 50, seed)) for seed in range(2)])
-    whole = torch.cat([to_tensor(picture(80, 64, seed)) for seed in range(2)])
+def test_reconstruction_has_its_parts(tiny: OscarCodec, make_image) -> None:
+    batch = torch.cat([to_tensor(make_image(70, 50, seed)) for seed in range(2)])
+    whole = torch.cat([to_tensor(make_image(80, 64, seed)) for seed in range(2)])
     for images, protocol in ((batch, "bitstream"), (whole, "paper")):  # the latter pads nothing
         result = tiny.reconstruct(images, 0.0313, protocol)
         assert result.symbols.indices.shape == (2, 4, 5) and result.z_hat.shape == result.x0.shape == (2, 4, 8, 10)
@@ -155,8 +155,8 @@ def test_reconstruction_has_its_parts(tiny: OscarCodec, picture) -> None:
         tiny.reconstruct(batch, 0.0313, "file")
 
 
-def test_protocols_differ_by_the_sample_and_the_norms(tiny: OscarCodec, picture) -> None:
-    batch = to_tensor(picture(64, 64))
+def test_protocols_differ_by_the_sample_and_the_norms(tiny: OscarCodec, make_image) -> None:
+    batch = to_tensor(make_image(64, 64))
     paper, file = tiny.reconstruct(batch, TOP, "paper"), tiny.reconstruct(batch, TOP)
     with torch.inference_mode():
         posterior = tiny.backbone.vae.encode(batch).latent_dist
@@ -177,9 +177,9 @@ def test_protocols_differ_by_the_sample_and_the_norms(tiny: OscarCodec, picture)
     assert not torch.equal(paper.x0, file.x0)
 
 
-def test_the_sample_is_the_image_s_own(tiny: OscarCodec, picture) -> None:
+def test_the_sample_is_the_image_s_own(tiny: OscarCodec, make_image) -> None:
     """So that a run can be repeated, in any order and any batch."""
-    images = [to_tensor(picture(128, 64, seed)) for seed in range(2)]
+    images = [to_tensor(make_image(128, 64, seed)) for seed in range(2)]
     single = [tiny.encode_latent(image, TOP, sample_of) for image in images]
     batch = torch.cat(images[::-1])
     both = tiny.encode_latent(batch, TOP, sample_of)
@@ -199,8 +199,8 @@ def test_rescale() -> None:
     torch.testing.assert_close(scaled[1], rms[1])
 
 
-def test_a_batch_is_decoded_as_its_files_one_by_one(tiny: OscarCodec, picture) -> None:
-    images = [picture(72, 40, 0), picture(64, 64, 1), picture(72, 40, 2), picture(72, 40, 3)]
+def test_a_batch_is_decoded_as_its_files_one_by_one(tiny: OscarCodec, make_image) -> None:
+    images = [make_image(72, 40, 0), make_image(64, 64, 1), make_image(72, 40, 2), make_image(72, 40, 3)]
     rates = [TOP, TOP, TOP, PAPER_RATES[2]]
     files = [tiny.compress(image, rate) for image, rate in zip(images, rates, strict=True)]
     together = tiny.decompress_tensor(files)
@@ -210,14 +210,14 @@ def test_a_batch_is_decoded_as_its_files_one_by_one(tiny: OscarCodec, picture) -
     assert tiny.decompress_tensor([]) == []
 
 
-def test_a_batch_is_encoded_as_its_pictures_one_by_one(tiny: OscarCodec, picture) -> None:
-    images = [picture(72, 40, seed) for seed in range(3)]
+def test_a_batch_is_encoded_as_its_images_one_by_one(tiny: OscarCodec, make_image) -> None:
+    images = [make_image(72, 40, seed) for seed in range(3)]
     batch = torch.cat([to_tensor(image) for image in images])
     assert tiny.compress_tensor(batch, TOP) == [tiny.compress(image, TOP) for image in images]
 
 
-def test_symbols_do_not_depend_on_threads(tiny: OscarCodec, picture) -> None:
-    image = picture(200, 120)
+def test_symbols_do_not_depend_on_threads(tiny: OscarCodec, make_image) -> None:
+    image = make_image(200, 120)
     results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -228,25 +228,25 @@ def test_symbols_do_not_depend_on_threads(tiny: OscarCodec, picture) -> None:
     assert np.abs(results[0][2] - results[1][2]).max() <= 1
 
 
-def test_a_file_of_another_model(tiny: OscarCodec, make_codec, picture, no_networks) -> None:
+def test_a_file_of_another_model(tiny: OscarCodec, make_codec, make_image, no_networks) -> None:
     other = make_codec(seed=1)
     assert other.model_tag != tiny.model_tag
     with pytest.raises(WrongModelError, match=f"model {other.model_tag:04x}; this model is {tiny.model_tag:04x}"):
-        tiny.decompress(other.compress(picture(64, 64), TOP))
+        tiny.decompress(other.compress(make_image(64, 64), TOP))
 
 
-def test_a_rate_that_this_model_lacks(tiny: OscarCodec, picture, no_networks) -> None:
-    container = Container.unpack(tiny.compress(picture(64, 64), TOP))
+def test_a_rate_that_this_model_lacks(tiny: OscarCodec, make_image, no_networks) -> None:
+    container = Container.unpack(tiny.compress(make_image(64, 64), TOP))
     foreign = Container(Coding.PACKED, 11, tiny.model_tag, 64, 64, container.side, bytes(56))
     with pytest.raises(UnknownRateError, match=r"0\.1093, which this model does not have"):
         tiny.decompress(foreign.pack())
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_damaged_files_end_in_named_errors(tiny: OscarCodec, picture, no_networks, seed: int) -> None:
+def test_damaged_files_end_in_named_errors(tiny: OscarCodec, make_image, no_networks, seed: int) -> None:
     """500 of the 2,000 random truncations, bit flips and extensions, each refused before the networks run."""
     random = np.random.default_rng(seed)
-    files = [tiny.compress(picture(width, 96, seed), rate) for rate in PAPER_RATES for width in (8, 160)]
+    files = [tiny.compress(make_image(width, 96, seed), rate) for rate in PAPER_RATES for width in (8, 160)]
     slowest = 0.0
     for trial in range(500):
         data = bytearray(files[random.integers(len(files))])
@@ -266,10 +266,10 @@ def test_damaged_files_end_in_named_errors(tiny: OscarCodec, picture, no_network
     assert slowest < 1
 
 
-def test_damage_behind_a_valid_checksum(tiny: OscarCodec, picture, no_networks) -> None:
+def test_damage_behind_a_valid_checksum(tiny: OscarCodec, make_image, no_networks) -> None:
     """Payloads that someone crafted: refused or decoded to indices of the right shape, without any other error."""
     random = np.random.default_rng(0)
-    container = Container.unpack(tiny.compress(picture(160, 96), TOP))
+    container = Container.unpack(tiny.compress(make_image(160, 96), TOP))
     refused = 0
     for _ in range(200):
         payload = bytearray(container.payload)
@@ -285,8 +285,8 @@ def test_damage_behind_a_valid_checksum(tiny: OscarCodec, picture, no_networks) 
     assert refused > 0
 
 
-def test_one_bad_file_spoils_the_batch_before_anything_is_decoded(tiny: OscarCodec, picture, no_networks) -> None:
-    data = tiny.compress(picture(8, 8))
+def test_one_bad_file_spoils_the_batch_before_anything_is_decoded(tiny: OscarCodec, make_image, no_networks) -> None:
+    data = tiny.compress(make_image(8, 8))
     with pytest.raises(BitstreamError):
         tiny.decompress_tensor([data, data[:-1]])
 
@@ -310,9 +310,9 @@ def per_image(per_image_folder) -> OscarCodec:
 
 
 @pytest.mark.parametrize("rate", (PAPER_RATES[0], PAPER_RATES[4], TOP), ids=str)
-def test_a_picture_carries_its_own_timestep(per_image: OscarCodec, tiny: OscarCodec, picture, rate) -> None:
+def test_an_image_carries_its_own_timestep(per_image: OscarCodec, tiny: OscarCodec, make_image, rate) -> None:
     for size in ((96, 72), (1, 1), (130, 257)):
-        image = picture(*size)
+        image = make_image(*size)
         data, plain = per_image.compress(image, rate), tiny.compress(image, rate)
         container = Container.unpack(data)
         assert len(data) == len(plain) + 1 and container.header_bytes <= 17
@@ -331,8 +331,8 @@ def test_a_picture_carries_its_own_timestep(per_image: OscarCodec, tiny: OscarCo
         assert np.array_equal(np.asarray(decoded), np.asarray(to_pil(in_process.image)))
 
 
-def test_pictures_of_a_batch_keep_their_timesteps(per_image: OscarCodec, picture) -> None:
-    images = [picture(72, 40, seed) for seed in range(3)]
+def test_images_of_a_batch_keep_their_timesteps(per_image: OscarCodec, make_image) -> None:
+    images = [make_image(72, 40, seed) for seed in range(3)]
     batch = torch.cat([to_tensor(image) for image in images])
     files = per_image.compress_tensor(batch, PAPER_RATES[1])
     assert files == [per_image.compress(image, PAPER_RATES[1]) for image in images]
@@ -341,7 +341,7 @@ def test_pictures_of_a_batch_keep_their_timesteps(per_image: OscarCodec, picture
 
 
 def test_a_file_with_or_without_a_timestep_where_it_should_not(
-    tiny: OscarCodec, per_image: OscarCodec, picture, no_networks
+    tiny: OscarCodec, per_image: OscarCodec, make_image, no_networks
 ) -> None:
     """Only someone who knows the other model's tag can make one."""
 
@@ -355,8 +355,8 @@ def test_a_file_with_or_without_a_timestep_where_it_should_not(
         per_image.decompress(crafted(per_image, None))
 
 
-def test_damaged_files_with_a_timestep_end_in_named_errors(per_image: OscarCodec, picture, no_networks) -> None:
-    data = per_image.compress(picture(96, 72), TOP)
+def test_damaged_files_with_a_timestep_end_in_named_errors(per_image: OscarCodec, make_image, no_networks) -> None:
+    data = per_image.compress(make_image(96, 72), TOP)
     for bit in range(8 * len(data)):
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
@@ -367,14 +367,14 @@ def test_damaged_files_with_a_timestep_end_in_named_errors(per_image: OscarCodec
             per_image.decompress(data[:length])
 
 
-def test_another_mapping_is_another_model(make_codec, picture) -> None:
+def test_another_mapping_is_another_model(make_codec, make_image) -> None:
     codec = make_codec(rates=[0, 7])
     tags, images = set(), []
     mappings = (TableMapping.paper(), ConstantMapping(500), LearnedMapping({0: 500.0, 7: 150.5}), PerImageMapping())
     for mapping in mappings:
         codec.set_mapping(mapping)
         tags.add(codec.model_tag)
-        images.append(codec.reconstruct(to_tensor(picture(64, 48)), TOP).image)
+        images.append(codec.reconstruct(to_tensor(make_image(64, 48)), TOP).image)
     assert len(tags) == len(mappings)
     assert not torch.equal(images[0], images[1])
     assert 0 < (images[2] - images[0]).abs().max() < (images[1] - images[0]).abs().max()
@@ -385,13 +385,13 @@ def test_another_mapping_is_another_model(make_codec, picture) -> None:
 
 
 @pytest.mark.parametrize("mapping", (LearnedMapping({0: 481.37, 7: 150.5}), PerImageMapping()), ids=lambda m: m.kind)
-def test_a_mapping_is_stored(make_codec, picture, tmp_path, mapping) -> None:
+def test_a_mapping_is_stored(make_codec, make_image, tmp_path, mapping) -> None:
     codec = make_codec(rates=[0, 7])
     codec.set_mapping(mapping)
     codec.save_pretrained(tmp_path / "model")
     loaded = load(tmp_path / "model", dtype=torch.float32)
     assert loaded.mapping == mapping and loaded.fingerprint == codec.fingerprint
-    data = codec.compress(picture(64, 48), TOP)
+    data = codec.compress(make_image(64, 48), TOP)
     before, after = (np.asarray(model.decompress(data)).astype(int) for model in (codec, loaded))
     assert np.abs(before - after).max() <= 1  # merging the adapters rounds
 
@@ -421,8 +421,8 @@ def decoder(tiny_folder) -> OscarCodec:
 
 
 @pytest.mark.parametrize("rate", (PAPER_RATES[0], TOP), ids=str)
-def test_halves_do_what_the_whole_does(tiny, encoder, decoder, picture, rate) -> None:
-    image = picture(130, 72)
+def test_halves_do_what_the_whole_does(tiny, encoder, decoder, make_image, rate) -> None:
+    image = make_image(130, 72)
     data = encoder.compress(image, rate)
     assert encoder.model_tag == decoder.model_tag == tiny.model_tag
     assert data == tiny.compress(image, rate)
@@ -438,8 +438,8 @@ def test_a_half_has_nothing_of_the_other(tiny, encoder, decoder) -> None:
     assert any("vae.encoder" in name for name in one) and any("vae.decoder" in name for name in other)
 
 
-def test_a_half_refuses_the_other_direction(encoder, decoder, picture, tmp_path) -> None:
-    image = picture(64, 48)
+def test_a_half_refuses_the_other_direction(encoder, decoder, make_image, tmp_path) -> None:
+    image = make_image(64, 48)
     with pytest.raises(ValueError, match="components is 'encoder', which cannot decompress; allowed: both, decoder"):
         encoder.decompress(encoder.compress(image))
     with pytest.raises(ValueError, match="components is 'decoder', which cannot compress; allowed: both, encoder"):
@@ -450,14 +450,14 @@ def test_a_half_refuses_the_other_direction(encoder, decoder, picture, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_half_under_timesteps_of_pictures(per_image: OscarCodec, per_image_folder, picture) -> None:
+def test_a_half_under_timesteps_of_images(per_image: OscarCodec, per_image_folder, make_image) -> None:
     """That encoder decodes to the quantised latent, to measure the timestep."""
     half = load(per_image_folder, components="encoder", dtype=torch.float32)
-    assert half.compress(picture(96, 72), TOP) == per_image.compress(picture(96, 72), TOP)
+    assert half.compress(make_image(96, 72), TOP) == per_image.compress(make_image(96, 72), TOP)
 
 
-def test_pictures_of_several_sizes_at_once(tiny: OscarCodec, picture) -> None:
-    images = [picture(72, 40, 0), picture(64, 64, 1), picture(72, 40, 2)]
+def test_images_of_several_sizes_at_once(tiny: OscarCodec, make_image) -> None:
+    images = [make_image(72, 40, 0), make_image(64, 64, 1), make_image(72, 40, 2)]
     files = tiny.compress_batch(images, TOP)
     assert files == [tiny.compress(image, TOP) for image in images]
     for image, data in zip(tiny.decompress_batch(files), files, strict=True):
@@ -481,14 +481,14 @@ def test_options_that_are_not_allowed(tiny_folder, options: dict, message: str) 
         load(tiny_folder, **options)
 
 
-def test_half_precision(tiny_folder, tiny: OscarCodec, picture) -> None:
+def test_half_precision(tiny_folder, tiny: OscarCodec, make_image) -> None:
     half = load(tiny_folder, dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16 and half.model_tag == tiny.model_tag
-    data = half.compress(picture(64, 48), TOP)
+    data = half.compress(make_image(64, 48), TOP)
     assert isinstance(tiny.decompress(data), Image.Image)  # a file does not say in which precision it was made
     assert half.decompress(data).size == (64, 48)
 
 
-def test_inference_leaves_no_gradients(tiny: OscarCodec, picture) -> None:
+def test_inference_leaves_no_gradients(tiny: OscarCodec, make_image) -> None:
     assert not tiny.training and not any(parameter.requires_grad for parameter in tiny.parameters())
-    assert not tiny.reconstruct(to_tensor(picture(8, 8)), TOP).image.requires_grad
+    assert not tiny.reconstruct(to_tensor(make_image(8, 8)), TOP).image.requires_grad

@@ -25,7 +25,14 @@ def test_every_experiment_composes(compose, photos: Path, experiment: str) -> No
 
 
 def test_there_are_experiments() -> None:
-    assert {"nano/vae", "nano/prior", "nano/hyper", "paper/stage1", "paper/stage2", "tiny/joint"} <= set(EXPERIMENTS)
+    assert {
+        "nano/vae",
+        "nano/diffusion_pretrain",
+        "nano/bottleneck",
+        "paper/stage1",
+        "paper/stage2",
+        "tiny/joint",
+    } <= set(EXPERIMENTS)
 
 
 def test_the_paper_recipe(compose, photos: Path) -> None:
@@ -42,57 +49,57 @@ def test_the_paper_recipe(compose, photos: Path) -> None:
 
 # stage of the tiny experiment, override, and how the line begins and what it allows
 CONTRADICTIONS = [
-    ("hyper", "bottleneck.kind=fsq", "bottleneck.kind is 'fsq'", "vq"),
-    ("hyper", "bottleneck.width=1", "bottleneck.width is 1", "at least 2"),
-    ("hyper", "bottleneck.features=0", "bottleneck.features is 0", "at least 2"),
-    ("hyper", "bottleneck.codebook_dim=-4", "bottleneck.codebook_dim is -4", "at least 2"),
-    ("hyper", "+bottleneck.dither={0.0625: -1}", "bottleneck.dither.0.0625 is -1", "at least 0"),
-    ("hyper", "+bottleneck.dither={0.07: 1}", "bottleneck.dither", "0.0781"),
-    ("hyper", "+bottleneck.stages={0.0625: 3}", "bottleneck.stages.0.0625 is 3", "1, 4, 16, 64"),
-    ("hyper", "+bottleneck.start_from={0.0625: 0.043}", "bottleneck.start_from.0.0625 is set", "none"),
+    ("bottleneck", "bottleneck.kind=fsq", "bottleneck.kind is 'fsq'", "vq"),
+    ("bottleneck", "bottleneck.width=1", "bottleneck.width is 1", "at least 2"),
+    ("bottleneck", "bottleneck.features=0", "bottleneck.features is 0", "at least 2"),
+    ("bottleneck", "bottleneck.codebook_dim=-4", "bottleneck.codebook_dim is -4", "at least 2"),
+    ("bottleneck", "+bottleneck.dither={0.0625: -1}", "bottleneck.dither.0.0625 is -1", "at least 0"),
+    ("bottleneck", "+bottleneck.dither={0.07: 1}", "bottleneck.dither", "0.0781"),
+    ("bottleneck", "+bottleneck.stages={0.0625: 3}", "bottleneck.stages.0.0625 is 3", "1, 4, 16, 64"),
+    ("bottleneck", "+bottleneck.start_from={0.0625: 0.043}", "bottleneck.start_from.0.0625 is set", "none"),
     ("joint", "stage.denoiser=half", "stage.denoiser is 'half'", "trained, frozen"),
-    ("hyper", "stage.denoiser=frozen", "stage.denoiser is 'frozen'", "cosine"),
-    ("hyper", "bottleneck.rates=[]", "bottleneck.rates is empty", "one or more"),
-    ("hyper", "bottleneck.rates=[0.125,0.3]", "bottleneck.rates: rate 0.3 does not exist", "0.0019"),
-    ("hyper", "denoiser.tuning=lorra", "denoiser.tuning is 'lorra'", "lora, full"),
-    ("hyper", "denoiser.prompt_init=zeros", "denoiser.prompt_init is 'zeros'", "noise, text"),
-    ("hyper", "denoiser.lora_rank=0", "denoiser.lora_rank is 0", "at least 1"),
-    ("hyper", "denoiser.prompt_tokens=0", "denoiser.prompt_tokens is 0", "at least 1"),
-    ("hyper", "backbone.unet=null", "backbone.source is unset", "a folder or hub id"),
-    ("hyper", "data.train=[]", "data.train is empty", "one or more folders"),
-    ("hyper", "data.train=[/no/such/folder]", "data.train names '/no/such/folder'", "folders or text lists"),
-    ("hyper", "data.crop=100", "data.crop is 100", "multiples of 64"),
-    ("hyper", "data.crop=0", "data.crop is 0", "multiples of 64"),
-    ("hyper", "data.batch_size=0", "data.batch_size is 0", "at least 1"),
-    ("hyper", "data.workers=-1", "data.workers is -1", "at least 0"),
-    ("hyper", "data.scale=[0.5]", "data.scale is [0.5]", "[low, high]"),
-    ("hyper", "data.scale=[0,1]", "data.scale is [0.0, 1.0]", "0 < low <= high <= 1"),
-    ("hyper", "optimiser.lr=0", "optimiser.lr is 0", "above 0"),
-    ("hyper", "optimiser.warmup_steps=-1", "optimiser.warmup_steps is -1", "at least 0"),
-    ("hyper", "optimiser.grad_clip=0", "optimiser.grad_clip is 0", "above 0"),
-    ("hyper", "optimiser.schedule=linear", "optimiser.schedule is 'linear'", "constant, cosine"),
-    ("hyper", "optimiser.betas=[0.9]", "optimiser.betas is [0.9]", "two numbers"),
-    ("hyper", "optimiser.betas=[0.9,1]", "optimiser.betas is [0.9, 1.0]", "two numbers"),
-    ("hyper", "trainer.max_steps=0", "trainer.max_steps is 0", "at least 1"),
-    ("hyper", "trainer.accumulation=0", "trainer.accumulation is 0", "at least 1"),
-    ("hyper", "trainer.checkpoint_every=0", "trainer.checkpoint_every is 0", "at least 1"),
-    ("hyper", "trainer.keep_last=0", "trainer.keep_last is 0", "at least 1"),
-    ("hyper", "trainer.log_every=0", "trainer.log_every is 0", "at least 1"),
-    ("hyper", "trainer.threads=0", "trainer.threads is 0", "at least 1"),
-    ("hyper", "trainer.mixed_precision=fp8", "trainer.mixed_precision is 'fp8'", "no, fp16, bf16"),
-    ("hyper", "trainer.ema_decay=1", "trainer.ema_decay is 1", "between 0 and 1"),
-    ("hyper", "trainer.ema_decay=0", "trainer.ema_decay is 0", "between 0 and 1"),  # zero is not unset
-    ("hyper", "stage.name=stage1", "stage.name is 'stage1'", "vae, prior, hyper, joint"),
-    ("hyper", "stage.cosine=0", "stage.cosine is 0", "above 0"),
-    ("hyper", "stage.cosine=-1", "stage.cosine is -1", "at least 0"),
-    ("hyper", "stage.gan=0.1", "stage.gan is 0.1, but stage hyper does not use it", "cosine, commitment"),
-    ("hyper", "stage.rates_per_step=0", "stage.rates_per_step is 0", "1 to 8"),
-    ("hyper", "stage.rates_per_step=9", "stage.rates_per_step is 9", "1 to 8"),
-    ("hyper", "+stage.rate_weights={0.3:1}", "stage.rate_weights: rate 0.3 does not exist", "0.0019"),
-    ("hyper", "+stage.rate_weights={0.125:-1}", "stage.rate_weights.0.125 is -1", "at least 0"),
+    ("bottleneck", "stage.denoiser=frozen", "stage.denoiser is 'frozen'", "cosine"),
+    ("bottleneck", "bottleneck.rates=[]", "bottleneck.rates is empty", "one or more"),
+    ("bottleneck", "bottleneck.rates=[0.125,0.3]", "bottleneck.rates: rate 0.3 does not exist", "0.0019"),
+    ("bottleneck", "denoiser.tuning=lorra", "denoiser.tuning is 'lorra'", "lora, full"),
+    ("bottleneck", "denoiser.prompt_init=zeros", "denoiser.prompt_init is 'zeros'", "noise, text"),
+    ("bottleneck", "denoiser.lora_rank=0", "denoiser.lora_rank is 0", "at least 1"),
+    ("bottleneck", "denoiser.prompt_tokens=0", "denoiser.prompt_tokens is 0", "at least 1"),
+    ("bottleneck", "backbone.unet=null", "backbone.source is unset", "a folder or hub id"),
+    ("bottleneck", "data.train=[]", "data.train is empty", "one or more folders"),
+    ("bottleneck", "data.train=[/no/such/folder]", "data.train names '/no/such/folder'", "folders or text lists"),
+    ("bottleneck", "data.crop=100", "data.crop is 100", "multiples of 64"),
+    ("bottleneck", "data.crop=0", "data.crop is 0", "multiples of 64"),
+    ("bottleneck", "data.batch_size=0", "data.batch_size is 0", "at least 1"),
+    ("bottleneck", "data.workers=-1", "data.workers is -1", "at least 0"),
+    ("bottleneck", "data.scale=[0.5]", "data.scale is [0.5]", "[low, high]"),
+    ("bottleneck", "data.scale=[0,1]", "data.scale is [0.0, 1.0]", "0 < low <= high <= 1"),
+    ("bottleneck", "optimiser.lr=0", "optimiser.lr is 0", "above 0"),
+    ("bottleneck", "optimiser.warmup_steps=-1", "optimiser.warmup_steps is -1", "at least 0"),
+    ("bottleneck", "optimiser.grad_clip=0", "optimiser.grad_clip is 0", "above 0"),
+    ("bottleneck", "optimiser.schedule=linear", "optimiser.schedule is 'linear'", "constant, cosine"),
+    ("bottleneck", "optimiser.betas=[0.9]", "optimiser.betas is [0.9]", "two numbers"),
+    ("bottleneck", "optimiser.betas=[0.9,1]", "optimiser.betas is [0.9, 1.0]", "two numbers"),
+    ("bottleneck", "trainer.max_steps=0", "trainer.max_steps is 0", "at least 1"),
+    ("bottleneck", "trainer.accumulation=0", "trainer.accumulation is 0", "at least 1"),
+    ("bottleneck", "trainer.checkpoint_every=0", "trainer.checkpoint_every is 0", "at least 1"),
+    ("bottleneck", "trainer.keep_last=0", "trainer.keep_last is 0", "at least 1"),
+    ("bottleneck", "trainer.log_every=0", "trainer.log_every is 0", "at least 1"),
+    ("bottleneck", "trainer.threads=0", "trainer.threads is 0", "at least 1"),
+    ("bottleneck", "trainer.mixed_precision=fp8", "trainer.mixed_precision is 'fp8'", "no, fp16, bf16"),
+    ("bottleneck", "trainer.ema_decay=1", "trainer.ema_decay is 1", "between 0 and 1"),
+    ("bottleneck", "trainer.ema_decay=0", "trainer.ema_decay is 0", "between 0 and 1"),  # zero is not unset
+    ("bottleneck", "stage.name=stage1", "stage.name is 'stage1'", "vae, diffusion_pretrain, bottleneck, joint"),
+    ("bottleneck", "stage.cosine=0", "stage.cosine is 0", "above 0"),
+    ("bottleneck", "stage.cosine=-1", "stage.cosine is -1", "at least 0"),
+    ("bottleneck", "stage.gan=0.1", "stage.gan is 0.1, but stage bottleneck does not use it", "cosine, commitment"),
+    ("bottleneck", "stage.rates_per_step=0", "stage.rates_per_step is 0", "1 to 8"),
+    ("bottleneck", "stage.rates_per_step=9", "stage.rates_per_step is 9", "1 to 8"),
+    ("bottleneck", "+stage.rate_weights={0.3:1}", "stage.rate_weights: rate 0.3 does not exist", "0.0019"),
+    ("bottleneck", "+stage.rate_weights={0.125:-1}", "stage.rate_weights.0.125 is -1", "at least 0"),
     ("vae", "init_from=runs/x", "init_from is set, but stage vae", "null"),
-    ("prior", "init_from=runs/x", "init_from is set, but stage prior", "null"),
-    ("prior", "stage.kl=0.1", "stage.kl is 0.1, but stage prior does not use it", "none"),
+    ("diffusion_pretrain", "init_from=runs/x", "init_from is set, but stage diffusion_pretrain", "null"),
+    ("diffusion_pretrain", "stage.kl=0.1", "stage.kl is 0.1, but stage diffusion_pretrain does not use it", "none"),
     ("vae", "stage.image_losses={l1:0,ms_ssim:0}", "stage.image_losses is empty", "at least one positive"),
     ("vae", "stage.image_losses={l1:-1}", "stage.image_losses.l1 is -1", "at least 0"),
     ("vae", "stage.kl=-1", "stage.kl is -1", "at least 0"),
@@ -100,7 +107,12 @@ CONTRADICTIONS = [
     ("joint", "stage.vae=encoder", "stage.vae is 'encoder'", "frozen, decoder, all"),
     ("joint", "stage.rate_order=sorted", "stage.rate_order is 'sorted'", "random, balanced"),
     ("vae", "stage.rate_order=balanced", "stage.rate_order is 'balanced', but stage vae does not use it", "kl"),
-    ("hyper", "stage.rate_order=balanced", "stage.rate_order is 'balanced', but stage.rates_per_step is", "random"),
+    (
+        "bottleneck",
+        "stage.rate_order=balanced",
+        "stage.rate_order is 'balanced', but stage.rates_per_step is",
+        "random",
+    ),
     ("joint", "validation.images=/no/such/folder", "validation.images is '/no/such/folder'", "a folder of images"),
     ("joint", "stage.table_batches=0", "stage.table_batches is 0", "at least 1"),
     ("joint", "validation.every=0", "validation.every is 0", "at least 1"),
@@ -109,7 +121,12 @@ CONTRADICTIONS = [
     ("joint", "validation.crop=100", "validation.crop is 100", "multiples of 64"),
     ("joint", "validation.rates=[]", "validation.rates is empty", "one or more"),
     ("joint", "validation.rates=[0.3]", "validation.rates: rate 0.3 does not exist", "0.0019"),
-    ("prior", "validation.rates=[0.125]", "validation.rates is set, but stage prior has no rates", "null"),
+    (
+        "diffusion_pretrain",
+        "validation.rates=[0.125]",
+        "validation.rates is set, but stage diffusion_pretrain has no rates",
+        "null",
+    ),
     ("joint", "validation.metrics.names=[]", "metrics.names is empty", "one or more"),
     ("joint", "stage.rates_per_step=2", "stage.rates_per_step is 2, but stage joint does not use it", "image_losses"),
     ("joint", "stage.critic.timesteps=[500,20]", "stage.critic.timesteps is [500, 20]", "0 <= low < high <= 1000"),
@@ -121,17 +138,22 @@ CONTRADICTIONS = [
 
 
 CONTRADICTIONS += [  # with a hyperprior
-    ("hyperprior_hyper", "bottleneck.width=8", "bottleneck.width is 8, but kind hyperprior", "default"),
-    ("hyper", "bottleneck.hyperprior.hidden=8", "bottleneck.hyperprior is", "default"),
-    ("hyperprior_hyper", "bottleneck.hyperprior.groups=[]", "bottleneck.hyperprior.groups is []", "above 0"),
-    ("hyperprior_hyper", "bottleneck.hyperprior.hidden=0", "bottleneck.hyperprior.hidden is 0", "at least 1"),
-    ("hyperprior_hyper", "stage.lambdas=[1]", "stage.lambdas is [1.0]", "[low, high]"),
+    ("hyperprior_bottleneck", "bottleneck.width=8", "bottleneck.width is 8, but kind hyperprior", "default"),
+    ("bottleneck", "bottleneck.hyperprior.hidden=8", "bottleneck.hyperprior is", "default"),
+    ("hyperprior_bottleneck", "bottleneck.hyperprior.groups=[]", "bottleneck.hyperprior.groups is []", "above 0"),
+    ("hyperprior_bottleneck", "bottleneck.hyperprior.hidden=0", "bottleneck.hyperprior.hidden is 0", "at least 1"),
+    ("hyperprior_bottleneck", "stage.lambdas=[1]", "stage.lambdas is [1.0]", "[low, high]"),
     ("hyperprior_joint", "stage.lambdas=[0,1]", "stage.lambdas is [0.0, 1.0]", "0 < low"),
-    ("hyper", "stage.lambdas=[1,2]", "stage.lambdas is [1.0, 2.0], but stage hyper does not use it", "cosine"),
     (
-        "hyperprior_hyper",
+        "bottleneck",
+        "stage.lambdas=[1,2]",
+        "stage.lambdas is [1.0, 2.0], but stage bottleneck does not use it",
+        "cosine",
+    ),
+    (
+        "hyperprior_bottleneck",
         "stage.cosine=1",
-        "stage.cosine is 1.0, but stage hyper does not use it with a hyperprior",
+        "stage.cosine is 1.0, but stage bottleneck does not use it with a hyperprior",
         "lambdas",
     ),
     ("hyperprior_joint", "stage.gan=0.1", "stage.gan is 0.1, but stage joint does not use it", "lambdas"),
@@ -154,7 +176,7 @@ def test_contradictions(compose, photos: Path, stage: str, override: str, begin:
 def test_all_rates_of_weight_zero(compose, photos: Path) -> None:
     weights = ",".join(f"{rate.bpp}:0" for rate in PAPER_RATES)
     with pytest.raises(ConfigError, match="^stage.rate_weights are all 0; allowed: at least one above 0$"):
-        compose("experiment=tiny/hyper", f"data.train=[{photos}]", f"+stage.rate_weights={{{weights}}}")
+        compose("experiment=tiny/bottleneck", f"data.train=[{photos}]", f"+stage.rate_weights={{{weights}}}")
 
 
 def test_a_balanced_order_knows_no_weights(compose, photos: Path) -> None:
@@ -167,25 +189,28 @@ def test_a_balanced_order_knows_no_weights(compose, photos: Path) -> None:
 def test_no_more_rates_per_step_than_are_drawn(compose, photos: Path) -> None:
     with pytest.raises(ConfigError, match="^stage.rates_per_step is 8; allowed: 1 to 7, the rates drawn$"):
         compose(
-            "experiment=tiny/hyper", f"data.train=[{photos}]", "stage.rates_per_step=8", "+stage.rate_weights={0.125:0}"
+            "experiment=tiny/bottleneck",
+            f"data.train=[{photos}]",
+            "stage.rates_per_step=8",
+            "+stage.rate_weights={0.125:0}",
         )
 
 
-def test_validation_is_off_unless_pictures_are_given(compose, photos: Path) -> None:
+def test_validation_is_off_unless_images_are_given(compose, photos: Path) -> None:
     assert not compose("experiment=tiny/joint", f"data.train=[{photos}]").validation.enabled
     assert compose("experiment=tiny/joint", f"data.train=[{photos}]", f"validation.images={photos}").validation.enabled
 
 
 def test_unset_is_not_zero(compose, photos: Path) -> None:
-    config = compose("experiment=tiny/hyper", f"data.train=[{photos}]", "seed=0", "optimiser.grad_clip=null")
+    config = compose("experiment=tiny/bottleneck", f"data.train=[{photos}]", "seed=0", "optimiser.grad_clip=null")
     assert config.seed == 0 and config.optimiser.grad_clip is None and config.optimiser.warmup_steps == 10
 
 
 def test_unknown_keys_and_wrong_types(compose, photos: Path) -> None:
     with pytest.raises(HydraException, match="traner"):
-        compose("experiment=tiny/hyper", "traner.max_steps=3")
+        compose("experiment=tiny/bottleneck", "traner.max_steps=3")
     with pytest.raises(HydraException, match=r"trainer\.max_steps=many"):
-        compose("experiment=tiny/hyper", "trainer.max_steps=many")
+        compose("experiment=tiny/bottleneck", "trainer.max_steps=many")
     for config, named in (
         ({"traner": {"max_steps": 3}}, "traner"),
         ({"trainer": {"max_step": 3}}, r"trainer\.max_step"),

@@ -41,10 +41,10 @@ def read_prefix(codec: OscarCodec, data: bytes) -> tuple[np.ndarray, float]:
     return symbols.indices[0].numpy(), share
 
 
-def train_contexts(codec: OscarCodec, picture, rates=(SMALL, TOP)) -> None:
+def train_contexts(codec: OscarCodec, make_image, rates=(SMALL, TOP)) -> None:
     """Context models of two rates, fitted to synthetic images."""
     torch.manual_seed(0)
-    images = torch.cat([to_tensor(picture(256, 256, seed)) for seed in range(4)])
+    images = torch.cat([to_tensor(make_image(256, 256, seed)) for seed in range(4)])
     with torch.no_grad():
         latent = codec.backbone.encode(images)
     for rate in rates:
@@ -60,10 +60,10 @@ def train_contexts(codec: OscarCodec, picture, rates=(SMALL, TOP)) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_folder: Path, picture, tmp_path_factory) -> Path:
+def folder(tiny_folder: Path, make_image, tmp_path_factory) -> Path:
     """The tiny checkpoint with context models."""
     codec = OscarCodec.from_pretrained(tiny_folder)
-    train_contexts(codec, picture)
+    train_contexts(codec, make_image)
     codec.save_pretrained(tmp_path_factory.mktemp("context") / "model")
     return next(path.parent for path in tmp_path_factory.getbasetemp().glob("context*/model/oscar.json"))
 
@@ -74,17 +74,17 @@ def codec(folder: Path) -> OscarCodec:
 
 
 @pytest.fixture(scope="module")
-def data(codec: OscarCodec, picture) -> bytes:
+def data(codec: OscarCodec, make_image) -> bytes:
     """A file coded by context."""
-    data = codec.compress(picture(333, 200, 9), TOP)
+    data = codec.compress(make_image(333, 200, 9), TOP)
     assert Container.unpack(data).coding == Coding.CONTEXT
     return data
 
 
 @pytest.mark.parametrize("rate", PAPER_RATES, ids=str)
-def test_no_file_is_longer_than_without(codec: OscarCodec, tiny: OscarCodec, picture, rate) -> None:
+def test_no_file_is_longer_than_without(codec: OscarCodec, tiny: OscarCodec, make_image, rate) -> None:
     for size in ((1, 1), (70, 50), (400, 260)):
-        image = picture(*size)
+        image = make_image(*size)
         data, plain = codec.compress(image, rate), tiny.compress(image, rate)
         assert len(data) <= len(plain)
         assert np.array_equal(indices_of(codec, data), indices_of(tiny, plain))
@@ -92,15 +92,15 @@ def test_no_file_is_longer_than_without(codec: OscarCodec, tiny: OscarCodec, pic
         assert codec.decompress(plain) == tiny.decompress(plain)  # written without context models
 
 
-def test_estimates_are_those_of_files(codec: OscarCodec, picture) -> None:
-    data = codec.compress(picture(512, 512, 5), TOP)
+def test_estimates_are_those_of_files(codec: OscarCodec, make_image) -> None:
+    data = codec.compress(make_image(512, 512, 5), TOP)
     container, _, symbols = codec.read(data)
     (estimate,) = codec.bottleneck.estimated_bits(symbols, TOP)
     assert estimate <= 8 * len(container.payload) <= 1.01 * estimate + 100 or len(container.payload) == 64
 
 
-def test_symbols_do_not_depend_on_threads_or_batch(codec: OscarCodec, picture, data: bytes) -> None:
-    images, threads = [picture(333, 200, seed) for seed in range(2, 10)], torch.get_num_threads()
+def test_symbols_do_not_depend_on_threads_or_batch(codec: OscarCodec, make_image, data: bytes) -> None:
+    images, threads = [make_image(333, 200, seed) for seed in range(2, 10)], torch.get_num_threads()
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
@@ -156,10 +156,10 @@ def test_damaged_files_end_in_named_errors(codec: OscarCodec, data: bytes) -> No
             codec.read(bytes(damaged))
 
 
-def test_halves_have_them_too(folder: Path, codec: OscarCodec, picture, data: bytes) -> None:
+def test_halves_have_them_too(folder: Path, codec: OscarCodec, make_image, data: bytes) -> None:
     encoder = load(folder, components="encoder", dtype=torch.float32)
     decoder = load(folder, components="decoder", dtype=torch.float32)
-    assert encoder.compress(picture(333, 200, 9), TOP) == data
+    assert encoder.compress(make_image(333, 200, 9), TOP) == data
     assert decoder.decompress(data) == codec.decompress(data)
     half = load(folder, dtype=torch.bfloat16)
     assert half.bottleneck.contexts[TOP.id].digest == codec.bottleneck.contexts[TOP.id].digest
@@ -214,9 +214,9 @@ def distance(codec: OscarCodec, image, rate, indices: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("rate", [PAPER_RATES[3], TOP], ids=["table", "context"])
-def test_effort_trades_distance_for_bytes(codec: OscarCodec, picture, monkeypatch, rate) -> None:
+def test_effort_trades_distance_for_bytes(codec: OscarCodec, make_image, monkeypatch, rate) -> None:
     monkeypatch.setattr(rdo, "STEP", 0.3)  # codes of random networks are far apart
-    image = picture(512, 384, 5)
+    image = make_image(512, 384, 5)
     files = [codec.compress(image, rate, degree) for degree in (0, 3, MAX_EFFORT)]
     assert files[0] == codec.compress(image, rate)
     assert len(files[0]) > len(files[1]) >= len(files[2])
@@ -227,28 +227,28 @@ def test_effort_trades_distance_for_bytes(codec: OscarCodec, picture, monkeypatc
 
 
 @pytest.mark.parametrize("context", [False, True])
-def test_effort_with_codes_in_stages(make_codec, picture, monkeypatch, context: bool) -> None:
+def test_effort_with_codes_in_stages(make_codec, make_image, monkeypatch, context: bool) -> None:
     monkeypatch.setattr(rdo, "STEP", 0.3)
     codec = make_codec(rates=[SMALL.id], bottleneck={"stages": {str(SMALL.id): 4}})
     if context:
-        train_contexts(codec, picture, [SMALL])
+        train_contexts(codec, make_image, [SMALL])
     else:
         codec.bottleneck.frequencies[SMALL.id] = np.array([2**16 - 1 - 15 * 100] + [100] * 15)
-    image = picture(512, 384, 5)
+    image = make_image(512, 384, 5)
     files = [codec.compress(image, SMALL, degree) for degree in (0, 3, MAX_EFFORT)]
     grids = [indices_of(codec, data) for data in files]
     costs = [codec.bottleneck.estimated_bits(codec.read(data).symbols, SMALL)[0] for data in files]
     assert costs[0] > costs[1] > costs[2]
     distances = [distance(codec, image, SMALL, grid) for grid in grids]
     assert distances[0] < distances[1] < distances[2]
-    odd = codec.compress(picture(190, 130, 5), SMALL, 9)  # cells that lack stages
+    odd = codec.compress(make_image(190, 130, 5), SMALL, 9)  # cells that lack stages
     assert codec.decompress(odd).size == (190, 130)
 
 
-def test_effort_with_timesteps_of_pictures(make_codec, picture) -> None:
+def test_effort_with_timesteps_of_images(make_codec, make_image) -> None:
     codec = make_codec()
     codec.set_mapping(PerImageMapping())
-    image = picture(128, 96)
+    image = make_image(128, 96)
     data = codec.compress(image, TOP, MAX_EFFORT)
     encoded = codec.quantise(codec.encode_latent(to_tensor(image), TOP), TOP, MAX_EFFORT)
     indices = codec.read(data).symbols.indices
@@ -258,16 +258,16 @@ def test_effort_with_timesteps_of_pictures(make_codec, picture) -> None:
 
 
 @pytest.mark.parametrize("degree", [-1, 10, 0.5])
-def test_efforts_that_do_not_exist(tiny: OscarCodec, picture, degree) -> None:
+def test_efforts_that_do_not_exist(tiny: OscarCodec, make_image, degree) -> None:
     with pytest.raises(ValueError, match=f"effort is {degree}; allowed: 0 to 9"):
-        tiny.compress(picture(64, 64), TOP, degree)
+        tiny.compress(make_image(64, 64), TOP, degree)
 
 
 # Targets.
 
 
-def test_the_best_file_that_fits(codec: OscarCodec, picture) -> None:
-    image = picture(256, 192, 5)
+def test_the_best_file_that_fits(codec: OscarCodec, make_image) -> None:
+    image = make_image(256, 192, 5)
     by_rate = {
         rate: [len(codec.compress(image, rate, degree)) for degree in range(MAX_EFFORT + 1)]
         for rate in (PAPER_RATES[6], TOP)
@@ -281,10 +281,10 @@ def test_the_best_file_that_fits(codec: OscarCodec, picture) -> None:
 
 
 @pytest.mark.slow
-def test_targets_are_never_exceeded(codec: OscarCodec, picture) -> None:
+def test_targets_are_never_exceeded(codec: OscarCodec, make_image) -> None:
     random, used, refused = np.random.default_rng(0), [], 0
     for trial in range(200):
-        image = picture(*(int(side) for side in random.integers(16, 200, 2)), trial)
+        image = make_image(*(int(side) for side in random.integers(16, 200, 2)), trial)
         target = int(np.exp(random.uniform(np.log(15), np.log(600))))
         try:
             data = codec.compress(image, max_bytes=target)
@@ -296,8 +296,8 @@ def test_targets_are_never_exceeded(codec: OscarCodec, picture) -> None:
     assert len(used) > 100 and refused < 100
 
 
-def test_what_cannot_be_met_is_refused(codec: OscarCodec, picture) -> None:
-    image = picture(256, 192, 5)
+def test_what_cannot_be_met_is_refused(codec: OscarCodec, make_image) -> None:
+    image = make_image(256, 192, 5)
     sizes = [len(codec.compress(image, rate, degree)) for rate, degree in ((PAPER_RATES[0], MAX_EFFORT), (TOP, 0))]
     words = f"max_bytes is 12, which no rate meets for this image; reachable: {sizes[0]} to {sizes[1]} bytes"
     with pytest.raises(TargetError, match=words):
@@ -307,7 +307,7 @@ def test_what_cannot_be_met_is_refused(codec: OscarCodec, picture) -> None:
             codec.compress(image, max_bytes=500, **options)
 
 
-def test_a_prefix_shows_the_picture_coarsely(codec: OscarCodec, data: bytes) -> None:
+def test_a_prefix_shows_the_image_coarsely(codec: OscarCodec, data: bytes) -> None:
     whole = codec.decompress_prefix(data)
     assert whole.share == 1
     assert np.array_equal(np.asarray(whole.image), np.asarray(codec.decompress(data)))
@@ -331,7 +331,7 @@ def test_a_prefix_tells_the_coarse_lattice_first(codec: OscarCodec, data: bytes)
     assert not np.array_equal(found, indices)
 
 
-def test_prefixes_that_show_nothing(codec: OscarCodec, tiny: OscarCodec, data: bytes, picture) -> None:
+def test_prefixes_that_show_nothing(codec: OscarCodec, tiny: OscarCodec, data: bytes, make_image) -> None:
     header = len(data) - len(Container.unpack(data).payload)
     for length in range(header):
         with pytest.raises(BitstreamError):
@@ -339,7 +339,7 @@ def test_prefixes_that_show_nothing(codec: OscarCodec, tiny: OscarCodec, data: b
     with pytest.raises(WrongModelError):
         tiny.decompress_prefix(data)
     with pytest.raises(PayloadError, match="has no preview; allowed: context, hyperprior"):
-        tiny.decompress_prefix(tiny.compress(picture(96, 72), TOP)[:-3])
+        tiny.decompress_prefix(tiny.compress(make_image(96, 72), TOP)[:-3])
 
 
 def test_damage_in_a_prefix(codec: OscarCodec, data: bytes) -> None:

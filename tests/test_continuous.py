@@ -1,4 +1,4 @@
-"""Picture to bytes and back with a tiny random model that has a hyperprior."""
+"""Image to bytes and back with a tiny random model that has a hyperprior."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def symbols_of(codec: OscarCodec, data: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("quality", [0, 0.3, 0.5, 1])
-def test_round_trip(codec, picture, quality) -> None:
-    image = picture(96, 72)
+def test_round_trip(codec, make_image, quality) -> None:
+    image = make_image(96, 72)
     data = codec.compress(image, quality=quality)
     container = Container.unpack(data)
     assert (container.coding, container.width, container.height) == (Coding.HYPERPRIOR, 96, 72)
@@ -81,8 +81,8 @@ def test_round_trip(codec, picture, quality) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-def test_any_size(codec, picture, size) -> None:
-    assert codec.decompress(codec.compress(picture(*size))).size == size
+def test_any_size(codec, make_image, size) -> None:
+    assert codec.decompress(codec.compress(make_image(*size))).size == size
 
 
 def test_quality_is_precision(codec) -> None:
@@ -100,8 +100,8 @@ def test_quality_is_precision(codec) -> None:
     assert errors[0] > errors[1] > errors[2]
 
 
-def test_batches_and_threads_change_no_symbol(codec, picture) -> None:
-    images = [picture(96, 72, seed) for seed in range(8)]
+def test_batches_and_threads_change_no_symbol(codec, make_image) -> None:
+    images = [make_image(96, 72, seed) for seed in range(8)]
     together = codec.compress_batch(images, 0.7)
     torch.set_num_threads(2)
     one_by_one = [codec.compress(image, quality=0.7) for image in images]
@@ -113,8 +113,8 @@ def test_batches_and_threads_change_no_symbol(codec, picture) -> None:
         assert np.abs(np.asarray(image, dtype=int) - np.asarray(codec.decompress(data), dtype=int)).max() <= 1
 
 
-def test_another_process_reads_the_same_symbols(codec, folder, picture, tmp_path) -> None:
-    data = codec.compress(picture(96, 72), quality=0.6)
+def test_another_process_reads_the_same_symbols(codec, folder, make_image, tmp_path) -> None:
+    data = codec.compress(make_image(96, 72), quality=0.6)
     (tmp_path / "a.oscar").write_bytes(data)
     script = (
         "import sys, hashlib, torch, oscar; torch.set_num_threads(2);"
@@ -132,8 +132,8 @@ def test_another_process_reads_the_same_symbols(codec, folder, picture, tmp_path
     assert run.stdout.split()[-1] == hashlib.sha256(symbols_of(codec, data).tobytes()).hexdigest()
 
 
-def test_halves(codec, folder, picture) -> None:
-    image = picture(96, 72)
+def test_halves(codec, folder, make_image) -> None:
+    image = make_image(96, 72)
     encoder, decoder = (load(folder, components=half, dtype=torch.float32) for half in ("encoder", "decoder"))
     data = encoder.compress(image, quality=0.4)
     assert data == codec.compress(image, quality=0.4)
@@ -144,15 +144,15 @@ def test_halves(codec, folder, picture) -> None:
         encoder.decompress(data)
 
 
-def test_bfloat16(codec, folder, picture) -> None:
+def test_bfloat16(codec, folder, make_image) -> None:
     """What is written in one precision is read in the other: symbols are integers."""
     low = load(folder, dtype=torch.bfloat16)
-    data = low.compress(picture(96, 72), quality=0.5)
+    data = low.compress(make_image(96, 72), quality=0.5)
     assert np.array_equal(symbols_of(low, data), symbols_of(codec, data))
     assert low.decompress(data).size == codec.decompress(data).size == (96, 72)
 
 
-def test_saved_and_loaded_for_training(codec, folder, tmp_path, picture) -> None:
+def test_saved_and_loaded_for_training(codec, folder, tmp_path, make_image) -> None:
     loaded = OscarCodec.from_pretrained(folder)
     assert loaded.fingerprint == codec.fingerprint
     loaded.save_pretrained(tmp_path / "again")
@@ -190,18 +190,18 @@ def test_the_fingerprint_follows_what_decoding_depends_on(folder) -> None:
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.95])
-def test_max_bytes(codec, picture, share) -> None:
-    image = picture(256, 192)
+def test_max_bytes(codec, make_image, share) -> None:
+    image = make_image(256, 192)
     low, high = (len(codec.compress(image, quality=quality)) for quality in (0, 1))
     target = round(low + share * (high - low))
     data = codec.compress(image, max_bytes=target)
     assert 0.95 * target <= len(data) <= target
 
 
-def test_targets_that_cannot_be_met(codec, picture) -> None:
+def test_targets_that_cannot_be_met(codec, make_image) -> None:
     with pytest.raises(TargetError, match=r"max_bytes is 10, which no quality meets.*reachable: \d+ to \d+ bytes"):
-        codec.compress(picture(96, 72), max_bytes=10)
-    assert codec.compress(picture(96, 72), max_bytes=10**6) == codec.compress(picture(96, 72), quality=1)
+        codec.compress(make_image(96, 72), max_bytes=10)
+    assert codec.compress(make_image(96, 72), max_bytes=10**6) == codec.compress(make_image(96, 72), quality=1)
 
 
 @pytest.mark.parametrize(
@@ -214,13 +214,13 @@ def test_targets_that_cannot_be_met(codec, picture) -> None:
         ({"quality": 0.5, "max_bytes": 4000}, "max_bytes is set"),
     ],
 )
-def test_wrong_options(codec, picture, options, message) -> None:
+def test_wrong_options(codec, make_image, options, message) -> None:
     with pytest.raises(ValueError, match=message):
-        codec.compress(picture(96, 72), **options)
+        codec.compress(make_image(96, 72), **options)
 
 
-def test_the_other_kind_refuses(codec, tiny, picture) -> None:
-    image = picture(96, 72)
+def test_the_other_kind_refuses(codec, tiny, make_image) -> None:
+    image = make_image(96, 72)
     with pytest.raises(WrongModelError, match="this one has a vector quantiser"):
         tiny.decompress(codec.compress(image))
     with pytest.raises(WrongModelError, match="this one has a hyperprior"):
@@ -229,16 +229,16 @@ def test_the_other_kind_refuses(codec, tiny, picture) -> None:
         tiny.compress(image, quality=0.5)
 
 
-def test_protocol_paper_is_refused(codec, picture) -> None:
+def test_protocol_paper_is_refused(codec, make_image) -> None:
     with pytest.raises(ValueError, match="allowed: bitstream"):
-        codec.reconstruct(to_tensor(picture(96, 72)), 0.5, protocol="paper")
+        codec.reconstruct(to_tensor(make_image(96, 72)), 0.5, protocol="paper")
     with pytest.raises(ValueError, match="protocol 'file' does not exist"):
-        codec.reconstruct(to_tensor(picture(96, 72)), 0.5, protocol="file")
+        codec.reconstruct(to_tensor(make_image(96, 72)), 0.5, protocol="file")
     with pytest.raises(ValueError, match="protocol is 'paper', but tiny has a hyperprior; allowed: bitstream"):
         OscarImageCodec(codec, "tiny", "paper")
 
 
-def test_pictures_too_large_are_refused(codec) -> None:
+def test_images_too_large_are_refused(codec) -> None:
     with pytest.raises(ImageError, match="65537x1"):
         codec.compress(np.zeros((1, 65537, 3), dtype=np.uint8))
 
@@ -259,22 +259,22 @@ def damaged(data: bytes, count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
-def test_damaged_files(codec, picture, count) -> None:
-    for broken in damaged(codec.compress(picture(96, 72), quality=0.6), count):
+def test_damaged_files(codec, make_image, count) -> None:
+    for broken in damaged(codec.compress(make_image(96, 72), quality=0.6), count):
         with pytest.raises(BitstreamError):
             codec.decompress(broken)
 
 
-def test_damaged_payloads_under_a_good_checksum(codec, picture) -> None:
-    container = Container.unpack(codec.compress(picture(96, 72), quality=0.6))
+def test_damaged_payloads_under_a_good_checksum(codec, make_image) -> None:
+    container = Container.unpack(codec.compress(make_image(96, 72), quality=0.6))
     for payload in damaged(container.payload, 60):
         fields = {**vars(container), "payload": payload}
         with pytest.raises(PayloadError):
             codec.decompress(Container(**fields).pack())
 
 
-def test_a_prefix_shows_the_picture(codec, picture) -> None:
-    data = codec.compress(picture(160, 128), quality=0.8)
+def test_a_prefix_shows_the_image(codec, make_image) -> None:
+    data = codec.compress(make_image(160, 128), quality=0.8)
     whole = codec.decompress_prefix(data)
     assert whole.share == 1
     assert np.array_equal(np.asarray(whole.image), np.asarray(codec.decompress(data)))
@@ -308,8 +308,8 @@ def test_a_checkpoint_with_damaged_integers_is_refused(folder, tmp_path) -> None
             read(tmp_path / "bad")
 
 
-def test_under_evaluation(codec, picture) -> None:
-    image = picture(96, 72)
+def test_under_evaluation(codec, make_image) -> None:
+    image = make_image(96, 72)
     under_test = OscarImageCodec(codec, "tiny")
     assert under_test.point_name == "quality" and len(under_test.points) == 25
     assert all(under_test.check_point(point) == point for point in under_test.points)
@@ -325,8 +325,8 @@ def test_under_evaluation(codec, picture) -> None:
 
 
 @pytest.mark.parametrize("direction", ["encode", "decode"])
-def test_stages_of_the_flow_under_timing(codec, picture, direction) -> None:
-    image = picture(96, 72)
+def test_stages_of_the_flow_under_timing(codec, make_image, direction) -> None:
+    image = make_image(96, 72)
     data = codec.compress(image)
     call = (lambda: codec.compress(image)) if direction == "encode" else (lambda: codec.decompress(data))
     costs = stage_costs(codec, direction, call, time.perf_counter)

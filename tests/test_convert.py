@@ -139,24 +139,24 @@ def test_there_and_back(official: Path, contents: dict, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.pkl", "model"]
 
 
-def test_the_same_pictures(official: Path, make_codec, picture, tmp_path: Path) -> None:
+def test_the_same_images(official: Path, make_codec, make_image, tmp_path: Path) -> None:
     convert([official / "oscar.pkl"], tmp_path / "model", official / "backbone")
     codec, converted = make_codec(), OscarCodec.from_pretrained(tmp_path / "model").eval()
     assert converted.mapping == codec.mapping and converted.bottleneck.rates == PAPER_RATES
     assert converted.backbone.source == str(official / "backbone")
-    image = to_tensor(picture(64, 48))
+    image = to_tensor(make_image(64, 48))
     for rate in PAPER_RATES[::3]:
         assert torch.equal(converted.reconstruct(image, rate).image, codec.reconstruct(image, rate).image)
         assert (converted.bottleneck.frequencies[rate.id] == uniform_frequencies(rate.codebook_size)).all()
 
 
-def test_a_bundled_backbone_needs_nothing_else(official: Path, picture, tmp_path: Path) -> None:
+def test_a_bundled_backbone_needs_nothing_else(official: Path, make_image, tmp_path: Path) -> None:
     backbone = Path(shutil.copytree(official / "backbone", tmp_path / "backbone"))
     for bundle, name in ((True, "bundled"), (False, "named")):
         convert([official / "oscar.pkl"], tmp_path / name, backbone, bundle=bundle, dtype=torch.float16)
     shutil.rmtree(backbone)
     codec = load(tmp_path / "bundled", dtype=torch.float32)
-    assert codec.decompress(codec.compress(picture(40, 30), 0.125)).size == (40, 30)
+    assert codec.decompress(codec.compress(make_image(40, 30), 0.125)).size == (40, 30)
     with pytest.raises(checkpoint.CheckpointError, match=str(backbone)):
         OscarCodec.from_pretrained(tmp_path / "named")
 
@@ -432,13 +432,13 @@ def test_what_the_published_layout_has_no_place_for(make_codec, tmp_path: Path) 
 # The command.
 
 
-def test_the_command(official: Path, picture, tmp_path: Path, capsys) -> None:
+def test_the_command(official: Path, make_image, tmp_path: Path, capsys) -> None:
     model, new = tmp_path / "model", tmp_path / "new"
     assert main(["convert", str(official / "oscar.pkl"), str(model), "--backbone", str(official / "backbone")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{model}: rates {', '.join(f'{rate.bpp:.4f}' for rate in PAPER_RATES)}"
     assert Counter(line.split()[0] for line in lines[2:]) == {"24": 1, "2": 1}
-    picture(48, 40).save(tmp_path / "photo.png")
+    make_image(48, 40).save(tmp_path / "photo.png")
     for args in (["compress", "photo.png", "a.oscar", "--rate", "0.125"], ["decompress", "a.oscar", "b.png"]):
         paths = [str(tmp_path / arg) if "." in arg and arg[0] != "0" else arg for arg in args]
         assert main([*paths, "--model", str(model)]) == 0

@@ -64,7 +64,7 @@ REASONS = {
 SMALL = {
     "evaluate": ["data.limit=1", "threads=1", "device=cpu"],
     "benchmark": ["data.limit=1", "threads=1", "device=cpu", "baselines=[jpeg]", "baselines.jpeg.points=[50]",
-                  "rates=[0.0625]", "report_pictures=1", "timing.repeats=1", "timing.warmup=0", "timing.memory=false"],
+                  "rates=[0.0625]", "report_images=1", "timing.repeats=1", "timing.warmup=0", "timing.memory=false"],
     "calibrate_timesteps": ["data.limit=1", "threads=1"],
     "ablate_timesteps": ["data.limit=1", "threads=1", "rates=[0.0019]", "sweep=[0]", "metrics.names=[psnr]",
                          "data.images=photos"],
@@ -73,7 +73,7 @@ SMALL = {
               "data.total_batch_size=null", "data.workers=0", "data.cache=false", "logger.tensorboard=false"],
     "compare_codings": ["--limit", "1", "--rates", "0.0019"],
     "evaluate_targets": ["--pairs", "1"],
-    "constrain_codes": ["--pictures", "1"],
+    "constrain_codes": ["--limit", "1"],
     "plot_training": ["--out", "curves"],
 }  # fmt: skip
 PAPER = ["backbone=tiny", "bottleneck=tiny", "denoiser.lora_rank=2", "denoiser.prompt_tokens=4"]
@@ -165,13 +165,13 @@ def place(word: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(picture, golden: Path, golden_pkl: Path, tmp_path_factory) -> Path:
+def folder(make_image, golden: Path, golden_pkl: Path, tmp_path_factory) -> Path:
     """A working directory with what the pages' commands read."""
     import tarfile
 
     here, photos = (tmp_path_factory.mktemp(name) for name in ("docs", "images"))
     for number in range(2):  # large enough for all metrics and protocols
-        picture(180, 170, number).save(photos / f"{number}.png")
+        make_image(180, 170, number).save(photos / f"{number}.png")
     for name in ("photos", "kodak", "data/DIV2K", "data/DIV2K_valid", "data/Flickr2K"):
         (here / name).parent.mkdir(exist_ok=True)
         (here / name).symlink_to(photos)
@@ -192,8 +192,8 @@ WITH_PYTHON = [page for page in PAGES if "```python" in page.read_text()]
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
-def test_python_of_the_pages_runs(page: Path, picture, tmp_path: Path, monkeypatch) -> None:
-    picture(180, 170).save(tmp_path / "photo.png")
+def test_python_of_the_pages_runs(page: Path, make_image, tmp_path: Path, monkeypatch) -> None:
+    make_image(180, 170).save(tmp_path / "photo.png")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}  # later blocks go on from earlier ones
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
@@ -381,7 +381,7 @@ def train_options(command: Command, words: list[str]) -> list[str]:
         extra += ["stage.image_losses.dists=0", "stage.image_losses.edges_dists=0"]
     if "validation.images" in named:
         extra += ["validation.limit=1", "validation.metrics.names=[psnr]", "validation.rates=[0.0019]"]
-    if re.search("hyperprior/hyper|hyperprior_hyper", named):
+    if re.search("hyperprior/bottleneck|hyperprior_bottleneck", named):
         extra.append("stage.table_batches=1")
     return [*extra, "trainer.resume=false"]  # some commands share an output
 

@@ -88,7 +88,7 @@ def test_mistakes(evaluate, capsys, overrides: list[str], named: list[str]) -> N
         assert part in line
 
 
-def test_nothing_but_broken_pictures(evaluate, capsys) -> None:
+def test_nothing_but_broken_images(evaluate, capsys) -> None:
     """Known only once the work has begun: the line comes after its progress, which names each image left out."""
     with pytest.raises(SystemExit) as end:
         evaluate("codec=jpeg", "data.images=broken")
@@ -134,10 +134,10 @@ def test_two_processes_equal_one(folder: Path, tiny_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_over_both_protocols(folder: Path, tiny_folder: Path, picture) -> None:
+def test_a_sweep_over_both_protocols(folder: Path, tiny_folder: Path, make_image) -> None:
     (folder / "larger").mkdir()
     for seed in range(2):
-        picture(300, 260, seed).save(folder / f"larger/{seed}.png")
+        make_image(300, 260, seed).save(folder / f"larger/{seed}.png")
     result = in_processes(
         folder,
         SCRIPT,

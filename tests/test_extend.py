@@ -91,7 +91,7 @@ def alone(train, photos) -> Path:
         "bottleneck.options.levels=[3,9]",
         "timesteps.kind=power",
         "timesteps.scale=90",
-        "stage=hyper",
+        "stage=bottleneck",
         f"validation.images={photos}",
         "validation.limit=1",
         "validation.points=[9]",
@@ -121,9 +121,9 @@ def model(joint) -> Path:
 
 
 @pytest.fixture
-def photo(picture, tmp_path) -> Path:
+def photo(make_image, tmp_path) -> Path:
     path = tmp_path / "photo.png"
-    picture(100, 70).save(path)
+    make_image(100, 70).save(path)
     return path
 
 
@@ -266,14 +266,14 @@ def test_bytes_that_it_has_not_written(model, photo) -> None:
             ("bottleneck.kind=vq", "bottleneck.options.levels=[3]"),
             "bottleneck.options is .*, but kind vq does not use it",
         ),
-        (("bottleneck.kind=scalar", "stage.rate_order=balanced"), "stage hyper does not use it with levels"),
+        (("bottleneck.kind=scalar", "stage.rate_order=balanced"), "stage bottleneck does not use it with levels"),
         (("bottleneck.kind=scalar", "validation.rates=[0.125]"), "but a model with levels has no rates"),
         (("bottleneck.kind=scalar", "stage.name=context"), "but a model with levels has no such stage"),
     ],
 )
 def test_configurations_that_are_refused(compose, photos, overrides, message) -> None:
     with pytest.raises(ConfigError, match=message):
-        compose("backbone=tiny", "stage=hyper", f"data.train=[{photos}]", *overrides)
+        compose("backbone=tiny", "stage=bottleneck", f"data.train=[{photos}]", *overrides)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_configurations_that_are_refused(compose, photos, overrides, message) ->
     ],
 )
 def test_runs_that_are_refused(compose, photos, overrides, message) -> None:
-    run = ("backbone=tiny", "stage=hyper", f"data.train=[{photos}]", "bottleneck.kind=scalar", *NEW)
+    run = ("backbone=tiny", "stage=bottleneck", f"data.train=[{photos}]", "bottleneck.kind=scalar", *NEW)
     config = compose(*run, *overrides)
     with pytest.raises(ValueError, match=message):
         build_stage(config)
@@ -296,7 +296,7 @@ def test_runs_that_are_refused(compose, photos, overrides, message) -> None:
 
 def test_a_run_cannot_change_its_options(compose, photos, alone) -> None:
     config = compose(
-        f"init_from={alone / 'final'}", "stage=hyper", f"data.train=[{photos}]", "bottleneck.options.levels=[3,5]"
+        f"init_from={alone / 'final'}", "stage=bottleneck", f"data.train=[{photos}]", "bottleneck.options.levels=[3,5]"
     )
     with pytest.raises(ConfigError, match=r"bottleneck.options.levels is \[3, 5\], but init_from has \[3, 9\]"):
         build_stage(config)
@@ -343,12 +343,12 @@ def test_benchmark(model, photos, tmp_path) -> None:
         "timing.warmup=0",
         "timing.memory=false",
         "timing.batch_sizes=[1]",
-        "report_pictures=1",
+        "report_images=1",
     )
     bench = run_benchmark(config)
     found = {codec: list(group["point"]) for codec, group in bench.rows.groupby("codec")}
     assert found == {"oscar-nano": [3, 9], "posterised": [1, 2, 3]} and not bench.unavailable and not bench.failed
-    pixels = np.asarray(read_image(next(iter(bench.pictures.values()))))
+    pixels = np.asarray(read_image(next(iter(bench.images.values()))))
     expected = np.abs(pixels.astype(int) - (pixels // 128 * 128 + 64)).max()
     assert bench.rows.query("codec == 'posterised' and point == 1")["largest"].item() == expected
     assert set(bench.matched["target_point"]) == {3, 9} and (tmp_path / "report.html").exists()
@@ -366,7 +366,7 @@ def test_a_backbone(train, photo, plugins) -> None:
         "backbone=small",
         "stage.image_losses.charbonnier=1",
     )
-    prior = train("stage=prior", f"backbone.source={vae / 'final'}")
+    prior = train("stage=diffusion_pretrain", f"backbone.source={vae / 'final'}")
     assert json.loads((prior / "final/unet/config.json").read_text())["_class_name"] == "FlatNetwork"
     for tuning in ("lora", "full"):
         run = train(

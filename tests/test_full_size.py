@@ -34,8 +34,8 @@ def make_random_model(load_script) -> Callable[..., int]:
 @pytest.mark.parametrize(
     ("backbone", "bottleneck"), [("tiny", "tiny"), pytest.param("sd21_random", "paper", marks=FULL)]
 )
-def test_from_a_published_checkpoint_to_pictures(
-    make_random_model, picture, tmp_path: Path, backbone: str, bottleneck: str
+def test_from_a_published_checkpoint_to_images(
+    make_random_model, make_image, tmp_path: Path, backbone: str, bottleneck: str
 ) -> None:
     def run(*args: str | Path) -> None:
         assert main([str(arg) for arg in args]) == 0
@@ -44,16 +44,16 @@ def test_from_a_published_checkpoint_to_pictures(
     assert make_random_model(str(random), "--backbone", backbone, "--bottleneck", bottleneck) == 0
     run("convert", random / "oscar.pkl", model, "--backbone", random / "backbone")
     photo = tmp_path / "photo.png"
-    picture(160, 120).save(photo)
+    make_image(160, 120).save(photo)
     files.mkdir()
     for rate in PAPER_RATES:
         packed = files / f"{rate.bpp:.4f}.oscar"
         run("compress", photo, packed, "--rate", f"{rate.bpp:.4f}", "--model", model)
         container = Container.unpack(packed.read_bytes())
         assert container.rate == rate and packed.stat().st_size <= 16 + -(-rate.nominal_bits(120, 160) // 8)
-    run("decompress", files, tmp_path / "pictures", "--model", model)
+    run("decompress", files, tmp_path / "images", "--model", model)
     for rate in PAPER_RATES:
-        with Image.open(tmp_path / f"pictures/{rate.bpp:.4f}.png") as image:
+        with Image.open(tmp_path / f"images/{rate.bpp:.4f}.png") as image:
             assert image.size == (160, 120)
             assert max(high - low for low, high in image.getextrema()) > 0
 

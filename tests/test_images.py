@@ -1,4 +1,4 @@
-"""Pictures of every kind: the right result or a clear refusal."""
+"""Images of every kind: the right result or a clear refusal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from oscar.data.images import ImageError, image_suffixes, list_images, read_imag
 RAMP = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
 
 
-def save(tmp_path, image, name="picture.png", **options):
+def save(tmp_path, image, name="image.png", **options):
     path = tmp_path / name
     image.save(path, **options)
     return path
@@ -57,8 +57,8 @@ def test_palette(tmp_path):
 
 def test_cmyk(tmp_path):
     image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
-    assert np.abs(pixels(read_image(save(tmp_path, image, "picture.tif"))).astype(int) - (255, 0, 0)).max() == 0
-    assert np.abs(pixels(read_image(save(tmp_path, image, "picture.jpg"))).astype(int) - (255, 0, 0)).max() <= 3
+    assert np.abs(pixels(read_image(save(tmp_path, image, "image.tif"))).astype(int) - (255, 0, 0)).max() == 0
+    assert np.abs(pixels(read_image(save(tmp_path, image, "image.jpg"))).astype(int) - (255, 0, 0)).max() <= 3
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
@@ -67,7 +67,7 @@ def test_opaque_alpha_is_dropped(mode):
     assert (pixels(to_rgb(image.convert(mode))) == 50).all()
 
 
-@pytest.mark.parametrize("name", ["picture.png", "picture.webp"])
+@pytest.mark.parametrize("name", ["image.png", "image.webp"])
 def test_transparency_is_refused_or_laid_on_a_background(tmp_path, name):
     image = Image.new("RGBA", (2, 1), (200, 100, 0, 255))
     image.putpixel((1, 0), (200, 100, 0, 0))
@@ -109,7 +109,7 @@ def test_bad_backgrounds_are_refused(background):
         to_rgb(Image.new("RGB", (1, 1)), background)
 
 
-@pytest.mark.parametrize("name", ["picture.png", "picture.tif"])
+@pytest.mark.parametrize("name", ["image.png", "image.tif"])
 def test_grey_of_16_bits_is_scaled(tmp_path, name):
     values = np.array([[0, 128, 129, 257, 32768, 65278, 65406, 65407, 65535]], dtype=np.uint16)
     image = read_image(save(tmp_path, Image.fromarray(values), name))
@@ -125,7 +125,7 @@ def test_grey_of_32_bits():
 
 def test_floats_and_odd_modes_are_refused(tmp_path):
     with pytest.raises(ImageError, match="floats"):
-        read_image(save(tmp_path, Image.fromarray(np.zeros((2, 2), dtype=np.float32)), "picture.tif"))
+        read_image(save(tmp_path, Image.fromarray(np.zeros((2, 2), dtype=np.float32)), "image.tif"))
     with pytest.raises(ImageError, match="mode La"):
         to_rgb(Image.new("La", (2, 2)))
     with pytest.raises(ImageError, match="0x3 pixels"):
@@ -147,7 +147,7 @@ def test_exif_orientation(tmp_path, orientation):
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for name in ("picture.png", "picture.tif"):  # Pillow has turned TIFF itself, sometimes wrongly
+    for name in ("image.png", "image.tif"):  # Pillow has turned TIFF itself, sometimes wrongly
         image = read_image(save(tmp_path, Image.fromarray(grey), name, exif=exif))
         assert image.getexif().get(0x0112, 1) == 1
         assert (pixels(image)[:, :, 0] == upright).all()
@@ -157,7 +157,7 @@ def test_exif_orientation(tmp_path, orientation):
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif", "ppm"])
 def test_damaged_files_are_refused(tmp_path, suffix):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    path = save(tmp_path, Image.fromarray(noise), f"picture.{suffix}")
+    path = save(tmp_path, Image.fromarray(noise), f"image.{suffix}")
     assert read_image(path).size == (64, 64)
     data = path.read_bytes()
     for length in (0, 1, 10, len(data) // 10, len(data) // 2):
@@ -169,11 +169,11 @@ def test_damaged_files_are_refused(tmp_path, suffix):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_random_damage_gives_a_picture_or_an_image_error(tmp_path):
+def test_random_damage_gives_an_image_or_an_image_error(tmp_path):
     generator = np.random.default_rng(1)
     noise = Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8))
     for suffix in ("jpg", "png", "webp", "bmp", "tif", "ppm"):
-        path = save(tmp_path, noise, f"picture.{suffix}")
+        path = save(tmp_path, noise, f"image.{suffix}")
         data = path.read_bytes()
         for _ in range(60):
             damaged = bytearray(data)
@@ -184,7 +184,7 @@ def test_random_damage_gives_a_picture_or_an_image_error(tmp_path):
                 assert read_image(path, (0, 0, 0)).mode == "RGB"
 
 
-def test_what_is_no_picture_is_refused(tmp_path):
+def test_what_is_no_image_is_refused(tmp_path):
     text = tmp_path / "text.png"
     text.write_text("not an image")
     for path, message in [(text, "not an image"), (tmp_path / "none.png", "no such file"), (tmp_path, "is a folder")]:
@@ -211,7 +211,7 @@ def test_tensor_axes():
     assert tensor[0, 2, 1, 5].item() == pytest.approx(RAMP[1, 5, 2] / 127.5 - 1)
 
 
-def test_all_forms_of_a_picture_agree():
+def test_all_forms_of_an_image_agree():
     import torch
 
     expected = to_tensor(Image.fromarray(RAMP))
@@ -231,7 +231,7 @@ def test_bad_forms_are_refused():
 
     for form in [
         None,
-        "picture.png",
+        "image.png",
         RAMP.astype(np.float32),
         RAMP.astype(np.uint16),
         RAMP[:, :, :2],

@@ -18,7 +18,7 @@ from oscar.timesteps import ConstantMapping
 
 @pytest.fixture
 def save(make_codec, tmp_path: Path) -> Callable[..., Path]:
-    """Writes a checkpoint of stage hyper at some rates: adapters untrained, a prompt and hyper-encoders of its own."""
+    """Writes a checkpoint of stage bottleneck at some rates, with a prompt and hyper-encoders of its own."""
 
     def make(name: str, rates: list[int], change: Callable = lambda codec: None, **options) -> Path:
         codec = make_codec(rates=rates, **options)
@@ -40,7 +40,7 @@ def save(make_codec, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def test_merged_rates_are_those_of_their_sources(save, tmp_path: Path, picture) -> None:
+def test_merged_rates_are_those_of_their_sources(save, tmp_path: Path, make_image) -> None:
     sources = [
         save("low", [0, 1], bottleneck={"stages": {"1": 4}}),
         save("high", [7], bottleneck={"dither": {"7": 0.1}}),
@@ -62,7 +62,7 @@ def test_merged_rates_are_those_of_their_sources(save, tmp_path: Path, picture) 
             assert np.array_equal(codec.bottleneck.frequencies[rate.id], merged.bottleneck.frequencies[rate.id])
     first = OscarCodec.from_pretrained(sources[0])
     assert torch.equal(first.denoiser.prompt, merged.denoiser.prompt)
-    image = picture(70, 50)
+    image = make_image(70, 50)
     for rate in merged.bottleneck.rates:
         assert merged.decompress(merged.compress(image, rate)).size == image.size
 

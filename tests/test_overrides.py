@@ -85,7 +85,7 @@ def test_syntax_stays_syntax(folder: Path, argument: str, value) -> None:
         ["--multirun", "timesteps=linear,log"],
         ["-m", "seed=range(1,3)"],
         ["-m", "data.train=[a],[b]"],
-        ["-m", "stage=choice(vae,prior)"],
+        ["-m", "stage=choice(vae,joint)"],
         ["--config-dir", "/a=b (1)"],
         ["~mappings.shuffled"],
         ["photos"],

@@ -37,6 +37,9 @@ MISTAKES = [
     (["data.train=[nowhere]"], ["data.train", "'nowhere'"]),
     (["data.train=[empty]"], ["empty", "no image"]),
     (["data.train=[photos]", "experiment=tiny/none"], ["experiment/tiny/none"]),
+    (["experiment=tiny/hyper"], ["experiment=tiny/hyper is not there", "called experiment=tiny/bottleneck now"]),
+    (["experiment=tiny/joint", "stage=prior"], ["stage=prior is not there", "called stage=diffusion_pretrain now"]),
+    (["data.train=[photos]", "stage.name=hyper"], ["stage.name is 'hyper', which is called 'bottleneck' now"]),
     (["data.train=[photos]", "init_from=nowhere", "experiment=tiny/joint"], ["model 'nowhere'"]),
     (["data.train=[photos]", "backbone.source=nowhere"], ["backbone 'nowhere'"]),
     (["data.train=[photos]", "output=photos/0.png"], ["photos/0.png"]),
@@ -44,7 +47,9 @@ MISTAKES = [
 
 
 def with_experiment(overrides: list[str]) -> list[str]:
-    experiment = [] if any("experiment" in override for override in overrides) else ["experiment=tiny/prior"]
+    experiment = (
+        [] if any("experiment" in override for override in overrides) else ["experiment=tiny/diffusion_pretrain"]
+    )
     return experiment + overrides
 
 
@@ -108,7 +113,12 @@ def sweep(script, monkeypatch, *overrides: str) -> None:
     """Runs scripts/train.py in this process as a sweep of one step each."""
     from accelerate.state import AcceleratorState, GradientState
 
-    quick = ("experiment=tiny/prior", "data.train=[photos]", "trainer.max_steps=1", "logger.tensorboard=false")
+    quick = (
+        "experiment=tiny/diffusion_pretrain",
+        "data.train=[photos]",
+        "trainer.max_steps=1",
+        "logger.tensorboard=false",
+    )
     monkeypatch.setattr(sys, "argv", ["train.py", "--multirun", *quick, *overrides])
     try:
         script.run()
@@ -121,7 +131,7 @@ def sweep(script, monkeypatch, *overrides: str) -> None:
 def test_every_job_of_a_sweep_has_its_own_output(script, folder: Path, monkeypatch) -> None:
     monkeypatch.chdir(folder)
     sweep(script, monkeypatch, "seed=0,1", "optimiser.lr=1e-3")
-    outputs = sorted((folder / "runs/tiny/prior").iterdir())
+    outputs = sorted((folder / "runs/tiny/diffusion_pretrain").iterdir())
     assert [len(output.name.split("seed=")) for output in outputs] == [2, 2]
     seeds, weights = [], []
     for output in outputs:

@@ -70,7 +70,7 @@ def test_python(photos, tmp_path):
 @pytest.mark.parametrize(("script", "overrides"), [
     ("train", ["experiment=tiny/joint", "data.train=[{photos}]", "trainer.max_steps=1", "data.crop=64", "output=run",
                "data.batch_size=1", "data.workers=0"]),
-    ("train", ["experiment=tiny/hyperprior_hyper", "data.train=[{photos}]", "trainer.max_steps=1", "data.crop=64",
+    ("train", ["experiment=tiny/hyperprior_bottleneck", "data.train=[{photos}]", "trainer.max_steps=1", "data.crop=64",
                "output=run", "data.batch_size=1", "data.workers=1"]),
     ("evaluate", ["model={model}", "data.images={photos}", "data.limit=1", "metrics.names=[psnr]", "output=results"]),
     ("calibrate_timesteps", ["model={model}", "data.images={photos}", "data.limit=1", "output=results"]),

@@ -75,11 +75,11 @@ class Lossless(ImageCodec):
         return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def test_results_of_equal_images(picture, tmp_path: Path) -> None:
+def test_results_of_equal_images(make_image, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     for name, size in (("a", (180, 170)), ("b", (60, 40))):
-        picture(*size).save(folder / f"{name}.png")
+        make_image(*size).save(folder / f"{name}.png")
     metrics = MetricSet(["psnr", "ms_ssim", "ms_ssim_y", "psnr_p256"])
     for _ in range(2):  # the second finds all that the first wrote
         frame = evaluate(Lossless(), sorted(folder.iterdir()), metrics, tmp_path / "out", progress=False)

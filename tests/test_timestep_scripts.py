@@ -124,7 +124,7 @@ def test_a_sweep_of_runs(folder: Path, name: str) -> None:
     env = {"PATH": "", "HOME": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, env=env)
     assert result.returncode == 0, result.stderr
-    file = "pictures.csv" if name == "calibrate_timesteps" else "sweep.csv"
+    file = "images.csv" if name == "calibrate_timesteps" else "sweep.csv"
     images = [pd.read_csv(folder / "out" / limit / file)["image"].nunique() for limit in ("1", "2")]
     assert images == [1, 2]
     left = [path for path in folder.rglob("*") if path.is_file() and "sweeps" in path.parts]

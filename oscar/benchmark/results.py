@@ -40,7 +40,7 @@ def report_data(bench: Benchmark) -> ReportData:
         rows=_apart(bench.rows, names),
         bd=bench.bd if measured else empty,
         reference_curves=curves.assign(metric=curves["metric"] + PAPER) if len(curves) else empty,
-        pictures=list(browser_images(bench)) if measured else [],
+        images=list(browser_images(bench)) if measured else [],
         timing=_timing(bench),
         matched=_matched(bench) if len(bench.matched) and measured else None,
     )
@@ -84,7 +84,7 @@ def _matched_line(bench: Benchmark, codec: ImageCodec, metric: str) -> str:
     means, spec = bench.matched_means, METRICS[metric]
     parts = []
     for label, group in means[means["target"] == codec.name].groupby("label", sort=False):
-        fits, total = group["fits"].sum(), group["pictures"].sum()
+        fits, total = group["fits"].sum(), group["images"].sum()
         delta = (group[f"delta_{metric}"].fillna(0) * group["fits"]).sum() / max(fits, 1)
         parts.append(f"{label} {fits} of {total}" + (f", {_signed(delta, 2 if spec.unit else 4)}" if fits else ""))
     return (
@@ -153,18 +153,18 @@ def _matched(bench: Benchmark) -> pd.DataFrame:
 
 def browser_images(bench: Benchmark) -> Iterator[ReportImage]:
     """Some images, spread over the data set, with OSCAR's files and the baselines' at matched bytes, decoded."""
-    count = min(bench.config.report_pictures, len(bench.pictures))
-    names = list(bench.pictures)
+    count = min(bench.config.report_images, len(bench.images))
+    names = list(bench.images)
     chosen = sorted({round(place) for place in np.linspace(0, len(names) - 1, count)}) if count else []
     for index in chosen:
         name = names[index]
         try:
-            image = read_image(bench.pictures[name])
+            image = read_image(bench.images[name])
         except ImageError:
             continue  # it is among the failures already
         entries = list(_our_entries(bench, name, image)) + list(_baseline_entries(bench, name, image))
         if entries:
-            yield ReportImage(Path(name).stem, *image.size, bench.pictures[name], entries)
+            yield ReportImage(Path(name).stem, *image.size, bench.images[name], entries)
 
 
 def _our_entries(bench: Benchmark, name: str, image: Image.Image) -> Iterator[ReportEntry]:
@@ -186,7 +186,7 @@ def _baseline_entries(bench: Benchmark, name: str, image: Image.Image) -> Iterat
 
 
 def _entry(bench: Benchmark, codec: ImageCodec, row: dict, image: Image.Image, matched_to: float | None) -> ReportEntry:
-    path = bench.output / "pictures" / codec.name / f"{row['image']}_{row['point']:g}.png"
+    path = bench.output / "images" / codec.name / f"{row['image']}_{row['point']:g}.png"
     if not path.exists():
         png = io.BytesIO()
         codec.decode(codec.encode(image, row["point"]).data).save(png, "PNG")

@@ -9,7 +9,7 @@
     OUTPUT/timing/              the tables of `oscar.benchmark.speed.timing`
     OUTPUT/training/            figures of `oscar.benchmark.speed.training`
     OUTPUT/inference/           figures of `oscar.benchmark.speed.inference`
-    OUTPUT/pictures/            decoded images of the report page
+    OUTPUT/images/            decoded images of the report page
 
 What is done is kept: the same command goes on where it stopped. Tables, plots and page are made from what there is.
 """
@@ -47,6 +47,7 @@ from oscar.evaluation.evaluate import (
 )
 from oscar.metrics.image import METRICS, MetricSet, metrics_of
 from oscar.metrics.protocol import PROTOCOLS
+from oscar.utils import former
 from oscar.utils.environment import describe_environment, hardware
 from oscar.utils.errors import first_line
 from oscar.utils.files import atomic_write
@@ -64,7 +65,7 @@ class Benchmark:
 
     Attributes:
         config: the whole configuration.
-        pictures: files by name in the rows.
+        images: files by name in the rows.
         root: folder below which they are named.
         ours: OSCAR models, one per protocol.
         baselines: the others.
@@ -78,7 +79,7 @@ class Benchmark:
     """
 
     config: BenchmarkConfig
-    pictures: dict[str, Path]
+    images: dict[str, Path]
     root: Path
     ours: list[OscarImageCodec]
     baselines: list[ImageCodec]
@@ -132,7 +133,7 @@ class Benchmark:
         folder = self.config.data.images
         known = DATASETS.get(dataset_of(folder) or "")
         where = known or (Path(folder).absolute().name if folder else "packaged photographs")
-        return f"{where}, {len(self.pictures)} image{'s' * (len(self.pictures) != 1)}"
+        return f"{where}, {len(self.images)} image{'s' * (len(self.images) != 1)}"
 
 
 def run_benchmark(config: BenchmarkConfig) -> Benchmark | None:
@@ -198,7 +199,7 @@ def prepare(config: BenchmarkConfig) -> Benchmark:
     """Find the images and build codecs and metrics."""
     accelerator = make_accelerator(config.device)
     device = config.device or accelerator.device
-    images, root = _pictures(config)
+    images, root = _find_images(config)
     unavailable: dict[str, str] = {}
     ours, baselines = _make_codecs(config, device, unavailable)
     for name in config.metrics.names:
@@ -220,8 +221,8 @@ def prepare(config: BenchmarkConfig) -> Benchmark:
     return bench
 
 
-def _pictures(config: BenchmarkConfig) -> tuple[dict[str, Path], Path]:
-    """Picture files by their path below their folder, and the folder."""
+def _find_images(config: BenchmarkConfig) -> tuple[dict[str, Path], Path]:
+    """Image files by their path below their folder, and the folder."""
     folder = Path(config.data.images).expanduser() if config.data.images else None
     paths = find_images(folder)
     root = folder or paths[0].parent
@@ -286,11 +287,11 @@ def run_quality(bench: Benchmark, is_asked: bool) -> None:
             if is_asked:
                 _say(f"quality {number}/{len(bench.codecs)}: {codec.label}")
                 config = asdict(bench.config)
-                evaluate(codec, list(bench.pictures.values()), metrics, folder, root=bench.root, config=config)
+                evaluate(codec, list(bench.images.values()), metrics, folder, root=bench.root, config=config)
             elif not (folder / "results.json").exists():
                 continue
             else:  # they may be of another model, or other images
-                check_results(codec, list(bench.pictures.values()), metrics, folder, bench.root)
+                check_results(codec, list(bench.images.values()), metrics, folder, bench.root)
             frame, record = load_results(folder)
         except EvaluationError as error:
             bench.unavailable[codec.name] = str(error)
@@ -304,7 +305,7 @@ def run_quality(bench: Benchmark, is_asked: bool) -> None:
     elif is_asked:
         raise EvaluationError(f"no codec could be scored: {bench.unavailable[bench.codecs[0].name]}")
     if sets:
-        bench.set_scores = pd.DataFrame(sets).drop(columns="pictures")
+        bench.set_scores = pd.DataFrame(sets).drop(columns="images")
 
 
 def run_matched(bench: Benchmark, is_asked: bool) -> None:
@@ -324,7 +325,7 @@ def run_matched(bench: Benchmark, is_asked: bool) -> None:
         if is_asked:
             _say(f"matched {number}/{len(bench.baselines)}: {codec.label} at the sizes of OSCAR's files")
         frame, failed = match_bytes(
-            codec, targets, bench.pictures, bench.metrics, bench.output / "matched", progress=is_asked, make=is_asked
+            codec, targets, bench.images, bench.metrics, bench.output / "matched", progress=is_asked, make=is_asked
         )
         bench.failed |= {f"{codec.name} at matched bytes: {name}": reason for name, reason in failed.items()}
         frames.append(frame)
@@ -339,19 +340,20 @@ def run_timing_part(bench: Benchmark, is_asked: bool) -> None:
 
     folder = bench.output / "timing"
     tabular = [item.name for item in fields(TimingResult) if item.name != "hardware"]
-    record = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else None
+    path = folder / "run.json"
+    record = former.with_new_keys(json.loads(path.read_text())) if path.exists() else None
     settings = bench.config.timing
     codecs = [codec for codec in bench.codecs if _protocol(codec) == "bitstream"]
     points = {codec.name: settings.points.get(codec.name, [_middle(codec.points)]) for codec in codecs}
-    if record is not None and not is_asked and not _is_timing_of(record, codecs, bench.pictures):
+    if record is not None and not is_asked and not _is_timing_of(record, codecs, bench.images):
         print("timing is left out: it is of other codecs or images; allowed: timing in parts", file=sys.stderr)
         record = None
     if is_asked and codecs:
-        name = bench.rows["image"].iloc[0] if len(bench.rows) else next(iter(bench.pictures))  # one that can be read
+        name = bench.rows["image"].iloc[0] if len(bench.rows) else next(iter(bench.images))  # one that can be read
         identity = {
             "codecs": [codec.describe() for codec in codecs],
             "points": points,
-            "picture": [name, hashlib.sha256(bench.pictures[name].read_bytes()).hexdigest()],
+            "image": [name, hashlib.sha256(bench.images[name].read_bytes()).hexdigest()],
             "settings": asdict(settings),
             "hardware": hardware(),
         }
@@ -361,7 +363,7 @@ def run_timing_part(bench: Benchmark, is_asked: bool) -> None:
             try:
                 result = run_timing(
                     codecs,
-                    read_image(bench.pictures[name]),
+                    read_image(bench.images[name]),
                     points,
                     settings.repeats,
                     settings.warmup,
@@ -375,17 +377,17 @@ def run_timing_part(bench: Benchmark, is_asked: bool) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             for table in tabular:
                 atomic_write(folder / f"{table}.csv", getattr(result, table).to_csv(index=False).encode())
-            write_json(folder / "run.json", identity)
+            write_json(path, identity)
             record = identity
     if record is not None:
-        read = {table: pd.read_csv(folder / f"{table}.csv") for table in tabular}
+        read = {table: pd.read_csv(folder / f"{table}.csv").rename(columns=former.KEYS) for table in tabular}
         bench.timing = TimingResult(**read, hardware=record["hardware"])
 
 
 def _is_timing_of(record: dict, codecs: Sequence[ImageCodec], images: Mapping[str, Path]) -> bool:
     """Whether a record of timings is of these codecs, or some of them, and of one of these images."""
     known = {codec.name: as_read(codec.describe()) for codec in codecs}
-    name, digest = record["picture"]
+    name, digest = record["image"]
     return all(known.get(codec["name"]) == codec for codec in record["codecs"]) and (
         name in images and hashlib.sha256(images[name].read_bytes()).hexdigest() == digest
     )
@@ -420,7 +422,7 @@ def write_results(bench: Benchmark) -> None:
     record = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "config": asdict(bench.config),
-        "pictures": list(bench.pictures),
+        "images": list(bench.images),
         "dataset": bench.dataset,
         "codecs": {codec.name: codec.describe() for codec in bench.codecs},
         "unavailable": bench.unavailable,

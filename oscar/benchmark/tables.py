@@ -23,7 +23,7 @@ PROTOCOL_NOTES = {
 
 
 def means_frame(rows: pd.DataFrame, set_scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """Means over pictures by codec and point.
+    """Means over images by codec and point.
 
     Args:
         rows: of all codecs, as `evaluate` gives them, and label.
@@ -31,19 +31,19 @@ def means_frame(rows: pd.DataFrame, set_scores: pd.DataFrame, metrics: Sequence[
         metrics: all that were asked for; those without a value are left out.
 
     Returns:
-        Columns codec, label, protocol, point, pictures, nominal_bpp, estimated_bpp, actual_bpp, metrics, encode_seconds
+        Columns codec, label, protocol, point, images, nominal_bpp, estimated_bpp, actual_bpp, metrics, encode_seconds
         and decode_seconds; codecs in the order of `rows`, points in the order of rate.
     """
     single = [name for name in metrics if name in rows]
     values = [*RATES, *single, *SECONDS]
     groups = rows.groupby(["codec", "label", "protocol", "point"], sort=False)
-    means = pd.concat([groups.size().rename("pictures"), groups[values].mean()], axis=1).reset_index()
+    means = pd.concat([groups.size().rename("images"), groups[values].mean()], axis=1).reset_index()
     if len(set_scores):
         means = means.merge(set_scores, on=["codec", "point"], how="left")
     means["rate"] = means["actual_bpp"].fillna(means["nominal_bpp"])
     means = means.sort_values(["codec", "rate"], key=_as_they_come, ignore_index=True)
     found = filled(means, {name: name for name in metrics})
-    return means[["codec", "label", "protocol", "point", "pictures", *RATES, *found, *SECONDS]]
+    return means[["codec", "label", "protocol", "point", "images", *RATES, *found, *SECONDS]]
 
 
 def means_table(
@@ -62,7 +62,7 @@ def means_table(
     titles = {
         "label": "codec",
         "point": "setting",
-        "pictures": "pictures",
+        "images": "images",
         **RATES,
         **{name: metric_title(name) for name in shown},
         **SECONDS,
@@ -71,7 +71,7 @@ def means_table(
     notes = [f"{METRICS[name].label}: {text}" for name, text in missing.items() if name in METRICS]
     return Table(
         named("means", protocol),
-        "Means over pictures. "
+        "Means over images. "
         + (
             "Rate is measured on whole files; nominal bpp is the codec's own name for the rate."
             if protocol == "bitstream"
@@ -95,7 +95,7 @@ def named(name: str, protocol: str) -> str:
 
 
 def matched_frame(matched: pd.DataFrame, rows: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """Means at matched bytes: each baseline beside the OSCAR files that it was matched to, on the same pictures.
+    """Means at matched bytes: each baseline beside the OSCAR files that it was matched to, on the same images.
 
     Args:
         matched: rows of `oscar.benchmark.matched.match_bytes`.
@@ -103,10 +103,10 @@ def matched_frame(matched: pd.DataFrame, rows: pd.DataFrame, metrics: Sequence[s
         metrics: those to average.
 
     Returns:
-        One row per target, its point and baseline, with means over the pictures where the baseline has a file that is
-        not larger (`fits`, of `pictures`): target_bytes and bytes, actual_bpp, and for each metric its value, that of
+        One row per target, its point and baseline, with means over the images where the baseline has a file that is
+        not larger (`fits`, of `images`): target_bytes and bytes, actual_bpp, and for each metric its value, that of
         the target (target_<metric>) and the difference (delta_<metric>, baseline minus target). smallest_ratio is the
-        mean over the other pictures of the baseline's smallest file's size divided by the target's.
+        mean over the other images of the baseline's smallest file's size divided by the target's.
     """
     metrics = [name for name in metrics if name in matched and name in rows]
     ours = rows.rename(columns={"codec": "target", "label": "target_label", "point": "target_point"})
@@ -116,7 +116,7 @@ def matched_frame(matched: pd.DataFrame, rows: pd.DataFrame, metrics: Sequence[s
     keys = ["target", "target_label", "target_point", "codec", "label"]
     for key, group in both.groupby(keys, sort=False):
         fits, others = group[group["fits"]], group[~group["fits"]]
-        row = dict(zip(keys, key, strict=True)) | {"fits": len(fits), "pictures": len(group)}
+        row = dict(zip(keys, key, strict=True)) | {"fits": len(fits), "images": len(group)}
         row |= {"target_bytes": fits["target_bytes"].mean(), "bytes": fits["file_bytes"].mean()}
         row |= {"actual_bpp": fits["actual_bpp"].mean()}
         row["smallest_ratio"] = (others["file_bytes"] / others["target_bytes"]).mean()
@@ -137,14 +137,14 @@ def matched_tables(means: pd.DataFrame, rows: pd.DataFrame, metrics: Sequence[st
     """
     whole = Table(
         "matched",
-        "Means at matched bytes: each baseline's largest file that is not larger than OSCAR's, over the pictures where "
+        "Means at matched bytes: each baseline's largest file that is not larger than OSCAR's, over the images where "
         "there is one.",
         means,
         {
             "target_label": "target",
             "target_point": "rate",
             "label": "baseline",
-            "fits": "pictures",
+            "fits": "images",
             "target_bytes": "target bytes",
             "bytes": "bytes",
             "smallest_ratio": "smallest file, × target",
@@ -191,9 +191,9 @@ def _matched_table(means: pd.DataFrame, rows: pd.DataFrame, metric: str, name: s
     best = "higher" if METRICS[metric].higher_is_better else "lower"
     return Table(
         name,
-        f"{metric_title(metric)} ({best} is better) at matched bytes, mean over {means['pictures'].max()} pictures. "
-        f"Each baseline at its largest file that is not larger than that of {label}, picture by picture. In brackets "
-        f"the difference to {label} and, where not all pictures have such a file, the number that have: value and "
+        f"{metric_title(metric)} ({best} is better) at matched bytes, mean over {means['images'].max()} images. "
+        f"Each baseline at its largest file that is not larger than that of {label}, image by image. In brackets "
+        f"the difference to {label} and, where not all images have such a file, the number that have: value and "
         "difference are means over these. Where none has, the size of the smallest file as a multiple of ours.",
         frame,
         {column: column for column in frame if column != "metric"},
@@ -201,10 +201,10 @@ def _matched_table(means: pd.DataFrame, rows: pd.DataFrame, metric: str, name: s
 
 
 def _matched_cell(row: Mapping, metric: str) -> str:
-    fits, pictures = row["fits"], row["pictures"]
+    fits, images = row["fits"], row["images"]
     if not fits:
         return f"smallest {row['smallest_ratio']:.1f}×"
-    some = "" if fits == pictures else f"; {fits}/{pictures}"
+    some = "" if fits == images else f"; {fits}/{images}"
     value, delta = row[metric], row[f"delta_{metric}"]
     return f"{_metric_format(value)} ({_signed(delta, value)}{some})" if pd.notna(value) else NONE
 
@@ -214,7 +214,7 @@ def bd_frame_table(bd: pd.DataFrame, method: str, protocol: str = "bitstream") -
     bd = bd[bd["protocol"] == protocol] if len(bd) else bd
     titles = {"label": "codec", "anchor_label": "anchor", "metric_label": "metric", "bd_rate_percent": "BD-rate %",
               "bd_metric": "BD-metric", "overlap_low": "overlap from", "overlap_high": "to",
-              "overlap_percent": "overlap %", "mean_of_pictures_percent": "mean of pictures %", "bd_pictures": "on",
+              "overlap_percent": "overlap %", "mean_of_images_percent": "mean of images %", "bd_images": "on",
               "note": "note"}  # fmt: skip
     frame = bd.assign(metric_label=[metric_title(name) for name in bd["metric"]]) if len(bd) else bd
     return Table(
@@ -226,9 +226,7 @@ def bd_frame_table(bd: pd.DataFrame, method: str, protocol: str = "bitstream") -
         frame,
         {name: title for name, title in titles.items() if name in frame},
         {
-            **dict.fromkeys(
-                ("bd_rate_percent", "mean_of_pictures_percent"), lambda value: plain_minus(f"{value:+.1f}")
-            ),
+            **dict.fromkeys(("bd_rate_percent", "mean_of_images_percent"), lambda value: plain_minus(f"{value:+.1f}")),
             "overlap_percent": "{:.0f}".format,
             "bd_metric": lambda value: plain_minus(f"{value:+.3g}"),
         },
@@ -259,22 +257,22 @@ def timing_frame(
         frame = frame.merge(peaks, on=names, how="left")
         frame["note"] = frame["note"].fillna(frame.pop("memory_note"))
     if len(throughput):
-        best = throughput.groupby(call, as_index=False)[["pictures_per_s", "megapixels_per_s"]].max()
+        best = throughput.groupby(call, as_index=False)[["images_per_s", "megapixels_per_s"]].max()
         frame = frame.merge(best.assign(stage="whole call"), on=names, how="left")
     if len(macs):
         frame = frame.merge(macs[[*names, "gmacs"]], on=names, how="left")
     return frame.sort_values(call, ascending=[True, True, False], key=_as_they_come, ignore_index=True)
 
 
-def timing_table(frame: pd.DataFrame, picture: str, repeats: int) -> Table:
+def timing_table(frame: pd.DataFrame, image: str, repeats: int) -> Table:
     """The table of a `timing_frame`."""
     titles = {"label": "codec", "point": "setting", "direction": "direction", "stage": "stage", "p50_ms": "p50 ms",
               "p90_ms": "p90 ms", "p99_ms": "p99 ms", "share_percent": "share %", "call_peak_mib": "peak MiB",
-              "cuda_call_peak_mib": "peak MiB on the GPU", "pictures_per_s": "pictures/s",
+              "cuda_call_peak_mib": "peak MiB on the GPU", "images_per_s": "images/s",
               "megapixels_per_s": "megapixels/s", "gmacs": "GMACs", "note": "note"}  # fmt: skip
     return Table(
         "timing",
-        f"Time of one call on {picture}, percentiles of {repeats} measurements taken in turns; picture in memory to "
+        f"Time of one call on {image}, percentiles of {repeats} measurements taken in turns; image in memory to "
         "bytes in memory, and back. Throughput is the best batch size's; peak memory that of a process of its own.",
         frame,
         filled(frame, titles),

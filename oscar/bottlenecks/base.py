@@ -133,7 +133,7 @@ class Bottleneck(nn.Module, ABC):
     codings: ClassVar[tuple[Coding, ...]] = (Coding.EXTERNAL,)
     config_fields: ClassVar[tuple[str, ...]] = ("options",)
     stage_fields: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "hyper": ("cosine", "commitment", "sample_latents", "table_batches"),
+        "bottleneck": ("cosine", "commitment", "sample_latents", "table_batches"),
         "joint": (
             *IMAGE_FIELDS,
             "cosine",
@@ -370,7 +370,7 @@ class Bottleneck(nn.Module, ABC):
 
         Args:
             latents: batches of them, (B, C, h, w).
-            schedule: at the end of stage `hyper`, else None.
+            schedule: at the end of stage `bottleneck`, else None.
 
         Returns:
             Pseudo-timesteps measured with the schedule; None keeps those that there are.

@@ -144,7 +144,7 @@ class HyperpriorBottleneck(Bottleneck):
     codings = (Coding.HYPERPRIOR,)
     config_fields = ("hyperprior",)
     stage_fields = {
-        "hyper": ("lambdas", "table_batches"),
+        "bottleneck": ("lambdas", "table_batches"),
         "joint": (*IMAGE_FIELDS, "lambdas", "vae", "denoiser"),
     }
     validation_field = "qualities"

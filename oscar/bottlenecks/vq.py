@@ -89,7 +89,7 @@ class VQBottleneck(Bottleneck):
         "start_from",
     )
     stage_fields = {
-        "hyper": ("cosine", "commitment", "sample_latents", "independent_rates", "rates_per_step", "rate_order",
+        "bottleneck": ("cosine", "commitment", "sample_latents", "independent_rates", "rates_per_step", "rate_order",
                   "rate_weights", "table_batches"),
         "joint": (*IMAGE_FIELDS, "cosine", "commitment", "sample_latents", "latent", "gan", "rate_order",
                   "rate_weights", "table_batches", "vae", "denoiser"),
@@ -393,14 +393,14 @@ class VQBottleneck(Bottleneck):
 
     @classmethod
     def check_stage(cls, config: BottleneckConfig, stage: StageConfig) -> None:
-        if stage.name == "hyper" and not stage.cosine:
-            raise ConfigError("stage.cosine is 0; allowed: above 0 in stage hyper")
+        if stage.name == "bottleneck" and not stage.cosine:
+            raise ConfigError("stage.cosine is 0; allowed: above 0 in stage bottleneck")
         weights = stage.draw_weights(config.rate_points())
         drawn = len(weights) - weights.count(0)
         if stage.rates_per_step is not None and not 1 <= stage.rates_per_step <= drawn:
             raise ConfigError(f"stage.rates_per_step is {stage.rates_per_step}; allowed: 1 to {drawn}, the rates drawn")
         if stage.rate_order == "balanced":
-            if stage.name == "hyper" and stage.rates_per_step is None:
+            if stage.name == "bottleneck" and stage.rates_per_step is None:
                 raise ConfigError(
                     "stage.rate_order is 'balanced', but stage.rates_per_step is unset and so every step "
                     "trains all rates; allowed there: random"

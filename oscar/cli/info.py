@@ -79,7 +79,7 @@ def _describe(facts: dict[str, Any]) -> str:
     else:
         point = ("operating point", f"{facts['point_code']} (of a bottleneck of the model's own)")
     lines = [
-        ("picture", f"{facts['width']} x {facts['height']} pixels"),
+        ("image", f"{facts['width']} x {facts['height']} pixels"),
         point,
         ("model tag", facts["model_tag"]),
         ("coding", facts["coding"]),

@@ -156,8 +156,8 @@ class BenchmarkConfig:
     timing: TimingConfig = field(default_factory=TimingConfig)
     training: TrainingSpeedConfig = field(default_factory=TrainingSpeedConfig)
     inference: InferenceSpeedConfig = field(default_factory=InferenceSpeedConfig)
-    report_pictures: int = 6
-    """pictures in the report's browser, spread over the data set; each costs the page some megabytes"""
+    report_images: int = 6
+    """images in the report's browser, spread over the data set; each costs the page some megabytes"""
     device: str | None = None
     """of the networks, also the metrics'; None takes a GPU if there is one"""
     threads: int | None = None
@@ -180,7 +180,7 @@ class BenchmarkConfig:
                 raise ConfigError(f"baselines.{key} is {options!r}; allowed: name: BASELINE, and its options")
         if self.rates is not None and not self.rates:
             raise ConfigError("rates is empty; allowed: one or more nominal bpp, or null for all")
-        at_least("report_pictures", self.report_pictures, 0)
+        at_least("report_images", self.report_images, 0)
         at_least("threads", self.threads, 1)
         self.data.check()
         self.metrics.check()

@@ -17,7 +17,8 @@ class DataConfig:
     """folders (searched recursively), text lists of images, WebDataset shards (.tar), patterns of these such as
     shards/{000..099}.tar, and hf:DATASET[#SPLIT] for a Hugging Face data set (`oscar.data.sources`)"""
     latents: str | None = None
-    """hyper, context: latents folder that scripts/cache_latents.py made of such images; `train` is not read then"""
+    """bottleneck, context: folder of latents that scripts/cache_latents.py made of such images; `train` is not
+    read then"""
     crop: int = 256
     """side of the square crops in pixels; a multiple of 64, so that every rate's grid fits"""
     batch_size: int = 8
@@ -82,7 +83,7 @@ class CacheLatentsConfig:
     """latents per file, about; what an interruption may cost"""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    """pictures, crop and augmentation; batch_size is the number of crops that pass through the VAE at once, at most"""
+    """images, crop and augmentation; batch_size is the number of crops that pass through the VAE at once, at most"""
     device: str | None = None
     """cpu, or None: a GPU per process if there are any"""
     threads: int | None = None

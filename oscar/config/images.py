@@ -10,7 +10,7 @@ from oscar.config.checks import ConfigError, at_least, choose
 
 @dataclass
 class ImagesConfig:
-    """Pictures to evaluate on."""
+    """Images to evaluate on."""
 
     images: str | None = None
     """folder, searched recursively"""
@@ -25,7 +25,7 @@ class ImagesConfig:
 
 @dataclass
 class PackagedImagesConfig(ImagesConfig):
-    """Pictures to measure; without a folder scikit-image's packaged photographs."""
+    """Images to measure; without a folder scikit-image's packaged photographs."""
 
     def check(self) -> None:
         at_least("data.limit", self.limit, 1)
@@ -33,7 +33,7 @@ class PackagedImagesConfig(ImagesConfig):
 
 @dataclass
 class BenchmarkImagesConfig(ImagesConfig):
-    """Pictures of a benchmark; without a folder scikit-image's packaged photographs."""
+    """Images of a benchmark; without a folder scikit-image's packaged photographs."""
 
     dataset: str | None = None
     """whose published curves are drawn beside ours: kodak, div2k_val, clic2020; None goes by the folder's name"""

@@ -125,7 +125,7 @@ class StageConfig:
     """What a stage trains and by which loss; fields that a stage does not use are refused if they are set."""
 
     name: str = "joint"
-    """vae, prior, hyper, joint, context, or one of your own"""
+    """vae, diffusion_pretrain, bottleneck, joint, context, or one of your own"""
     image_losses: dict[str, float] = field(default_factory=dict)
     """weight by term: l1, mse, ms_ssim, features, dists, lpips_vgg, lpips_alex, or one of your own; with the prefix
     edges_ on Sobel maps"""
@@ -144,34 +144,34 @@ class StageConfig:
     kl: float = 0.0
     """vae: weight of the posterior's KL divergence"""
     cosine: float = 0.0
-    """hyper, joint: weight of the cosine loss"""
+    """bottleneck, joint: weight of the cosine loss"""
     commitment: float = 0.0
-    """hyper, joint: weight of the quantiser's commitment loss; 0 is the paper's"""
+    """bottleneck, joint: weight of the quantiser's commitment loss; 0 is the paper's"""
     lambdas: list[float] = field(default_factory=list)
-    """hyper, joint with a hyperprior: weight of the distortion against bits per pixel at quality 0 and at quality 1,
-    between which its logarithm is a straight line"""
+    """bottleneck, joint with a hyperprior: weight of the distortion against bits per pixel at quality 0 and at
+    quality 1, between which its logarithm is a straight line"""
     sample_latents: bool = False
-    """hyper, joint: train on samples of the VAE's posterior, drawn in each pass (published), or on its mode, as files
-    are coded"""
+    """bottleneck, joint: train on samples of the VAE's posterior, drawn in each pass (published), or on its mode, as
+    files are coded"""
     latent: float = 0.0
     """joint: weight of the mean squared error of x0 against the latent; 0 is the paper's"""
     gan: float = 0.0
     """joint: weight of the generator's adversarial loss"""
     critic: CriticConfig = field(default_factory=CriticConfig)
     rates_per_step: int | None = None
-    """hyper: rates trained per step, all if None; joint: 1"""
+    """bottleneck: rates trained per step, all if None; joint: 1"""
     independent_rates: bool = False
-    """hyper: train each rate as in a run of its own: their losses are added in place of averaged, and
+    """bottleneck: train each rate as in a run of its own: their losses are added in place of averaged, and
     `optimiser.grad_clip` holds for each hyper-encoder by itself"""
     rate_order: str = "random"
-    """joint, hyper: random draws rates by weight (the paper); balanced takes all rates of positive weight equally
+    """joint, bottleneck: random draws rates by weight (the paper); balanced takes all rates of positive weight equally
     often, in an order shuffled anew each time round"""
     rate_weights: dict[float, float] = field(default_factory=dict)
-    """joint, hyper: relative probability of drawing a rate, 1 if not named; 0 leaves it as it is, in stage context too,
-    where all others are trained in every step"""
+    """joint, bottleneck: relative probability of drawing a rate, 1 if not named; 0 leaves it as it is, in stage
+    context too, where all others are trained in every step"""
     table_batches: int = 128
-    """hyper, joint: batches at the end over which the entropy coder's tables are counted; with a hyperprior, hyper:
-    over which the timesteps are calibrated"""
+    """bottleneck, joint: batches at the end over which the entropy coder's tables are counted; with a
+    hyperprior, bottleneck: over which the timesteps are calibrated"""
     vae: str = "frozen"
     """joint: frozen (the paper); decoder trains the VAE's decoder too; all trains the whole VAE"""
     denoiser: str = "trained"

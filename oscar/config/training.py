@@ -13,6 +13,7 @@ from oscar.config.model import BackboneConfig, BottleneckConfig, DenoiserConfig
 from oscar.config.stage import OptimiserConfig, StageConfig
 from oscar.rates import RatePoint, find_rate
 from oscar.registry import STAGES
+from oscar.utils import former
 
 
 @dataclass
@@ -41,7 +42,8 @@ class TrainerConfig:
     max_skipped: int = 10
     """skip: so many such steps in a row stop the run"""
     gradient_checkpointing: bool = False
-    """vae, prior, joint: compute the activations of UNet, VAE and critic again in the backward pass; saves memory"""
+    """vae, diffusion_pretrain, joint: compute the activations of UNet, VAE and critic again in the backward pass; saves
+    memory"""
     compile: bool = False
     """run VAE, UNet, hyper-encoders and critic through torch.compile"""
     channels_last: bool = False
@@ -84,18 +86,18 @@ class ValidationConfig:
     every: int = 1000
     """optimiser steps between two validations; one more follows the last step"""
     rates: list[float] | None = None
-    """hyper, joint: nominal bpp of the rates to validate; None takes all"""
+    """bottleneck, joint: nominal bpp of the rates to validate; None takes all"""
     qualities: list[float] | None = None
-    """hyper, joint with a hyperprior: qualities to validate, 0 to 1; None takes five"""
+    """bottleneck, joint with a hyperprior: qualities to validate, 0 to 1; None takes five"""
     points: list[float] | None = None
-    """hyper, joint with a bottleneck of your own: operating points to validate; None takes all"""
+    """bottleneck, joint with a bottleneck of your own: operating points to validate; None takes all"""
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     """of single images; those whose weights cannot be had are left out, with a warning"""
     best: str | None = None
-    """scalar that picks the best checkpoint: a metric, or in stages hyper and joint also bpp or cosine; None takes
-    cosine in stage hyper, loss in stage prior, and otherwise the first metric that can be had"""
+    """scalar that picks the best checkpoint: a metric, or in stages bottleneck and joint also bpp or cosine; None takes
+    cosine in stage bottleneck, loss in stage diffusion_pretrain, and otherwise the first metric that can be had"""
     grid: int = 4
-    """pictures in the grid of originals and reconstructions; 0 makes none"""
+    """images in the grid of originals and reconstructions; 0 makes none"""
 
     @property
     def enabled(self) -> bool:
@@ -143,15 +145,15 @@ class TrainConfig:
     """folder of logs, checkpoints and the final model"""
     seed: int = 0
     init_from: str | None = None
-    """hyper, joint, context: OSCAR checkpoint folder to start from. Backbone, bottleneck and denoiser are then its own:
-    what is set there must be equal to it, but for `backbone.source` (where its backbone is now), fewer
+    """bottleneck, joint, context: OSCAR checkpoint folder to start from. Backbone, bottleneck and denoiser are then its
+    own: what is set there must be equal to it, but for `backbone.source` (where its backbone is now), fewer
     `bottleneck.rates`, `denoiser.prompt_init`, and what is said to be the run's own"""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     timesteps: dict[str, Any] | None = field(default_factory=dict)
-    """hyper, joint: mapping from rate to pseudo-timestep (configs/timesteps, or a kind of your own); if empty, that
-    of `init_from`, and the paper's table without it"""
+    """bottleneck, joint: mapping from rate to pseudo-timestep (configs/timesteps, or a kind of your own); if empty,
+    that of `init_from`, and the paper's table without it"""
     data: DataConfig = field(default_factory=DataConfig)
     stage: StageConfig = field(default_factory=StageConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -161,6 +163,9 @@ class TrainConfig:
 
     def check(self) -> None:
         self.timesteps = self.timesteps or None
+        if self.stage.name in former.STAGES.keys() - STAGES.keys():
+            new = former.STAGES[self.stage.name]
+            raise ConfigError(f"stage.name is {self.stage.name!r}, which is called {new!r} now; allowed: {new}")
         choose("stage.name", self.stage.name, tuple(STAGES))
         stage = STAGES[self.stage.name]
         if self.timesteps is not None and not stage.trains_codec:

@@ -20,8 +20,8 @@ from oscar.rates import RatePoint
 def merge_rates(sources: Sequence[str | Path], out: str | Path) -> OscarCodec:
     """Write a checkpoint with the hyper-encoders, frequency tables and context models of all sources.
 
-    It decodes as the sources do, since they have the same backbone, timesteps and denoiser. Where stage `hyper` made
-    them the denoiser is untrained; then its adapters do nothing yet, and the prompt is the first source's.
+    It decodes as the sources do, since they have the same backbone, timesteps and denoiser. Where stage `bottleneck`
+    made them the denoiser is untrained; then its adapters do nothing yet, and the prompt is the first source's.
 
     Args:
         sources: two or more checkpoints (names, folders or hub ids) on the same backbone; no rate in two of them. All

@@ -144,7 +144,7 @@ def convert(
 
     Args:
         sources: one published checkpoint, or files of stage 1, one for each rate. From these comes what the native
-            stage `hyper` gives: the denoiser is at its start, for stage `joint` to train.
+            stage `bottleneck` gives: the denoiser is at its start, for stage `joint` to train.
         out: the folder; it appears whole or not at all.
         backbone: diffusers folder or hub id of the backbone that it was trained on.
         timesteps: mapping from rate to pseudo-timestep as in a config; None takes the paper's table.

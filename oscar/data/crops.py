@@ -97,7 +97,7 @@ class PhotoDataset(Dataset):
         self.crop_size, self.augment, self.seed, self.margin = crop_size, augment, seed, margin
         self.scale = None if scale is None else (float(scale[0]), float(scale[1]))
         self.unreadable: set[int] = set()
-        self.pictures: list[np.ndarray | None] | None = None
+        self.images: list[np.ndarray | None] | None = None
         self.paths: list[ImageSource] = []
         for root in roots:
             start = len(self.paths)
@@ -106,7 +106,7 @@ class PhotoDataset(Dataset):
             if not any(self.decode(index) is not None for index in range(start, len(self.paths))):
                 raise ValueError(f"{root} holds no readable image")
         if cache:
-            self.pictures = [self.decode(index) for index in range(len(self.paths))]
+            self.images = [self.decode(index) for index in range(len(self.paths))]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -151,8 +151,8 @@ class PhotoDataset(Dataset):
 
     def decode(self, index: int) -> np.ndarray | None:
         """The image, uint8 (H, W, 3), or None, logged once, if it is unreadable."""
-        if self.pictures is not None:
-            return self.pictures[index]
+        if self.images is not None:
+            return self.images[index]
         if index in self.unreadable:
             return None
         try:

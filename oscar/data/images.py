@@ -1,4 +1,4 @@
-"""Pictures at the edges of the codec: files, PIL images, arrays and tensors, in and out, with nothing lost in silence.
+"""Images at the edges of the codec: files, PIL images, arrays and tensors, in and out, with nothing lost in silence.
 
 torch is imported by the two functions that need it.
 """

@@ -1,15 +1,15 @@
 """Latents of training crops on disk, made once by a frozen VAE, so that later epochs skip it.
 
     FOLDER/index.json                 how the latents were made: `LatentIndex`
-    FOLDER/pictures.json              names of the images, in their order
+    FOLDER/images.json              names of the images, in their order
     FOLDER/latents-00000.safetensors  a shard: `latent` (n, C, h, w), scaled posterior modes as `Backbone.encode` gives
-                                      them, and `picture` (n,), the number of the image that each was cut from
+                                      them, and `image` (n,), the number of the image that each was cut from
 
 An image has `crops` latents, of as many crops drawn and turned as in training. Augmentation is done on pixels, since
 the latent of a flipped crop is not the flipped latent; a run longer than `crops` epochs sees the same ones again. Crop
 e of an image is the very one that a run from images with the same seed cuts in its epoch e.
 
-A shard holds all crops of `shard_pictures` consecutive images and is written whole or not at all; a cache is complete
+A shard holds all crops of `shard_images` consecutive images and is written whole or not at all; a cache is complete
 when every shard exists.
 """
 
@@ -28,10 +28,13 @@ from torch.utils.data import Dataset
 
 from oscar.config import DataConfig
 from oscar.models.backbone import Backbone
+from oscar.utils import former
 from oscar.utils.errors import first_line
+from oscar.utils.strict_json import dumps
 
 FORMAT = 1
-INDEX, PICTURES = "index.json", "pictures.json"
+INDEX, IMAGES = "index.json", "images.json"
+_FORMER_IMAGES = "pictures.json"
 
 
 @dataclass(frozen=True)
@@ -50,27 +53,34 @@ class LatentIndex:
     """SHA-256 of the VAE's encoder half, `vae_hash`"""
     crops: int
     """latents per image"""
-    pictures: int
+    images: int
     count: int
     """latents in all"""
     shape: list[int]
     """C, h, w of a latent"""
     dtype: str
     """in which they are stored; they were computed in float32"""
-    shard_pictures: int
-    """pictures per shard; the last may have fewer"""
+    shard_images: int
+    """images per shard; the last may have fewer"""
     posterior: str = "mode"
     """which point of the VAE's posterior: its mode"""
     format: int = FORMAT
 
     @property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, under the keys of earlier versions, so that their runs go on."""
+        old = {new: key for key, new in former.KEYS.items()}
+        values = {old.get(name, name): value for name, value in asdict(self).items()}
+        return hashlib.sha256(dumps(values, sort_keys=True).encode()).hexdigest()
+
+    @property
     def shards(self) -> int:
-        return -(-self.pictures // self.shard_pictures)
+        return -(-self.images // self.shard_images)
 
     def members(self, shard: int) -> range:
         """The images of a shard."""
-        first = shard * self.shard_pictures
-        return range(first, min(first + self.shard_pictures, self.pictures))
+        first = shard * self.shard_images
+        return range(first, min(first + self.shard_images, self.images))
 
     def missing(self, folder: Path) -> list[int]:
         """The shards that do not exist yet."""
@@ -97,13 +107,28 @@ def read_index(folder: str | Path) -> LatentIndex:
     """
     path = Path(folder) / INDEX
     try:
-        values = json.loads(path.read_text())
+        values = former.with_new_keys(json.loads(path.read_text()))
         if set(values) != {field.name for field in fields(LatentIndex)} or values["format"] != FORMAT:
             raise ValueError(f"not an index of format {FORMAT}")
         return LatentIndex(**values)
     except FileNotFoundError:
         raise ValueError(f"latents: no {INDEX} in {folder}; allowed: a folder of scripts/cache_latents.py") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"latents: {path} cannot be read: {first_line(error)}") from None
+
+
+def read_names(folder: Path) -> list[str]:
+    """Names of the images in a folder of latents, in their order.
+
+    Raises:
+        ValueError: if they cannot be read.
+    """
+    path = folder / IMAGES
+    if not path.exists() and (folder / _FORMER_IMAGES).exists():
+        path = folder / _FORMER_IMAGES
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
         raise ValueError(f"latents: {path} cannot be read: {first_line(error)}") from None
 
 
@@ -169,13 +194,10 @@ class LatentDataset(Dataset):
                 f"latents: {len(missing)} of {self.index.shards} shards are not in {folder} yet; "
                 "run the same scripts/cache_latents.py again"
             )
-        try:
-            self.paths: list[str] = json.loads((self.folder / PICTURES).read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"latents: {self.folder / PICTURES} cannot be read: {first_line(error)}") from None
+        self.paths = read_names(self.folder)
 
     def __len__(self) -> int:
-        return self.index.pictures
+        return self.index.images
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor | int]:
         """One latent.
@@ -192,13 +214,13 @@ class LatentDataset(Dataset):
         image, number = (key, key) if isinstance(key, int | np.integer) else key
         if not 0 <= image < len(self):
             raise IndexError(f"image {image} does not exist; there are {len(self)}")
-        shard, place = divmod(int(image), self.index.shard_pictures)
+        shard, place = divmod(int(image), self.index.shard_images)
         row = place * self.index.crops + int(number) // len(self) % self.index.crops
         path = shard_path(self.folder, shard)
         try:
             with safe_open(path, "pt") as file:
                 latent = file.get_slice("latent")[row]
-                cut_from = file.get_slice("picture")[row]
+                cut_from = file.get_slice("image" if "image" in file.keys() else "picture")[row]  # noqa: SIM118
         except (SafetensorError, OSError, IndexError) as error:
             raise ValueError(f"latents: {path} cannot be read: {first_line(error)}") from None
         return {"latent": latent.float(), "index": int(cut_from)}

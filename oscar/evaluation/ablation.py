@@ -191,7 +191,7 @@ def make_mappings(
     """The mappings of some configs by name. `cosine` and `snr` without a calibration file are measured on `paths`.
 
     Returns:
-        The mappings, and the calibration's `pictures` if there was one: per_image needs one too.
+        The mappings, and the calibration's `images` if there was one: per_image needs one too.
     """
     images = None
     measured: dict[str, TimestepMapping] = {}
@@ -204,7 +204,7 @@ def make_mappings(
     others = {name: mapping_from_config(config) for name, config in resolved.items() if name not in missing}
     if missing or any(mapping.per_image for mapping in others.values()):
         calibration = calibrate(codec, paths)
-        images, measured = calibration.pictures, calibration.mappings
+        images, measured = calibration.images, calibration.mappings
     return {name: others[name] if name in others else measured[resolved[name]["kind"]] for name in configs}, images
 
 
@@ -255,7 +255,7 @@ def choose(
         rows: of `sweep`.
         rates, mappings: those of the sweep.
         metrics: names of the columns.
-        own: of `make_mappings`, for the mean of the pictures' own timesteps.
+        own: of `make_mappings`, for the mean of the images' own timesteps.
 
     Returns:
         Columns rate, mapping, timestep (the mean under per_image), actual_bpp and metrics (means over images); with a

@@ -2,7 +2,7 @@
 
     OUTPUT/calibration.json     per rate, with where it comes from, and the mappings that follow (`read_calibration`)
     OUTPUT/calibration.csv      per rate
-    OUTPUT/pictures.csv         per image and rate, of which the others are means
+    OUTPUT/images.csv         per image and rate, of which the others are means
     OUTPUT/calibration.pdf      measured cosine against sqrt(alpha_bar_t), and the timesteps; also as SVG and PNG
 
 The paper takes the decoder's rescaled latent y for a noisy one, y = sqrt(alpha_bar_t) z0 + sqrt(1 - alpha_bar_t) noise
@@ -51,13 +51,13 @@ class Calibration:
     """What was measured.
 
     Attributes:
-        pictures: a row per image and rate: image, rate, and the columns of `measure`.
+        images: a row per image and rate: image, rate, and the columns of `measure`.
         rates: a row per rate, by bits per pixel: see `summarise`.
         mappings: `cosine` and `snr`, which follow.
         failed: images that could not be read, with the reason.
     """
 
-    pictures: pd.DataFrame
+    images: pd.DataFrame
     rates: pd.DataFrame
     mappings: dict[str, CalibratedMapping]
     failed: dict[str, str]
@@ -78,7 +78,7 @@ def calibrate_config(config: CalibrateTimestepsConfig) -> Calibration:
     calibration = calibrate(codec, paths)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    for name, frame in (("pictures", calibration.pictures), ("calibration", calibration.rates)):
+    for name, frame in (("images", calibration.images), ("calibration", calibration.rates)):
         atomic_write(output / f"{name}.csv", frame.to_csv(index=False).encode())
     record = {
         "mappings": {name: mapping.to_config() for name, mapping in calibration.mappings.items()},
@@ -87,14 +87,14 @@ def calibrate_config(config: CalibrateTimestepsConfig) -> Calibration:
         "fingerprint": codec.fingerprint,
         "timesteps": codec.mapping.to_config(),
         "schedule": codec.backbone.schedule.config,
-        "pictures": sorted(set(calibration.pictures["image"])),
+        "images": sorted(set(calibration.images["image"])),
         "failed": calibration.failed,
         "config": asdict(config),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **describe_environment(),
     }
     write_json(output / "calibration.json", record)
-    plot_calibration(output / "calibration", calibration.rates, codec.backbone.schedule, len(record["pictures"]))
+    plot_calibration(output / "calibration", calibration.rates, codec.backbone.schedule, len(record["images"]))
     print(calibration.rates.to_string(index=False, float_format="{:.4f}".format))
     print(f"calibration: {output / 'calibration.json'}")
     if config.save_to is not None:
@@ -190,7 +190,7 @@ def summarise(codec: OscarCodec, images: pd.DataFrame) -> tuple[pd.DataFrame, di
         The frame: rate, images, cosine and cosine_std over images, cosine_position, residual_variance (the share of
         residual in the power of all images), skewness, excess_kurtosis, ks_distance, correlation,
         magnitude_correlation; timesteps: of the paper's table, the codec's own mapping, `cosine`, `snr`, and mean and
-        standard deviation of the pictures' own (per_image). And the mappings `cosine` and `snr`.
+        standard deviation of the images' own (per_image). And the mappings `cosine` and `snr`.
     """
     groups = images.groupby("rate")
     means = groups.mean(numeric_only=True)
@@ -211,7 +211,7 @@ def summarise(codec: OscarCodec, images: pd.DataFrame) -> tuple[pd.DataFrame, di
     frame = pd.DataFrame(
         {
             "rate": bpp,
-            "pictures": groups.size()[bpp].to_list(),
+            "images": groups.size()[bpp].to_list(),
             "cosine": means["cosine"][bpp].to_list(),
             "cosine_std": groups["cosine"].std(ddof=0)[bpp].to_list(),
             "cosine_position": means["cosine_position"][bpp].to_list(),

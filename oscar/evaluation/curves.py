@@ -67,7 +67,7 @@ def mean_curve(rows: pd.DataFrame, metric: str, rate: str = "actual_bpp") -> pd.
         Columns point, bpp, value and images, in the order of rate; points without a value are left out.
     """
     table = rows[["point", rate, metric]].dropna()
-    curve = table.groupby("point").agg(bpp=(rate, "mean"), value=(metric, "mean"), pictures=(metric, "size"))
+    curve = table.groupby("point").agg(bpp=(rate, "mean"), value=(metric, "mean"), images=(metric, "size"))
     return curve.reset_index().sort_values("bpp", ignore_index=True)
 
 
@@ -138,8 +138,8 @@ def bd_table(
 
     Returns:
         One row per test, anchor and metric: codec, label, protocol, anchor, anchor_label, metric, the fields of
-        `BDDelta` for the mean curves, and mean_of_pictures_percent, the mean of the BD-rates of single images, over
-        those `bd_pictures` of all `pictures` that have one. Codecs without files enter with their nominal rate.
+        `BDDelta` for the mean curves, and mean_of_images_percent, the mean of the BD-rates of single images, over
+        those `bd_images` of all `images` that have one. Codecs without files enter with their nominal rate.
     """
     result = []
     labels, protocols = (dict(zip(rows["codec"], rows[name], strict=True)) for name in ("label", "protocol"))
@@ -167,8 +167,8 @@ def bd_table(
                     for image in common
                 ]
                 found = [delta.bd_rate_percent for delta in single if delta.bd_rate_percent is not None]
-                entry["mean_of_pictures_percent"] = float(np.mean(found)) if found else None
-                entry |= {"bd_pictures": len(found), "pictures": len(common)}
+                entry["mean_of_images_percent"] = float(np.mean(found)) if found else None
+                entry |= {"bd_images": len(found), "images": len(common)}
                 result.append(entry)
     frame = pd.DataFrame(result)
     if len(frame):

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from oscar.data.images import ImageError, list_images, read_image, srgb_mark
 from oscar.metrics.image import METRICS, metrics_of
+from oscar.utils import former
 from oscar.utils.environment import describe_environment
 from oscar.utils.errors import first_line
 from oscar.utils.files import atomic_write
@@ -192,7 +193,7 @@ def evaluate(
 
     record = run.open_record()
     done = {(row["image"], row["point"]) for row in run.read_rows() if "error" not in row}
-    todo = {name: [point for point in points if (name, point) not in done] for name in run.pictures}
+    todo = {name: [point for point in points if (name, point) not in done] for name in run.images}
     todo = {name: missing for name, missing in todo.items() if missing}
     wait()  # nobody writes before all have read, so that all divide the same images
     if todo and rank == 0:
@@ -238,9 +239,11 @@ def load_results(folder: str | Path) -> tuple[pd.DataFrame, dict]:
     try:
         text = dict.fromkeys(_TEXT, str)
         frame = pd.read_csv(folder / "results.csv", dtype=text, float_precision="round_trip")
-        return frame, json.loads((folder / "results.json").read_text())
+        record = former.with_new_keys(json.loads((folder / "results.json").read_text()))
     except (OSError, ValueError) as error:
         raise EvaluationError(f"{folder}: no results of an evaluation can be read: {first_line(error)}") from None
+    record["set_metrics"] = [former.with_new_keys(row) for row in record["set_metrics"]]
+    return frame, record
 
 
 def means_per_point(frame: pd.DataFrame) -> pd.DataFrame:
@@ -249,7 +252,7 @@ def means_per_point(frame: pd.DataFrame) -> pd.DataFrame:
     parts = [name for name in frame if name.startswith("bytes_")]
     groups = frame.drop(columns=[*_TEXT, *sizes, *parts]).groupby("point")
     means = groups.mean().dropna(axis="columns", how="all")
-    means.insert(0, "pictures", groups.size())
+    means.insert(0, "images", groups.size())
     return means
 
 
@@ -285,7 +288,7 @@ def saved_file(output: Path, image: str, point: float, codec: str) -> Path:
 
 
 def _names(images: Sequence[Path], root: Path | None) -> dict[str, Path]:
-    """Pictures by their path below `root`, sorted."""
+    """Images by their path below `root`, sorted."""
     if not images:
         raise EvaluationError("no images; allowed: one or more")
     paths = [Path(os.path.abspath(path)) for path in images]
@@ -301,7 +304,7 @@ class _Run:
     metrics: MetricSet
     output: Path
     save_images: bool
-    pictures: dict[str, Path]
+    images: dict[str, Path]
 
     def __post_init__(self) -> None:
         self.record_path = self.output / "rows/run.json"
@@ -319,7 +322,7 @@ class _Run:
                 "unavailable": sorted(self.metrics.unavailable),
                 **({"files": self.metrics.files} if getattr(self.metrics, "files", None) else {}),
             },
-            "pictures": {name: _sha256(path) for name, path in self.pictures.items()},
+            "images": {name: _sha256(path) for name, path in self.images.items()},
             "settings": {"save_images": self.save_images},
         }
         return as_read(identity)
@@ -330,7 +333,7 @@ class _Run:
         self.record_path.parent.mkdir(parents=True, exist_ok=True)
         if not self.record_path.exists():
             return {**identity, "sessions": []}
-        record = json.loads(self.record_path.read_text())
+        record = former.with_new_keys(json.loads(self.record_path.read_text()))
         for field, new in identity.items():
             old = record.get(field, {})
             changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
@@ -359,7 +362,7 @@ class _Run:
     def rows(self, name: str, points: list[float]) -> Iterator[dict]:
         """One row per point; one with `error` where there is no result, with point None if the image is at fault."""
         try:
-            image = read_image(self.pictures[name])
+            image = read_image(self.images[name])
         except ImageError as error:
             yield {"image": name, "point": None, "error": first_line(error)}
             return
@@ -439,7 +442,7 @@ class _Run:
         errors = [row for row in everything if "error" in row]
         failed = [row for row in errors if row["point"] is not None or row["image"] not in scored]
         if not rows:
-            raise EvaluationError(f"none of the {len(self.pictures)} images could be scored: {failed[0]['error']}")
+            raise EvaluationError(f"none of the {len(self.images)} images could be scored: {failed[0]['error']}")
         frame = _table(rows, self.metrics.names)
         _write(self.output / "results.csv", frame.to_csv(index=False).encode())
         _write_parquet(self.output / "results.parquet", frame)
@@ -447,7 +450,7 @@ class _Run:
             "codec": record["codec"],
             "protocol": self.protocol,
             "points": sorted({row["point"] for row in rows}),
-            "pictures": len(scored),
+            "images": len(scored),
             "failed": [{key: row[key] for key in ("image", "point", "error")} for row in failed],
             "metrics": list(self.metrics.names),
             "unavailable": self.metrics.unavailable,
@@ -470,7 +473,7 @@ class _Run:
             reference = [_read_features(self.features_path(name)) for name in names]
             decoded = [_read_features(self.features_path(name, point)) for name in names]
             scores = self.metrics.set_scores(reference, decoded)
-            result.append({"point": point, "pictures": len(names), **scores})
+            result.append({"point": point, "images": len(names), **scores})
         return result
 
     @staticmethod

@@ -63,7 +63,7 @@ def constrain_codes(codec: OscarCodec, images: Sequence[Path], strengths: Mappin
 @torch.inference_mode()
 def _latents(codec: OscarCodec, images: Sequence[Path]) -> list[Tensor]:
     latents = []
-    for path in tqdm(images, desc="pictures", disable=not sys.stderr.isatty()):
+    for path in tqdm(images, desc="images", disable=not sys.stderr.isatty()):
         image = read_image(path)
         if image.width * image.height > PIXELS:
             scale = (PIXELS / (image.width * image.height)) ** 0.5

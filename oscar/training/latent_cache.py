@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from oscar.config import CacheLatentsConfig, ConfigError
 from oscar.data.crops import PhotoDataset, epoch_order
-from oscar.data.latents import INDEX, PICTURES, LatentIndex, read_index, shard_path, vae_hash
+from oscar.data.latents import IMAGES, INDEX, LatentIndex, read_index, read_names, shard_path, vae_hash
 from oscar.models.backbone import Backbone
 from oscar.training.build import build_backbone
 from oscar.utils.files import atomic_write
@@ -77,7 +76,7 @@ def cache_latents(config: CacheLatentsConfig, progress: bool = True) -> LatentIn
     backbone.vae.to(state.device).eval().requires_grad_(False)
     every = 0.1 if sys.stderr.isatty() else 10  # seconds between updates of the bar
     hidden = not (progress and state.is_main_process and images)
-    with tqdm(total=len(images), desc="pictures", mininterval=every, disable=hidden) as bar:
+    with tqdm(total=len(images), desc="images", mininterval=every, disable=hidden) as bar:
         for shard in todo:
             latents, cut_from = [], []
             for _ in index.members(shard):
@@ -89,7 +88,7 @@ def cache_latents(config: CacheLatentsConfig, progress: bool = True) -> LatentIn
                 bar.update()
             tensors = {
                 "latent": torch.cat(latents).to(getattr(torch, index.dtype)),
-                "picture": torch.tensor(cut_from, dtype=torch.int32),
+                "image": torch.tensor(cut_from, dtype=torch.int32),
             }
             atomic_write(shard_path(folder, shard), save(tensors))
     state.wait_for_everyone()
@@ -120,11 +119,11 @@ def _describe(config: CacheLatentsConfig, backbone: Backbone, photos: PhotoDatas
         scale=list(data.scale),
         seed=config.seed,
         crops=config.crops,
-        pictures=len(photos),
+        images=len(photos),
         count=config.crops * len(photos),
         shape=[backbone.vae.config.latent_channels, side, side],
         dtype=config.dtype,
-        shard_pictures=max(1, config.shard_size // config.crops),
+        shard_images=max(1, config.shard_size // config.crops),
     )
 
 
@@ -133,10 +132,10 @@ def _open(folder: Path, index: LatentIndex, names: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / INDEX).exists():
         difference = index.difference(read_index(folder))
-        if difference is None and json.loads((folder / PICTURES).read_text()) != list(names):
+        if difference is None and read_names(folder) != list(names):
             difference = "its images are others"
         if difference is not None:
             raise ConfigError(f"output is {folder}, which holds other latents: {difference}; allowed: another folder")
         return
-    atomic_write(folder / PICTURES, dumps(list(names), indent=0).encode())
+    atomic_write(folder / IMAGES, dumps(list(names), indent=0).encode())
     atomic_write(folder / INDEX, (dumps(asdict(index), indent=2) + "\n").encode())

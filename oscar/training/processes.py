@@ -35,7 +35,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         )
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)  # of DeepSpeed's launcher, over our configuration
     stage = config.stage
-    all_rates = stage.name == "hyper" and stage.rates_per_step is None and not stage.rate_weights
+    all_rates = stage.name == "bottleneck" and stage.rates_per_step is None and not stage.rate_weights
     # Without all rates a step leaves networks unused. Buffers are constant or, as the codebooks' averages, all-reduced
     # where they are made: no need to send the first process's around before every pass.
     replicas = DistributedDataParallelKwargs(find_unused_parameters=not all_rates, broadcast_buffers=False)

@@ -11,7 +11,6 @@ A folder belongs to one run. Another one is refused, whether the first is finish
 
 from __future__ import annotations
 
-import hashlib
 import json
 import uuid
 from collections.abc import Mapping, Sequence
@@ -29,11 +28,12 @@ from oscar.config import ConfigError, TrainConfig
 from oscar.data.latents import read_index
 from oscar.training.checkpoints import find_checkpoints
 from oscar.training.stages.base import Stage
+from oscar.utils import former
 from oscar.utils.environment import describe_environment
 from oscar.utils.errors import first_line
 from oscar.utils.files import atomic_write
 from oscar.utils.provenance import PROVENANCE, read_provenance
-from oscar.utils.strict_json import as_read, dumps, write_json
+from oscar.utils.strict_json import as_read, write_json
 
 FINAL = "final"
 _DIGEST = "backbone.source (its "  # keys of an identity: of the parts of a backbone that the weights follow from
@@ -88,8 +88,7 @@ def identify(config: TrainConfig, stage: Stage) -> dict[str, Any]:
         unused = None if stage.computes_with_unet else "unet"  # which is there for validation at most
         flat |= {f"{_DIGEST}{part})": digest[:16] for part, digest in backbone.digests.items() if part != unused}
     if config.data.latents is not None:
-        index = dumps(asdict(read_index(config.data.latents)), sort_keys=True)
-        flat["data.latents (its content)"] = hashlib.sha256(index.encode()).hexdigest()[:16]
+        flat["data.latents (its content)"] = read_index(config.data.latents).digest[:16]
     return as_read(flat)
 
 
@@ -150,6 +149,8 @@ class RunRecord:
         return stored
 
     def _differences(self, before: Mapping[str, Any]) -> list[str]:
+        stage = before.get("stage.name")
+        before = {**before, "stage.name": former.STAGES.get(stage, stage)}
         defaults = flatten(asdict(TrainConfig()))  # of keys that are newer than the record
         unused = {key for key in before if key.startswith(_DIGEST)} - self.identity.keys()  # in older records
         keys = (before.keys() | self.identity.keys()) - unused

@@ -5,7 +5,7 @@ rates of a pass from seed and pass alone, and the data from the numbers of the c
 checkpoint holds no state of a random generator, processes need not tell each other which rate comes next, and a resumed
 run repeats an uninterrupted one to the bit on the same machine and number of processes. On another number of processes
 it goes on with the same crops in the same steps, if there are as many per step; draws that belong to a process (noise
-for the critic and of stage prior, new codes for dead ones) then differ.
+for the critic and of stage diffusion_pretrain, new codes for dead ones) then differ.
 """
 
 from __future__ import annotations

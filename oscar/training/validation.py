@@ -1,9 +1,9 @@
 """Validation during training: real files of a fixed set of images, metrics of what they decode to, and a grid of it.
 
-    vae     reconstructions by the autoencoder: metrics
-    prior   loss at fixed noise and timesteps
-    hyper   files at every rate: metrics, actual bpp, cosine of quantised latent and latent, use of the codebook
-    joint   likewise
+    vae                  reconstructions by the autoencoder: metrics
+    diffusion_pretrain   loss at fixed noise and timesteps
+    bottleneck           files at every rate: metrics, actual bpp, cosine of quantised latent and latent, use of codes
+    joint                likewise
 
 With a hyperprior, qualities are in the place of rates, and there is no codebook.
 
@@ -50,7 +50,7 @@ class Row:
     """What one image gives, at one rate where there are rates.
 
     Attributes:
-        picture: number within the set.
+        number: of the image within the set.
         rate: nominal bpp, quality, or other operating point; None in stages without rates and for originals.
         label: what it is called in the names of scalars.
         values: scalar by name, none for an original; None where a metric does not exist for this image.
@@ -58,7 +58,7 @@ class Row:
         cell: what the grid shows and its caption, None if the image is not in the grid.
     """
 
-    picture: int
+    number: int
     rate: float | None = None
     values: dict[str, float | None] = field(default_factory=dict)
     codes: np.ndarray | None = None
@@ -86,7 +86,7 @@ class Validator:
         options = config.validation
         self.config, self.accelerator = config, accelerator
         self.stage_name = config.stage.name
-        names = [] if self.stage_name == "prior" else options.metrics.names
+        names = [] if self.stage_name == "diffusion_pretrain" else options.metrics.names
         with accelerator.main_process_first():  # which downloads weights, if they may be
             self.metrics = MetricSet(
                 names, accelerator.device, options.metrics.files, options.metrics.download, key="validation.metrics"
@@ -108,17 +108,17 @@ class Validator:
             -(-self.count // accelerator.num_processes) * accelerator.num_processes,
             accelerator.num_processes,
         )
-        self.pictures = [(turn, centre(read_image(paths[min(turn, self.count - 1)]), options.crop)) for turn in turns]
+        self.images = [(turn, centre(read_image(paths[min(turn, self.count - 1)]), options.crop)) for turn in turns]
 
     def _find_best(self) -> str:
         available = [name for name in self.metrics.names if name not in self.metrics.unavailable]
-        allowed = {"vae": available, "prior": ["loss"]}.get(self.stage_name, [*available, "bpp", "cosine"])
+        allowed = {"vae": available, "diffusion_pretrain": ["loss"]}.get(self.stage_name, [*available, "bpp", "cosine"])
         if not allowed:
             reasons = "; ".join(self.metrics.unavailable.values())
             raise ConfigError(f"validation.metrics.names has no metric that can be had: {reasons}")
         best = self.config.validation.best
         if best is None:
-            return "cosine" if self.stage_name == "hyper" or not available and "cosine" in allowed else allowed[0]
+            return "cosine" if self.stage_name == "bottleneck" or not available and "cosine" in allowed else allowed[0]
         if best not in allowed:
             reason = self.metrics.unavailable.get(best)
             raise ConfigError(
@@ -145,34 +145,34 @@ class Validator:
         training = stage.training
         stage.eval()
         try:
-            rows = [row for row in self._rows(stage) if row.picture < self.count]
+            rows = [row for row in self._rows(stage) if row.number < self.count]
         finally:
             stage.train(training)
-        rows = sorted(gather_object(rows), key=lambda row: (row.picture, row.rate or 0))
+        rows = sorted(gather_object(rows), key=lambda row: (row.number, row.rate or 0))
         cells = [row for row in rows if row.cell is not None]
         if self.accelerator.is_main_process and cells:
             self._publish(draw_grid(cells), step)
         return summarise(rows)
 
     def _rows(self, stage: Stage) -> Iterator[Row]:
-        if self.stage_name == "prior":
-            for number, image in self.pictures:
+        if self.stage_name == "diffusion_pretrain":
+            for number, image in self.images:
                 images = self._padded(image, stage.backbone.factor).expand(PRIOR_DRAWS, -1, -1, -1)
                 loss = stage(images, StepRng(number, self.config.seed))["loss"]
                 yield Row(number, values={"loss": loss.item()})
             return
-        for number, image in self.pictures:
+        for number, image in self.images:
             if number < self.config.validation.grid:
                 yield Row(number, cell=(centre(image, _CELL), f"{image.width} x {image.height}"))
         if self.stage_name == "vae":
-            for number, image in self.pictures:
+            for number, image in self.images:
                 yield self._row(number, None, image, self._autoencode(stage, image), "decoded")
         else:
             codec = stage.current_codec()
             points = validation_points(self.config.validation, codec.bottleneck)
             with codec.bottleneck.ready_to_code():
                 codec.forget_fingerprint()  # the weights have changed
-                for number, image in self.pictures:
+                for number, image in self.images:
                     for point in points:
                         yield self._code(codec, point, number, image)
             codec.forget_fingerprint()
@@ -246,13 +246,13 @@ def centre(image: Image.Image, side: int | None) -> Image.Image:
 
 def draw_grid(rows: list[Row]) -> Image.Image:
     """A row per image: the original, then its reconstructions by rate, their centres in their own pixels."""
-    images = list(dict.fromkeys(row.picture for row in rows))
-    columns = max(sum(row.picture == picture for row in rows) for picture in images)
+    numbers = list(dict.fromkeys(row.number for row in rows))
+    columns = max(sum(row.number == number for row in rows) for number in numbers)
     step = _CELL + _GAP, _CELL + _CAPTION + _GAP
-    grid = Image.new("RGB", (_GAP + columns * step[0], _GAP + len(images) * step[1]), (244, 244, 244))
+    grid = Image.new("RGB", (_GAP + columns * step[0], _GAP + len(numbers) * step[1]), (244, 244, 244))
     draw, font = ImageDraw.Draw(grid), ImageFont.load_default(12)
-    for line, picture in enumerate(images):
-        cells = [row.cell for row in rows if row.picture == picture]
+    for line, number in enumerate(numbers):
+        cells = [row.cell for row in rows if row.number == number]
         for column, (image, caption) in enumerate(cells):
             left, top = _GAP + column * step[0], _GAP + line * step[1]
             draw.text((left, top), caption, (30, 30, 30), font)

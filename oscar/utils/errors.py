@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from oscar.registry import load_plugins
+from oscar.utils.former import explain_former
 from oscar.utils.overrides import explain, explain_commas, quote_overrides
 
 
@@ -54,6 +55,8 @@ def one_line(name: str) -> Iterator[None]:
             message = explain(error.override, first_line(error.__cause__ or error))
         elif isinstance(error, HydraException) and message.startswith("Ambiguous value for argument '"):
             message = explain_commas(message.partition("'")[2].removesuffix("'"))
+        elif isinstance(error, HydraException) and (explained := explain_former(str(error))):
+            message = explained
         elif isinstance(error, HydraException) and error.__cause__ is not None:
             message += f": {first_line(error.__cause__)}"
         print(f"{name}: {message}", file=sys.stderr)

@@ -22,7 +22,7 @@ def codec(request):
 
 
 @pytest.fixture(scope="module")
-def picture():
+def photo():
     """Smooth colours with texture, 96 x 67."""
     random = np.random.default_rng(0)
     y, x = np.mgrid[0:67, 0:96]
@@ -30,15 +30,15 @@ def picture():
     return Image.fromarray(base.clip(0, 255).astype(np.uint8))
 
 
-def test_files_grow_and_pictures_improve_with_the_point(codec, picture):
-    low, high = (codec.round_trip(picture, point) for point in (codec.points[2], codec.points[-1]))
-    assert low.decoded.size == high.decoded.size == picture.size and low.decoded.mode == "RGB"
+def test_files_grow_and_images_improve_with_the_point(codec, photo):
+    low, high = (codec.round_trip(photo, point) for point in (codec.points[2], codec.points[-1]))
+    assert low.decoded.size == high.decoded.size == photo.size and low.decoded.mode == "RGB"
     assert len(low.encoded.data) < len(high.encoded.data)
-    assert 10 < psnr(low.decoded, picture) < psnr(high.decoded, picture)
+    assert 10 < psnr(low.decoded, photo) < psnr(high.decoded, photo)
 
 
-def test_decoding_needs_only_the_bytes(codec, picture):
-    data = codec.encode(picture, codec.points[-1]).data
+def test_decoding_needs_only_the_bytes(codec, photo):
+    data = codec.encode(photo, codec.points[-1]).data
     fresh = make_baseline(codec.name)
     assert np.array_equal(np.asarray(fresh.decode(data)), np.asarray(codec.decode(data)))
 
@@ -49,26 +49,26 @@ def test_small_and_odd_sizes(codec, size):
     assert codec.decode(codec.encode(image, codec.points[1]).data).size == size
 
 
-def test_size_search_on_real_files(codec, picture):
-    sizes = [len(codec.encode(picture, point).data) for point in (codec.grid[0], codec.points[-1])]
+def test_size_search_on_real_files(codec, photo):
+    sizes = [len(codec.encode(photo, point).data) for point in (codec.grid[0], codec.points[-1])]
     target = sum(sizes) // 2
-    point, encoded = encode_to_size(codec, picture, target)
+    point, encoded = encode_to_size(codec, photo, target)
     assert codec.check_point(point) == point
     assert 0.8 * target < len(encoded.data) <= target
 
 
-def test_the_grid_starts_with_the_smallest_file(codec, picture):
-    smallest = len(codec.encode(picture, codec.grid[0]).data)
-    assert all(smallest <= len(codec.encode(picture, point).data) for point in codec.points)
+def test_the_grid_starts_with_the_smallest_file(codec, photo):
+    smallest = len(codec.encode(photo, codec.grid[0]).data)
+    assert all(smallest <= len(codec.encode(photo, point).data) for point in codec.points)
     assert all(low < high for low, high in pairwise(codec.grid))
 
 
-def test_metadata_of_the_source_does_not_enter_the_file(codec, picture):
-    rich = picture.copy()
+def test_metadata_of_the_source_does_not_enter_the_file(codec, photo):
+    rich = photo.copy()
     rich.info.update(icc_profile=b"x" * 5000, comment=b"y" * 5000)
     rich.getexif()[0x010E] = "z" * 5000
     point = codec.points[3]
-    assert len(codec.encode(rich, point).data) == len(codec.encode(picture, point).data)
+    assert len(codec.encode(rich, point).data) == len(codec.encode(photo, point).data)
 
 
 def test_description_is_json_with_versions(codec):
@@ -78,22 +78,22 @@ def test_description_is_json_with_versions(codec):
 
 
 @pytest.mark.parametrize("point", [-1, 101, 1e9, "x"])
-def test_points_out_of_range_are_one_line(codec, picture, point):
+def test_points_out_of_range_are_one_line(codec, photo, point):
     with pytest.raises(ValueError, match=f"^{codec.name}: .* is not allowed; allowed: .* to "):
-        codec.encode(picture, point)
+        codec.encode(photo, point)
 
 
-def test_files_of_other_formats_are_refused(codec, picture):
+def test_files_of_other_formats_are_refused(codec, photo):
     stream = io.BytesIO()
-    picture.save(stream, format="PNG")
+    photo.save(stream, format="PNG")
     with pytest.raises(OSError):
         codec.decode(stream.getvalue())
 
 
-def test_jpeg_keeps_the_smaller_scan_order(picture):
-    sizes = {order: len(make_baseline("jpeg", progressive=order).encode(picture, 50).data) for order in (False, True)}
+def test_jpeg_keeps_the_smaller_scan_order(photo):
+    sizes = {order: len(make_baseline("jpeg", progressive=order).encode(photo, 50).data) for order in (False, True)}
     assert sizes[False] != sizes[True]
-    assert len(make_baseline("jpeg").encode(picture, 50).data) == min(sizes.values())
+    assert len(make_baseline("jpeg").encode(photo, 50).data) == min(sizes.values())
 
 
 def test_jpeg2000_meets_its_target_rate():
@@ -122,12 +122,12 @@ def test_a_missing_plugin_says_how_to_get_it(monkeypatch):
         make_baseline("jxl")
 
 
-def test_downscaling_reaches_below_the_smallest_file(picture):
+def test_downscaling_reaches_below_the_smallest_file(photo):
     plain, small = make_baseline("jpeg"), make_baseline("jpeg", downscale=4)
-    encoded = small.encode(picture, 5)
+    encoded = small.encode(photo, 5)
     assert small.name == "jpeg-x4" and encoded.parts["size"] == 4
-    assert len(encoded.data) < len(plain.encode(picture, 1).data)
+    assert len(encoded.data) < len(plain.encode(photo, 1).data)
     decoded = small.decode(encoded.data)
-    assert decoded.size == picture.size and psnr(decoded, picture) > 15
+    assert decoded.size == photo.size and psnr(decoded, photo) > 15
     with pytest.raises(CodecError, match="too short"):
         small.decode(encoded.data[:4])

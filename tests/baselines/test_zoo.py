@@ -21,7 +21,7 @@ def save_weights(folder, name, qualities, width=None, metric="mse"):
 
 
 @pytest.fixture(scope="module")
-def picture():
+def photo():
     random = np.random.default_rng(0)
     return Image.fromarray(random.integers(0, 256, (50, 40, 3), dtype=np.uint8))
 
@@ -37,17 +37,17 @@ def picture():
         ("cheng2020-attn", (12,)),
     ],
 )
-def test_files_carry_the_picture(tmp_path, picture, name, width):
+def test_files_carry_the_image(tmp_path, photo, name, width):
     """What decodes from the bytes alone, in a fresh codec, is what the network itself gives."""
     save_weights(tmp_path, name, [2], width)
     codec = make_baseline(name, weights=tmp_path)
     assert codec.points == codec.grid == (2,)
-    encoded = codec.encode(picture, 2)
+    encoded = codec.encode(photo, 2)
     assert encoded.data[0] == 2 and encoded.parts["header"] == (5 if name == "bmshj2018-factorized" else 8)
     decoded = make_baseline(name, weights=tmp_path).decode(encoded.data)
-    assert decoded.size == picture.size
+    assert decoded.size == photo.size
 
-    pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None] / 255
+    pixels = torch.from_numpy(np.asarray(photo).copy()).permute(2, 0, 1)[None] / 255
     padded = torch.nn.functional.pad(pixels, (0, 24, 0, 14), mode="replicate")
     network = codec.network(2)
     with torch.inference_mode():
@@ -56,16 +56,16 @@ def test_files_carry_the_picture(tmp_path, picture, name, width):
     assert np.array_equal(np.asarray(decoded), expected)
 
 
-def test_qualities_are_those_with_weights(tmp_path, picture):
+def test_qualities_are_those_with_weights(tmp_path, photo):
     save_weights(tmp_path, "mbt2018-mean", [1, 4])
     codec = make_baseline("mbt2018-mean", weights=tmp_path)
     assert codec.points == (1, 4)
     with pytest.raises(ValueError, match="^mbt2018-mean: quality 3 is not allowed; allowed: 1, 4$"):
-        codec.encode(picture, 3)
+        codec.encode(photo, 3)
     described = json.loads(json.dumps(codec.describe()))
     assert len(described["sha256"]["4"]) == 64 and described["library"].startswith("compressai ")
-    result = codec.round_trip(picture, 4)
-    assert result.decoded.size == picture.size and result.encoded.data[0] == 4
+    result = codec.round_trip(photo, 4)
+    assert result.decoded.size == photo.size and result.encoded.data[0] == 4
 
 
 def test_the_metric_chooses_the_files(tmp_path):
@@ -97,14 +97,14 @@ def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
         make_baseline("bmshj2018-factorized", weights=tmp_path, download=True)
 
 
-def test_broken_weights_and_files(tmp_path, picture):
+def test_broken_weights_and_files(tmp_path, photo):
     save_weights(tmp_path, "bmshj2018-hyperprior", [1])
     codec = make_baseline("bmshj2018-hyperprior", weights=tmp_path)
-    data = codec.encode(picture, 1).data
+    data = codec.encode(photo, 1).data
     with pytest.raises(CodecError, match="the file has quality 7"):
         codec.decode(b"\7" + data[1:])
     with pytest.raises(CodecError, match="cut|too short"):
         codec.decode(data[:6])
     codec.files[1].write_bytes(b"not weights")
     with pytest.raises(CodecError, match="^bmshj2018-hyperprior: weights .* cannot be read: "):
-        make_baseline("bmshj2018-hyperprior", weights=tmp_path).encode(picture, 1)
+        make_baseline("bmshj2018-hyperprior", weights=tmp_path).encode(photo, 1)

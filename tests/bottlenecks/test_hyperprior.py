@@ -99,7 +99,7 @@ def test_estimates_are_of_the_file(bottleneck, code: int, shape: tuple[int, int]
         assert abs(8 * len(payload.data) - bits) <= 0.02 * bits + 64  # the coder's last state
 
 
-def test_pictures_of_a_batch_are_independent(bottleneck) -> None:
+def test_images_of_a_batch_are_independent(bottleneck) -> None:
     latent, code = latents(3), 2000
     together = encode(bottleneck, latent, code)
     assert together == [encode(bottleneck, one[None], code)[0] for one in latent]

@@ -50,12 +50,12 @@ def no_plots(monkeypatch):
 
 
 @pytest.fixture
-def larger_photos(picture, tmp_path) -> Path:
+def larger_photos(make_image, tmp_path) -> Path:
     """Two of 300x260 pixels, and one that protocol paper refuses and that has no MS-SSIM."""
     folder = tmp_path / "larger"
     folder.mkdir()
     for name, size in (("a", (300, 260)), ("b", (260, 300)), ("small", (127, 140))):
-        picture(*size, ord(name[0])).save(folder / f"{name}.png")
+        make_image(*size, ord(name[0])).save(folder / f"{name}.png")
     return folder
 
 
@@ -114,18 +114,18 @@ def test_baselines_are_matched_to_every_file_of_ours(config):
 
 
 def test_matched_files_are_the_largest_that_fit(photos, tmp_path):
-    picture = sorted(photos.iterdir())[0]
+    path = sorted(photos.iterdir())[0]
     targets = pd.DataFrame(
         [
-            {"image": picture.name, "codec": "ours", "point": point, "file_bytes": size}
+            {"image": path.name, "codec": "ours", "point": point, "file_bytes": size}
             for point, size in ((0.1, 40), (0.2, 100), (0.3, 250), (0.4, None))
         ]
     )
     codec = make_baseline("webp", downscale=8)
-    image = Image.open(picture)
+    image = Image.open(path)
     sizes = {point: len(codec.encode(image, point).data) for point in codec.grid}
     metrics = MetricSet(["psnr", "ms_ssim"])
-    frame, _ = match_bytes(codec, targets, {picture.name: picture}, metrics, tmp_path, progress=False)
+    frame, _ = match_bytes(codec, targets, {path.name: path}, metrics, tmp_path, progress=False)
     assert list(frame["target_bytes"]) == [40, 100, 250]  # a protocol without files has nothing to match
     assert list(frame["fits"]) == [False, True, True]
     assert list(frame["file_bytes"]) == [
@@ -141,7 +141,7 @@ def test_matched_files_are_the_largest_that_fit(photos, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["training", "inference"])
-def test_parts_that_measure_speed_need_neither_codecs_nor_pictures(config, monkeypatch, capsys, part):
+def test_parts_that_measure_speed_need_neither_codecs_nor_images(config, monkeypatch, capsys, part):
     config.parts, config.models, config.baselines, config.device = [part], {"none": "nowhere"}, {}, "cpu"
     config.data.images = "nowhere"
     asked = []
@@ -212,7 +212,7 @@ def test_rows_of_other_settings_are_not_taken_for_done(photos, tmp_path):
 
 
 @quick
-def test_a_baseline_that_fails_at_a_picture_costs_that_picture(config, monkeypatch, capsys):
+def test_a_baseline_that_fails_at_an_image_costs_that_image(config, monkeypatch, capsys):
     monkeypatch.setattr(JPEG, "decode", lambda self, data: (_ for _ in ()).throw(RuntimeError("broken\ndecoder")))
     bench = run_benchmark(config)
     assert "jpeg" in bench.unavailable  # nothing of it could be scored
@@ -271,7 +271,7 @@ def test_what_cannot_run_is_refused_before_anything_is_written(config, change, m
         ({"baselines": {"jpeg": 50}}, "baselines.jpeg is 50"),
         ({"rates": []}, "rates is empty"),
         ({"bd_method": "spline"}, "bd_method is 'spline'"),
-        ({"report_pictures": -1}, "report_pictures is -1"),
+        ({"report_images": -1}, "report_images is -1"),
         ({"timing": TimingConfig(repeats=0)}, "timing.repeats is 0"),
         ({"data": BenchmarkImagesConfig(dataset="tecnick")}, "data.dataset is 'tecnick'"),
     ],
@@ -343,7 +343,7 @@ def test_protocol_paper_stands_beside_and_is_not_matched(config, larger_photos):
 def test_other_results_in_the_folder_are_not_mixed(config):
     run_benchmark(config)
     config.data.limit = 3
-    with pytest.raises(EvaluationError, match="results are of other pictures"):
+    with pytest.raises(EvaluationError, match="results are of other images"):
         run_benchmark(config)
     frame, _ = load_results(Path(config.output) / "codecs/jpeg")
     assert frame["image"].nunique() == 2

@@ -64,7 +64,7 @@ def test_known_noise_is_found(codec: OscarCodec, noisy: dict[int, int], tmp_path
     for number in range(3):
         Image.new("RGB", (512, 512), (number, 0, 0)).save(tmp_path / f"{number}.png")
     result = calibration.calibrate(codec, sorted(tmp_path.iterdir()), progress=False)
-    assert len(result.pictures) == 3 * 8 and list(result.rates["rate"]) == sorted(rate.bpp for rate in PAPER_RATES)
+    assert len(result.images) == 3 * 8 and list(result.rates["rate"]) == sorted(rate.bpp for rate in PAPER_RATES)
     for mapping in result.mappings.values():
         for rate in PAPER_RATES:
             assert mapping(rate) == pytest.approx(noisy[rate.id], abs=12)
@@ -82,8 +82,8 @@ def test_known_noise_is_found(codec: OscarCodec, noisy: dict[int, int], tmp_path
     assert result.rates["cosine_std"].between(0, 0.03).all()
 
 
-def test_values_are_those_of_scipy_and_the_definition(tiny: OscarCodec, picture) -> None:
-    batch, rate = to_tensor(picture(192, 128)), RATES[1]
+def test_values_are_those_of_scipy_and_the_definition(tiny: OscarCodec, make_image) -> None:
+    batch, rate = to_tensor(make_image(192, 128)), RATES[1]
     row = calibration.measure(tiny, batch, rate)
     with torch.inference_mode():
         latent = tiny.encode_latent(batch, rate)
@@ -114,10 +114,10 @@ def test_far_from_normal() -> None:
     assert found.tolist() == pytest.approx(expected)
 
 
-def test_tiny_pictures_give_numbers(tiny: OscarCodec, picture) -> None:
+def test_tiny_images_give_numbers(tiny: OscarCodec, make_image) -> None:
     for size in ((1, 1), (9, 70)):
         for rate in RATES:
-            row = calibration.measure(tiny, to_tensor(picture(*size)), rate)
+            row = calibration.measure(tiny, to_tensor(make_image(*size)), rate)
             assert all(math.isfinite(value) for value in row.values())
 
 
@@ -131,11 +131,11 @@ def calibrate(photos: Path, tiny_folder: Path, output: Path, **options) -> calib
 def test_files_of_a_calibration(photos: Path, tiny_folder: Path, tmp_path: Path, capsys) -> None:
     result = calibrate(photos, tiny_folder, tmp_path / "out", save_to=str(tmp_path / "model"), save_mapping="snr")
     record = json.loads((tmp_path / "out/calibration.json").read_text())
-    assert record["pictures"] == ["0.png", "1.png"] and record["failed"] == {}
+    assert record["images"] == ["0.png", "1.png"] and record["failed"] == {}
     assert record["fingerprint"] == OscarCodec.from_pretrained(tiny_folder).fingerprint
     assert mapping_from_config(record["mappings"]["cosine"]) == result.mappings["cosine"]
     pd.testing.assert_frame_equal(pd.DataFrame(record["rates"]), pd.read_csv(tmp_path / "out/calibration.csv"))
-    assert len(pd.read_csv(tmp_path / "out/pictures.csv")) == 2 * 8
+    assert len(pd.read_csv(tmp_path / "out/images.csv")) == 2 * 8
     for suffix, magic in (("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89PNG")):
         assert (tmp_path / f"out/calibration.{suffix}").read_bytes().startswith(magic)
     saved = load(tmp_path / "model")
@@ -143,22 +143,22 @@ def test_files_of_a_calibration(photos: Path, tiny_folder: Path, tmp_path: Path,
     assert str(tmp_path / "out/calibration.json") in capsys.readouterr().out
 
 
-def test_a_picture_that_cannot_be_read_is_left_out(codec, photos: Path, tmp_path: Path, capsys) -> None:
+def test_an_image_that_cannot_be_read_is_left_out(codec, photos: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(EvaluationError, match=r"none of the 1 images can be read: .*broken\.png"):
         calibration.calibrate(codec, [tmp_path / "broken.png"], progress=False)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/0.png").write_bytes((photos / "0.png").read_bytes())
     result = calibration.calibrate(codec, [tmp_path / "broken.png", tmp_path / "deep/0.png"], progress=False)
-    assert list(result.failed) == ["broken.png"] and set(result.pictures["image"]) == {"deep/0.png"}
+    assert list(result.failed) == ["broken.png"] and set(result.images["image"]) == {"deep/0.png"}
     assert capsys.readouterr().err.count("left out: ") == 2
 
 
 # The ablation.
 
 
-def test_a_codec_whose_points_are_timesteps(tiny: OscarCodec, picture, monkeypatch) -> None:
-    image, rate = picture(96, 72), RATES[1]
+def test_a_codec_whose_points_are_timesteps(tiny: OscarCodec, make_image, monkeypatch) -> None:
+    image, rate = make_image(96, 72), RATES[1]
     codec = TimestepCodec(tiny, rate, "tiny")
     encoded = []
     quantise = OscarCodec.quantise

@@ -39,8 +39,8 @@ def test_points_are_the_rates(bitstream, tiny) -> None:
 
 
 @pytest.mark.parametrize("rate", [0.0019, 0.125])
-def test_a_round_trip_is_that_of_the_codec(bitstream, tiny, picture, rate: float) -> None:
-    image = picture(70, 50)
+def test_a_round_trip_is_that_of_the_codec(bitstream, tiny, make_image, rate: float) -> None:
+    image = make_image(70, 50)
     trip = bitstream.round_trip(image, rate)
     data = tiny.compress(image, rate)
     assert trip.encoded.data == data == bitstream.encode(image, rate).data
@@ -49,8 +49,8 @@ def test_a_round_trip_is_that_of_the_codec(bitstream, tiny, picture, rate: float
     assert trip.encode_seconds > 0 and trip.decode_seconds > 0
 
 
-def test_bytes_by_part_and_the_three_rates(bitstream, tiny, picture) -> None:
-    trip = bitstream.round_trip(picture(70, 50), 0.0625)
+def test_bytes_by_part_and_the_three_rates(bitstream, tiny, make_image) -> None:
+    trip = bitstream.round_trip(make_image(70, 50), 0.0625)
     container = Container.unpack(trip.encoded.data)
     assert trip.encoded.parts == {name: len(part) for name, part in container.parts().items()}
     assert sum(trip.encoded.parts.values()) == len(trip.encoded.data)
@@ -77,8 +77,8 @@ def test_what_the_paper_s_sizes_leave_nothing_of_is_refused(paper, size: tuple[i
         paper.round_trip(Image.new("RGB", size), 0.0625)
 
 
-def test_the_paper_protocol(paper, tiny, picture) -> None:
-    image = picture(300, 150)
+def test_the_paper_protocol(paper, tiny, make_image) -> None:
+    image = make_image(300, 150)
     trip = paper.round_trip(image, 0.0625)
     reference = image.resize((256, 128), Image.Resampling.LANCZOS)
     assert (pixels(trip.reference) == pixels(reference)).all()
@@ -93,11 +93,11 @@ def test_the_paper_protocol(paper, tiny, picture) -> None:
     assert not torch.equal(stored.image, expected.image)  # so that the comparison above says something
 
 
-def test_the_published_evaluation_written_out(paper, tiny, picture) -> None:
+def test_the_published_evaluation_written_out(paper, tiny, make_image) -> None:
     """Step by step with the calls that the published code makes, of torchvision and pyiqa."""
     functional = pytest.importorskip("torchvision.transforms.functional")
     pyiqa = pytest.importorskip("pyiqa")
-    image, rate = picture(400, 290), tiny.bottleneck.parse(0.0781)
+    image, rate = make_image(400, 290), tiny.bottleneck.parse(0.0781)
     reference = image.resize((384, 256), Image.Resampling.LANCZOS)
     vae = tiny.backbone.vae
     with torch.inference_mode():
@@ -118,15 +118,15 @@ def test_the_published_evaluation_written_out(paper, tiny, picture) -> None:
     assert list(scores) == ["psnr", "ms_ssim_y"]
     for name, value in zip(("psnr", "ms_ssim"), scores.values(), strict=True):
         own = pyiqa.create_metric(name, device=torch.device("cpu"))
-        expected = own(*(functional.to_tensor(picture)[None] for picture in (trip.decoded, reference))).item()
+        expected = own(*(functional.to_tensor(side)[None] for side in (trip.decoded, reference))).item()
         assert value == pytest.approx(expected, abs=1e-4 if name == "psnr" else 1e-6)
 
 
 @pytest.mark.parametrize("protocol", ["bitstream", "paper"])
-def test_timesteps_of_the_picture_are_used(make_codec, picture, protocol: str) -> None:
+def test_timesteps_of_the_image_are_used(make_codec, make_image, protocol: str) -> None:
     tiny = make_codec()
     tiny.set_mapping(PerImageMapping())
-    image = picture(128, 128)
+    image = make_image(128, 128)
     trip = OscarImageCodec(tiny, "tiny", protocol).round_trip(image, 0.0625)
     with torch.inference_mode():
         expected = tiny.reconstruct(to_tensor(image), 0.0625, protocol)
@@ -134,9 +134,9 @@ def test_timesteps_of_the_picture_are_used(make_codec, picture, protocol: str) -
     assert trip.encoded is None or trip.encoded.parts["timestep"] == 1
 
 
-def test_the_paper_protocol_writes_no_files(paper, picture) -> None:
+def test_the_paper_protocol_writes_no_files(paper, make_image) -> None:
     with pytest.raises(ValueError, match="protocol paper writes no files; allowed: bitstream"):
-        paper.encode(picture(64, 64), 0.0625)
+        paper.encode(make_image(64, 64), 0.0625)
 
 
 def test_descriptions_tell_models_and_protocols_apart(bitstream, paper, make_codec) -> None:

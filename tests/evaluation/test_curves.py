@@ -131,24 +131,24 @@ def rows(codec: str, factor: float, images=("a", "b"), nominal: bool = False, pr
     )
 
 
-def test_mean_curve_averages_over_pictures_and_orders_by_rate():
+def test_mean_curve_averages_over_images_and_orders_by_rate():
     table = rows("a", 1.0).assign(point=lambda t: 9 - t["point"])
     table.loc[0, "psnr"] = np.nan  # first image, bpp 1
     found = mean_curve(table, "psnr")
     assert list(found["point"]) == [8, 7, 6, 5]
     assert list(found["bpp"]) == [2.0, 3.0, 4.5, 6.0]
     assert list(found["value"]) == [26.0, 30.5, 35.5, 40.5]
-    assert list(found["pictures"]) == [1, 2, 2, 2]
+    assert list(found["images"]) == [1, 2, 2, 2]
 
 
-def test_bd_table_compares_means_and_single_pictures():
+def test_bd_table_compares_means_and_single_images():
     table = pd.concat([rows("ours", 0.5, nominal=True), rows("jpeg", 1.0), rows("webp", 2.0, images=("a", "c"))])
     bd = bd_table(table, {"psnr": True, "ms_ssim": True}, ["ours"], ["ours", "jpeg", "webp"])
     assert list(bd["metric"]) == ["psnr", "psnr", "ms_ssim_db", "ms_ssim_db"]
     assert list(bd["anchor_label"]) == ["JPEG", "WEBP"] * 2
     assert list(bd["bd_rate_percent"]) == pytest.approx([-50, -75] * 2)
-    assert list(bd["mean_of_pictures_percent"]) == pytest.approx([-50, -75] * 2)
-    assert list(bd["pictures"]) == [2, 1] * 2  # those that both have
+    assert list(bd["mean_of_images_percent"]) == pytest.approx([-50, -75] * 2)
+    assert list(bd["images"]) == [2, 1] * 2  # those that both have
     assert bd["overlap_high"].iloc[-1] == pytest.approx(40)  # 1 - 10^-4, in dB
 
 

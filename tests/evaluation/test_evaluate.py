@@ -88,11 +88,11 @@ class Process:
 
 
 @pytest.fixture
-def folder(picture, tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def folder(make_image, tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     (folder / "more").mkdir(parents=True)
     for seed, name in enumerate(("b.png", "a.png", "more/c.png", "d.png", "e.png")):
-        picture(100 if name == "d.png" else 80, 64, seed).save(folder / name)
+        make_image(100 if name == "d.png" else 80, 64, seed).save(folder / name)
     return folder
 
 
@@ -130,7 +130,7 @@ def same(left: Path, right: Path) -> None:
     """Both folders hold the same results, but for seconds and what tells of the run itself."""
     frames, infos = zip(*(load_results(path) for path in (left, right)), strict=True)
     pd.testing.assert_frame_equal(*(frame.drop(columns=SECONDS) for frame in frames))
-    for field in ("codec", "points", "failed", "set_metrics", "pictures", "unavailable"):
+    for field in ("codec", "points", "failed", "set_metrics", "images", "unavailable"):
         assert infos[0][field] == infos[1][field]
 
 
@@ -191,7 +191,7 @@ def test_where_results_come_from(run, tmp_path: Path) -> None:
     _, info = load_results(tmp_path / "out")
     assert info["codec"]["name"] == "jpeg-test" and info["protocol"] == "bitstream"
     assert info["config"] == {"codec": "jpeg"} and info["unavailable"] == {"absent": "no weights"}
-    assert info["points"] == [5, 50] and info["pictures"] == 5 and info["failed"] == []
+    assert info["points"] == [5, 50] and info["images"] == 5 and info["failed"] == []
     assert info["versions"].keys() == {"python", *LIBRARIES} and info["versions"]["torch"] == torch.__version__
     assert info["hardware"]["cores"] >= 1 and info["hardware"]["processor"] and info["hardware"]["memory_gib"] > 0
     assert {"commit", "dirty", "date", "processes"} <= info.keys() and len(info["sessions"]) == 1
@@ -264,14 +264,14 @@ def test_resumed_on_another_number_of_processes(run, tmp_path: Path) -> None:
     assert sum(len(codec.encoded) for codec in codecs) == 7 + 3
 
 
-def test_set_metrics_are_over_the_pictures_of_a_point(run, tmp_path: Path) -> None:
+def test_set_metrics_are_over_the_images_of_a_point(run, tmp_path: Path) -> None:
     run()
     scores = load_results(tmp_path / "out")[1]["set_metrics"]
-    assert [(score["point"], score["pictures"]) for score in scores] == [(5, 5), (50, 5)]
+    assert [(score["point"], score["images"]) for score in scores] == [(5, 5), (50, 5)]
     assert scores[0]["colour"] > scores[1]["colour"] > 0
 
 
-def test_an_unreadable_picture_costs_one_line(run, folder: Path, tmp_path: Path, capsys) -> None:
+def test_an_unreadable_image_costs_one_line(run, folder: Path, tmp_path: Path, capsys) -> None:
     (folder / "broken.png").write_bytes(b"no image")
     frame = run()
     assert len(frame) == 10 and "broken.png" not in set(frame.image)
@@ -300,7 +300,7 @@ def test_no_result_at_all(run, folder: Path) -> None:
         evaluate(Jpeg(), [], Metrics(), folder / "out")
 
 
-def test_results_of_something_else_are_refused(run, folder: Path, picture) -> None:
+def test_results_of_something_else_are_refused(run, folder: Path, make_image) -> None:
     run()
     for options, named in (
         ({"codec": Jpeg(settings="optimised")}, r"codec \(settings: default, now optimised\)"),
@@ -309,9 +309,20 @@ def test_results_of_something_else_are_refused(run, folder: Path, picture) -> No
     ):
         with pytest.raises(EvaluationError, match=rf"out: its results are of other {named}; allowed: the same, or a"):
             run(**options)
-    picture(80, 64, 9).save(folder / "e.png")
-    with pytest.raises(EvaluationError, match=r"of other pictures \(e\.png\); allowed"):
+    make_image(80, 64, 9).save(folder / "e.png")
+    with pytest.raises(EvaluationError, match=r"of other images \(e\.png\); allowed"):
         run()
+
+
+def test_results_from_before_keys_were_renamed_go_on(run, tmp_path: Path) -> None:
+    frame = run()
+    for name in ("rows/run.json", "results.json"):
+        path = tmp_path / "out" / name
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({{"images": "pictures"}.get(key, key): value for key, value in record.items()}))
+    assert load_results(tmp_path / "out")[1]["images"] == 5
+    pd.testing.assert_frame_equal(run(), frame)
+    assert "pictures" not in json.loads((tmp_path / "out/results.json").read_text())
 
 
 def test_points_that_do_not_exist(run, tmp_path: Path) -> None:
@@ -320,9 +331,9 @@ def test_points_that_do_not_exist(run, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_of_one_name_are_kept_apart(run, folder: Path, picture, tmp_path: Path) -> None:
+def test_images_of_one_name_are_kept_apart(run, folder: Path, make_image, tmp_path: Path) -> None:
     for index, name in enumerate(("more_c.png", "a.webp")):  # beside more/c.png and a.png
-        picture(80, 64, 20 + index).save(folder / name, lossless=True)
+        make_image(80, 64, 20 + index).save(folder / name, lossless=True)
     frame = run(save_images=True)
     rows = frame[frame.image.isin(["a.png", "a.webp", "more_c.png", "more/c.png"])]
     kept = {saved_image(tmp_path / "out", row.image, row.point).read_bytes() for row in rows.itertuples()}
@@ -334,12 +345,12 @@ def test_without_results(tmp_path: Path) -> None:
         load_results(tmp_path)
 
 
-def test_protocol_paper_from_images_to_rows(tiny, picture, tmp_path: Path) -> None:
+def test_protocol_paper_from_images_to_rows(tiny, make_image, tmp_path: Path) -> None:
     """FID's reference are the originals, not the resized images; what is too small costs one line, not one a rate."""
     folder = tmp_path / "images"
     folder.mkdir()
     for name, size in (("a", (300, 200)), ("b", (290, 400)), ("c", (500, 127))):
-        picture(*size, ord(name)).save(folder / f"{name}.png")
+        make_image(*size, ord(name)).save(folder / f"{name}.png")
     paths = sorted(folder.iterdir())
     seen: list[tuple[int, int]] = []
 

@@ -66,7 +66,7 @@ def test_ms_ssim_of_equal_and_worse(pair):
     assert ms_ssim(a, 255 - a) == 0, "contrast that is negative everywhere counts as none"
 
 
-def test_small_pictures_have_no_ms_ssim():
+def test_small_images_have_no_ms_ssim():
     small = np.zeros((MS_SSIM_MIN_SIDE - 1, 300, 3), np.uint8)
     assert ms_ssim(small, small) is None
     assert psnr(small, small) == 80
@@ -170,8 +170,8 @@ def test_patches_are_those_of_two_grids(width, height, origins):
     assert all(patch.shape == (256, 256, 2) for patch in found)
 
 
-def test_metrics_on_patches_are_means_over_them(picture):
-    a, b = (np.array(picture(400, 384, seed)) for seed in (0, 1))
+def test_metrics_on_patches_are_means_over_them(make_image):
+    a, b = (np.array(make_image(400, 384, seed)) for seed in (0, 1))
     scores = MetricSet(["psnr_p256", "ms_ssim_p256", "ms_ssim"]).score(a, b)
     corners = [(a[:256, :256], b[:256, :256]), (a[128:, 128:384], b[128:, 128:384])]
     for metric in (psnr, ms_ssim):
@@ -179,8 +179,8 @@ def test_metrics_on_patches_are_means_over_them(picture):
     assert scores["ms_ssim"] == ms_ssim(a, b)
 
 
-def test_metrics_that_do_not_exist_for_a_small_picture(picture):
-    small = picture(200, 120)
+def test_metrics_that_do_not_exist_for_a_small_image(make_image):
+    small = make_image(200, 120)
     metrics = MetricSet(["psnr_p256", "ms_ssim", "psnr", "psnr"])
     assert metrics.names == ("psnr_p256", "ms_ssim", "psnr")
     assert metrics.score(small, small) == {"psnr_p256": None, "ms_ssim": None, "psnr": 80}

@@ -100,8 +100,8 @@ def unit(image) -> torch.Tensor:
         ("niqe", "niqe", (96, 192), (95, 500)),
     ],
 )
-def test_equals_pyiqas_own(name, pyiqas_name, smallest, too_small, files, pyiqas_own, picture):
-    reference, decoded = picture(300, 256, 0), picture(300, 256, 1)
+def test_equals_pyiqas_own(name, pyiqas_name, smallest, too_small, files, pyiqas_own, make_image):
+    reference, decoded = make_image(300, 256, 0), make_image(300, 256, 1)
     metrics = MetricSet([name], files=files)
     assert metrics.unavailable == {}
     score = metrics.score(reference, decoded)[name]
@@ -114,13 +114,13 @@ def test_equals_pyiqas_own(name, pyiqas_name, smallest, too_small, files, pyiqas
     else:
         assert metrics.score(decoded, decoded)[name] == score, "it looks at the decoded image alone"
         assert metrics.score(decoded, reference)[name] != score
-    assert math.isfinite(metrics.score(picture(*smallest), picture(*smallest, 1))[name])
+    assert math.isfinite(metrics.score(make_image(*smallest), make_image(*smallest, 1))[name])
     if too_small:
-        assert metrics.score(picture(*too_small), picture(*too_small, 1)) == {name: None}
+        assert metrics.score(make_image(*too_small), make_image(*too_small, 1)) == {name: None}
 
 
-def test_networks_are_shared_with_their_patches(files, picture):
-    reference, decoded = picture(400, 384, 0), picture(400, 384, 1)
+def test_networks_are_shared_with_their_patches(files, make_image):
+    reference, decoded = make_image(400, 384, 0), make_image(400, 384, 1)
     names = ["lpips_alex", "lpips_alex_p256", "niqe_p256", "clipiqa+_p256"]
     scores = MetricSet(names, files=files).score(reference, decoded)
     boxes = [(0, 0, 256, 256), (128, 128, 384, 384)]
@@ -130,7 +130,7 @@ def test_networks_are_shared_with_their_patches(files, picture):
         assert scores[name] == pytest.approx(np.mean(parts), rel=1e-5)
 
 
-def test_a_flat_picture_has_no_niqe(files):
+def test_a_flat_image_has_no_niqe(files):
     flat = np.full((256, 256, 3), 77, np.uint8)
     assert MetricSet(["niqe", "niqe_p256"], files=files).score(flat, flat) == {"niqe": None, "niqe_p256": None}
 

@@ -120,14 +120,14 @@ def make_data(folder: Path) -> ReportData:
         rows=frame,
         bd=pd.DataFrame(bd),
         reference_curves=pd.DataFrame(reference, columns=["dataset", "codec", "metric", "bpp", "value"]),
-        pictures=images,
+        images=images,
         timing=pd.DataFrame({"codec": ["jpeg"], "stage": ["all"], "seconds": [0.0123]}),
     )
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> ReportData:
-    return make_data(tmp_path_factory.mktemp("report-pictures"))
+    return make_data(tmp_path_factory.mktemp("report-images"))
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_hostile_names_stay_text(report):
     page = Page(report.read_text(encoding="utf-8"))
     assert page.text.count(HOSTILE) >= 7  # title twice, summary, environment twice, reason, note, rows
     assert not any(tag == "img" and attributes.get("src") == "x" for tag, attributes in page.tags)
-    assert json.loads(page.scripts["data"])["pictures"][1]["name"] == HOSTILE
+    assert json.loads(page.scripts["data"])["images"][1]["name"] == HOSTILE
 
 
 def test_values_that_json_lacks(report):
@@ -199,14 +199,14 @@ def test_values_that_json_lacks(report):
     ours, _, webp = payload["series"][:3]
     assert ours["points"][1]["values"]["mae"] == [None, "–"]
     assert webp["points"][2]["values"]["psnr"] == ["Infinity", "∞"]
-    assert payload["pictures"][0]["entries"][-1]["values"]["psnr"] == ["Infinity", "∞"]
+    assert payload["images"][0]["entries"][-1]["values"]["psnr"] == ["Infinity", "∞"]
 
 
-def test_pictures_are_embedded_once_and_exactly(report, data):
+def test_images_are_embedded_once_and_exactly(report, data):
     page = Page(report.read_text(encoding="utf-8"))
     payload = json.loads(page.scripts["data"])
     assert len([name for name in page.scripts if name and name.startswith("image-")]) == 2 * (1 + 9)
-    for shown, image in zip(payload["pictures"], data.pictures, strict=True):
+    for shown, image in zip(payload["images"], data.images, strict=True):
         pairs = [(shown["original"], image.original)]
         pairs += [(a["image"], b.image) for a, b in zip(shown["entries"], image.entries, strict=True)]
         for name, path in pairs:
@@ -221,7 +221,7 @@ def test_one_colour_per_codec(report):
     classes = {series["label"]: series["classes"].split() for series in payload["series"]}
     assert classes["OSCAR test"] == ["c0", "ours"] and classes["oscar, kodak"] == ["c0", "ours", "reference"]
     assert len({classes[label][0] for label in ("OSCAR test", "JPEG", "WebP", "perco, kodak")}) == 4
-    for image in payload["pictures"]:
+    for image in payload["images"]:
         assert all(entry["classes"].split() == classes[entry["label"]] for entry in image["entries"])
 
 
@@ -230,7 +230,7 @@ def test_parts_that_were_not_run_are_left_out(data, tmp_path):
     write_report(tmp_path / "r.html", ReportData("Nothing", [], {}, [], {}, empty, empty, empty, empty))
     page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
     hidden = [attributes["id"] for tag, attributes in page.tags if tag == "section" and "hidden" in attributes]
-    assert hidden == ["curves", "pictures"] and not any(tag == "table" and "class" in a for tag, a in page.tags)
+    assert hidden == ["curves", "images"] and not any(tag == "table" and "class" in a for tag, a in page.tags)
 
 
 def test_without_files_the_rate_is_called_nominal(data, tmp_path):
@@ -241,7 +241,7 @@ def test_without_files_the_rate_is_called_nominal(data, tmp_path):
     assert series["label"] == "OSCAR test (nominal bpp)" and series["points"][0]["bpp"] == [0.02, "0.0200"]
 
 
-def test_nothing_is_written_if_a_picture_is_missing(data, tmp_path):
+def test_nothing_is_written_if_an_image_is_missing(data, tmp_path):
     lost = ReportImage("lost", 8, 8, tmp_path / "lost.png", [])
     frame = pd.DataFrame()
     with pytest.raises(ValueError, match="lost.png: no such file"):
@@ -442,33 +442,33 @@ def test_browser_shows_what_is_chosen(open_page, data):
     codecs = {side: page.locator(f"#{side}-codec") for side in ("left", "right")}
     assert (codecs["left"].input_value(), codecs["right"].input_value()) == ("jpeg", "oscar-test")
 
-    def check(picture: ReportImage, rate: float) -> None:
+    def check(make_image: ReportImage, rate: float) -> None:
         facts = page.locator("#facts").inner_text()
         for side, codec in codecs.items():
             name = codec.input_value()
-            entry = next((e for e in picture.entries if e.codec == name and rate in (e.matched_to, e.point)), None)
-            path = entry.image if entry else picture.original
+            entry = next((e for e in make_image.entries if e.codec == name and rate in (e.matched_to, e.point)), None)
+            path = entry.image if entry else make_image.original
             code = page.locator(f"#{side}-image").get_attribute("src").split(",")[1]
             assert np.array_equal(Image.open(io.BytesIO(base64.b64decode(code))).convert("RGB"), Image.open(path))
             if entry:
                 assert f"{entry.file_bytes:,}" in facts and f"{entry.actual_bpp:.4f}" in facts
                 assert ("∞" if math.isinf(entry.metrics["psnr"]) else f"{entry.metrics['psnr']:.2f}") in facts
 
-    check(data.pictures[0], 0.05)
+    check(data.images[0], 0.05)
     page.locator("#rate label", has_text="0.02").click()
-    check(data.pictures[0], 0.02)
+    check(data.images[0], 0.02)
     page.locator("#rate label", has_text="0.1").click()
     codecs["right"].select_option("")
-    check(data.pictures[0], 0.1)
+    check(data.images[0], 0.1)
     assert page.locator("#right-image").get_attribute("alt") == "hills, original"
     page.locator("#strip label").nth(1).click()
     codecs["left"].select_option("oscar-test")
-    check(data.pictures[1], 0.1)
+    check(data.images[1], 0.1)
 
 
 def test_baseline_larger_than_ours_is_said(open_page, data):
     page = open_page()
-    entries = {e.codec: e for e in data.pictures[0].entries if 0.02 in (e.point, e.matched_to)}
+    entries = {e.codec: e for e in data.images[0].entries if 0.02 in (e.point, e.matched_to)}
     assert entries["jpeg"].file_bytes > entries["oscar-test"].file_bytes  # else the test shows nothing
     page.locator("#rate label", has_text="0.02").click()
     times = entries["jpeg"].file_bytes / entries["oscar-test"].file_bytes

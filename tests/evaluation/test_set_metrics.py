@@ -84,24 +84,24 @@ def inception_file(tmp_path_factory) -> Path:
     return path
 
 
-def test_inception_features_and_set_metrics(inception_file, picture, tmp_path):
+def test_inception_features_and_set_metrics(inception_file, make_image, tmp_path):
     metrics = MetricSet(["fid", "kid", "fid_p256", "psnr"], files={"inception": str(inception_file)})
     assert metrics.has_set_metrics and not metrics.unavailable
     sizes = [(300, 256), (400, 384)]
-    originals = [metrics.features(picture(*size, seed)) for seed, size in enumerate(sizes)]
+    originals = [metrics.features(make_image(*size, seed)) for seed, size in enumerate(sizes)]
     decoded = [{key: values + 0.01 for key, values in x.items()} for x in originals]
     assert [x["inception_p256"].shape for x in originals] == [(1, 2048), (2, 2048)]
     assert set(originals[0]) == {"inception", "inception_p256"} and originals[0]["inception"].shape == (1, 2048)
 
     for seed, size in enumerate(sizes):
-        picture(*size, seed).save(tmp_path / f"{seed}.png")
+        make_image(*size, seed).save(tmp_path / f"{seed}.png")
     with pytest.MonkeyPatch.context() as patch:
         state = torch.load(inception_file)
         patch.setattr(inception_arch, "load_pretrained_network", lambda net, _: net.load_state_dict(state))
         network = inception_arch.InceptionV3().eval()
     expected = fid_arch.get_folder_features(str(tmp_path), network, num_workers=0, device="cpu", verbose=False)
     np.testing.assert_allclose(np.concatenate([x["inception"] for x in originals]), expected, rtol=1e-4, atol=1e-5)
-    patch_of_two = metrics.features(picture(400, 384, 1).crop((128, 128, 384, 384)))["inception"]
+    patch_of_two = metrics.features(make_image(400, 384, 1).crop((128, 128, 384, 384)))["inception"]
     np.testing.assert_allclose(originals[1]["inception_p256"][1:], patch_of_two, rtol=1e-4, atol=1e-5)
 
     scores = metrics.set_scores(originals, decoded)
@@ -113,8 +113,8 @@ def test_inception_features_and_set_metrics(inception_file, picture, tmp_path):
     assert metrics.set_scores(originals[:1], decoded[:1]) == {"fid": None, "kid": None, "fid_p256": None}
 
 
-def test_pictures_without_patches_have_no_features(inception_file, picture):
-    features = MetricSet(["kid_p256"], files={"inception": str(inception_file)}).features(picture(300, 255))
+def test_images_without_patches_have_no_features(inception_file, make_image):
+    features = MetricSet(["kid_p256"], files={"inception": str(inception_file)}).features(make_image(300, 255))
     assert {key: values.shape for key, values in features.items()} == {"inception_p256": (0, 2048)}
 
 

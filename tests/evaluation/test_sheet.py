@@ -25,8 +25,8 @@ class JpegCodec:
     points = tuple(rate.bpp for rate in PAPER_RATES[-3:])
     bottleneck = SimpleNamespace(point_name="rate")
 
-    def compress_batch(self, pictures: list[Image.Image], rate: float) -> list[bytes]:
-        return [self.compress(image, rate) for image in pictures]
+    def compress_batch(self, make_images: list[Image.Image], rate: float) -> list[bytes]:
+        return [self.compress(image, rate) for image in make_images]
 
     def compress(self, image: Image.Image, rate: float = 0.125) -> bytes:
         buffer = io.BytesIO()
@@ -77,12 +77,12 @@ def test_demo_end_to_end(demo, folder, tmp_path, monkeypatch, capsys):
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * 3
     for row in rows:
-        path = out / "files" / f"{row['picture']}_{float(row['rate']):.4f}.oscar"
+        path = out / "files" / f"{row['image']}_{float(row['rate']):.4f}.oscar"
         assert path.stat().st_size == int(row["file_bytes"])
         bpp = 8 * int(row["file_bytes"]) / (int(row["width"]) * int(row["height"]))
         assert float(row["actual_bpp"]) == pytest.approx(bpp, abs=1e-6)
-        assert (row["ms_ssim"] == "") == (row["picture"] != "a <b> & c")
-    assert {row["picture"] for row in rows} == {"a <b> & c", "small", "small-2"}
+        assert (row["ms_ssim"] == "") == (row["image"] != "a <b> & c")
+    assert {row["image"] for row in rows} == {"a <b> & c", "small", "small-2"}
 
     page = (out / "index.html").read_text()
     links = Links()
@@ -113,8 +113,8 @@ def results(tmp_path: Path) -> list[Result]:
 
 def test_means(tmp_path):
     low, high = means_per_rate(results(tmp_path))
-    assert (low.rate, low.pictures, low.ms_ssim) == (0.0019, 1, None)
-    assert (high.rate, high.pictures, high.file_bytes, high.psnr, high.ms_ssim) == (0.125, 2, 200, 25.0, 0.5)
+    assert (low.rate, low.images, low.ms_ssim) == (0.0019, 1, None)
+    assert (high.rate, high.images, high.file_bytes, high.psnr, high.ms_ssim) == (0.125, 2, 200, 25.0, 0.5)
     assert high.actual_bpp == 8 * 200 / (64 * 300)
 
 

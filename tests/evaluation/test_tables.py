@@ -78,7 +78,7 @@ RATES = ["nominal_bpp", "estimated_bpp", "actual_bpp"]
 
 
 def rows(codec: str, label: str, points, images=("a", "b"), **metrics) -> pd.DataFrame:
-    """Rows whose rate is the point and whose metrics are given per picture and point."""
+    """Rows whose rate is the point and whose metrics are given per image and point."""
     return pd.DataFrame(
         [
             {
@@ -104,14 +104,14 @@ def ours() -> pd.DataFrame:
     return rows("oscar-nano", "OSCAR nano", [0.1, 0.5], psnr=[[20.0, 22.0], [30.0, 34.0]])
 
 
-def test_means_keep_the_codecs_order_and_count_pictures(ours):
+def test_means_keep_the_codecs_order_and_count_images(ours):
     jpeg = rows("jpeg", "JPEG", [0.8, 0.2], images=("b",), psnr=[[40.0, 30.0]])
     sets = pd.DataFrame([{"codec": "jpeg", "point": 0.2, "fid": 7.0}])
     means = means_frame(pd.concat([ours, jpeg]), sets, ["psnr", "fid", "dists"])
     assert list(means["codec"]) == ["oscar-nano"] * 2 + ["jpeg"] * 2
     assert list(means["point"]) == [0.1, 0.5, 0.2, 0.8]
     assert list(means["psnr"]) == [25, 28, 30, 40]
-    assert list(means["pictures"]) == [2, 2, 1, 1]
+    assert list(means["images"]) == [2, 2, 1, 1]
     assert means["fid"].notna().sum() == 1 and "dists" not in means
 
 
@@ -126,7 +126,7 @@ def test_what_is_unavailable_stands_in_the_table_of_means(ours):
 
 @pytest.fixture
 def matched() -> pd.DataFrame:
-    """At rate 0.5 JPEG has a file for one of two pictures, at 0.1 for none; WebP always has one."""
+    """At rate 0.5 JPEG has a file for one of two images, at 0.1 for none; WebP always has one."""
 
     def row(image, point, codec, bytes_, psnr):
         target = 1000 * point
@@ -157,11 +157,11 @@ def matched() -> pd.DataFrame:
     )
 
 
-def test_matched_means_are_over_the_pictures_that_fit_for_both_sides(matched, ours):
+def test_matched_means_are_over_the_images_that_fit_for_both_sides(matched, ours):
     means = matched_frame(matched, ours, ["psnr"]).set_index(["target_point", "codec"])
     half = means.loc[(0.5, "jpeg")]
-    assert (half["fits"], half["pictures"], half["bytes"]) == (1, 2, 499)
-    assert (half["psnr"], half["target_psnr"], half["delta_psnr"]) == (33, 34, -1)  # of picture b alone
+    assert (half["fits"], half["images"], half["bytes"]) == (1, 2, 499)
+    assert (half["psnr"], half["target_psnr"], half["delta_psnr"]) == (33, 34, -1)  # of image b alone
     assert half["smallest_ratio"] == pytest.approx(600 / 500)
     none = means.loc[(0.1, "jpeg")]
     assert none["fits"] == 0 and np.isnan(none["psnr"]) and none["smallest_ratio"] == pytest.approx((3 + 5) / 2)
@@ -225,7 +225,7 @@ def test_timing_puts_calls_before_their_stages():
         {**call, "direction": "decode", "call_peak_mib": 100.0},
         {**call, "direction": "encode", "note": "killed"},
     ]
-    throughput = [{**call, "direction": "encode", "pictures_per_s": v, "megapixels_per_s": v} for v in (1.0, 3.0)]
+    throughput = [{**call, "direction": "encode", "images_per_s": v, "megapixels_per_s": v} for v in (1.0, 3.0)]
     macs = [{**call, "direction": "encode", "stage": "vae", "gmacs": 2.5}]
     frame = timing_frame(*map(pd.DataFrame, ([latency, jpeg], stages, throughput, memory, macs)))
     assert list(zip(frame["codec"], frame["direction"], frame["stage"], strict=True)) == [
@@ -236,7 +236,7 @@ def test_timing_puts_calls_before_their_stages():
         ("jpeg", "encode", "whole call"),
         ("jpeg", "decode", "whole call"),
     ]
-    assert frame["pictures_per_s"].tolist()[0] == 3 and frame["gmacs"].tolist()[1] == 2.5
+    assert frame["images_per_s"].tolist()[0] == 3 and frame["gmacs"].tolist()[1] == 2.5
     assert frame["call_peak_mib"].tolist()[2] == 100 and frame["note"].tolist()[0] == "killed"
-    text = timing_table(frame, "a picture", 3).to_markdown()
+    text = timing_table(frame, "an image", 3).to_markdown()
     assert "peak MiB" in text and "GPU" not in text

@@ -81,8 +81,8 @@ def ours(tiny_folder) -> ImageCodec:
 
 
 @pytest.fixture
-def image(picture) -> Image.Image:
-    return picture(*SIZE)
+def image(make_image) -> Image.Image:
+    return make_image(*SIZE)
 
 
 # Clocks.
@@ -161,13 +161,13 @@ def test_each_stage_gets_its_own_time(ours, image, clock: Clock, monkeypatch) ->
         assert list(times[direction]) == list(stages)
 
 
-def test_stages_sum_to_the_whole_call(ours, picture, clock: Clock, monkeypatch) -> None:
+def test_stages_sum_to_the_whole_call(ours, make_image, clock: Clock, monkeypatch) -> None:
     """Measured, not made up: against the same call without any wrapper, by each one's quickest run.
 
     In processor time of the one thread, which a busy machine changes little.
     """
     monkeypatch.setattr(clock, "perf_counter", time.process_time)
-    codec, image = ours.codec, picture(256, 192)
+    codec, image = ours.codec, make_image(256, 192)
     data = codec.compress(image, RATE)
     plain = timing.interleaved(
         {"encode": lambda: codec.compress(image, RATE), "decode": lambda: codec.decompress(data)}, repeats=5
@@ -194,10 +194,10 @@ def test_the_codec_is_left_as_it_was(ours, image) -> None:
     assert not any(changed & {*vars(owner)} for owner in (codec, codec.bottleneck, codec.denoiser))
 
 
-def test_a_model_with_a_hyperprior_is_timed_at_a_quality(picture) -> None:
+def test_a_model_with_a_hyperprior_is_timed_at_a_quality(make_image) -> None:
     codec = make_codec("oscar", model="nano-hyperprior").codec
-    assert timing._codec_calls(codec, picture(64, 48), 0.5)["decode"]().size == (64, 48)
-    times = timing.stage_times(codec, picture(64, 48), 0.5, repeats=1, warmup=0)
+    assert timing._codec_calls(codec, make_image(64, 48), 0.5)["decode"]().size == (64, 48)
+    times = timing.stage_times(codec, make_image(64, 48), 0.5, repeats=1, warmup=0)
     for direction in ("encode", "decode"):
         *parts, whole = (values[0] for values in times[direction].values())
         assert sum(parts) == pytest.approx(whole) and whole > 0
@@ -374,8 +374,8 @@ def test_peak_is_the_process_own_and_can_start_anew() -> None:
 
 @linux
 @pytest.mark.slow
-def test_memory_of_both_directions_in_real_processes(ours, picture) -> None:
-    large = picture(1024, 768)
+def test_memory_of_both_directions_in_real_processes(ours, make_image) -> None:
+    large = make_image(1024, 768)
     for direction in timing.DIRECTIONS:
         row = timing.peak_memory(ours, large, RATE, direction)
         assert set(row) == {"loaded_mib", "call_peak_mib", "process_peak_mib"}
@@ -415,8 +415,8 @@ def test_run_timing_makes_all_tables(ours, image, monkeypatch) -> None:
 
     throughput = result.throughput
     assert list(throughput.batch_size) == [1, 1, 3, 3] * 2
-    assert np.allclose(throughput.pictures_per_s * throughput.batch_p50_ms / 1000, throughput.batch_size)
-    assert np.allclose(throughput.megapixels_per_s / throughput.pictures_per_s, SIZE[0] * SIZE[1] / 1e6)
+    assert np.allclose(throughput.images_per_s * throughput.batch_p50_ms / 1000, throughput.batch_size)
+    assert np.allclose(throughput.megapixels_per_s / throughput.images_per_s, SIZE[0] * SIZE[1] / 1e6)
 
     assert list(result.memory.loaded_mib[result.memory.direction == "encode"]) == [100, 100]
     failed = result.memory[result.memory.direction == "decode"]
@@ -453,8 +453,8 @@ def test_a_batch_too_large_for_the_memory_costs_a_note(ours, image, monkeypatch)
     )
     assert result.memory.empty
     small, large = (result.throughput[result.throughput.batch_size == size] for size in (1, 4))
-    assert (small.pictures_per_s > 0).all() and small.note.isna().all()
-    assert large.pictures_per_s.isna().all() and large.note.str.startswith("CUDA out of memory").all()
+    assert (small.images_per_s > 0).all() and small.note.isna().all()
+    assert large.images_per_s.isna().all() and large.note.str.startswith("CUDA out of memory").all()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from oscar.benchmark.runs import run_benchmark
 from oscar.benchmark.speed import joint_step
 from oscar.benchmark.speed import training as training_speed
 from oscar.benchmark.speed.joint_step import PUBLISHED_PARAMETERS, advance, available_losses, measure_joint
-from oscar.benchmark.speed.training import SCHEDULES, Feed, SpeedBench, make_pictures, run_training_speed
+from oscar.benchmark.speed.training import SCHEDULES, Feed, SpeedBench, make_images, run_training_speed
 from oscar.config import BenchmarkConfig, ConfigError, parse, register
 from oscar.rates import PAPER_RATES
 
@@ -80,7 +80,7 @@ def test_it_is_off_by_default_and_is_then_of_stable_diffusions_shape(composed):
         ("training.crop=100", "training.crop is 100; allowed: multiples of 64"),
         ("training.repeats=0", "training.repeats is 0; allowed: at least 1"),
         ("training.images=nowhere", "training.images is 'nowhere'"),
-        ("stage@training.joint=hyper", "training.joint.name is 'hyper'; allowed: joint"),
+        ("stage@training.joint=bottleneck", "training.joint.name is 'bottleneck'; allowed: joint"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(composed, override, words):
@@ -146,9 +146,9 @@ def test_waiting_is_counted_and_work_is_not():
     assert 0.06 <= feed.waited <= time.perf_counter() - begin - 3 * 0.05
 
 
-def test_pictures_are_as_large_as_photographs(tmp_path):
+def test_images_are_as_large_as_photographs(tmp_path):
     pytest.importorskip("skimage")
-    make_pictures(tmp_path, 2, (510, 339))
+    make_images(tmp_path, 2, (510, 339))
     paths = sorted(tmp_path.iterdir())
     assert [path.name for path in paths] == ["00.jpg", "01.jpg"]
     for path in paths:
@@ -211,8 +211,8 @@ def test_a_joint_step_is_measured(config, photos, tmp_path, monkeypatch):
         return joint_step._child(asked["request"])
 
     monkeypatch.setattr(joint_step, "run_child", run_here)
-    picture = sorted(photos.iterdir())[0]
-    frame, parameters = measure_joint(config.training, picture, tmp_path / "joint", torch.device("cpu"))
+    path = sorted(photos.iterdir())[0]
+    frame, parameters = measure_joint(config.training, path, tmp_path / "joint", torch.device("cpu"))
     assert asked["module"] == "oscar.benchmark.speed.joint_step"
     assert asked["request"]["config"]["trainer"]["gradient_checkpointing"] is True
     row = frame.iloc[0]
@@ -226,8 +226,8 @@ def test_a_joint_step_is_measured(config, photos, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_process_that_is_measured_answers(config, photos, tmp_path):
-    picture = sorted(photos.iterdir())[0]
-    frame, _ = measure_joint(config.training, picture, tmp_path / "joint", torch.device("cpu"))
+    path = sorted(photos.iterdir())[0]
+    frame, _ = measure_joint(config.training, path, tmp_path / "joint", torch.device("cpu"))
     assert 100 < frame["process_peak_mib"].item() < 4000
 
 
@@ -246,7 +246,7 @@ def test_part_training_writes_its_tables_and_measures_nothing_twice(config, monk
     assert tables == {f"training_{name}{suffix}" for name in names for suffix in (".csv", ".md", ".tex")}
     assert {path.name for path in out.iterdir()} == {"tables", "training"}
     loader = pd.read_csv(out / "training/loader.csv")
-    assert list(loader["schedule"]) == ["shared", "cached"] and (loader["pictures"] == 5).all()
+    assert list(loader["schedule"]) == ["shared", "cached"] and (loader["images"] == 5).all()
     assert ((loader["waited_percent"] >= 0) & (loader["waited_percent"] <= 100)).all()
     schedules = (out / "tables/training_schedules.md").read_text()
     assert "batch 2, crops of 64×64" in schedules and "backbone tiny" in schedules and "× published" in schedules

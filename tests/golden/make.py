@@ -95,15 +95,15 @@ SMALL_CONTEXT = (
 # Stages whose losses are kept: name -> overrides of scripts/train.py. {vq} and {hyperprior} are the stored models.
 STAGES = {
     "vq/vae": ("experiment=tiny/vae",),
-    "vq/prior": ("experiment=tiny/prior",),
-    "vq/hyper": ("experiment=tiny/hyper", "stage.table_batches=1"),
+    "vq/diffusion_pretrain": ("experiment=tiny/diffusion_pretrain",),
+    "vq/bottleneck": ("experiment=tiny/bottleneck", "stage.table_batches=1"),
     "vq/joint": ("experiment=tiny/joint", "stage.table_batches=1"),
     "vq/context": ("experiment=nano/context", "init_from={vq}", "data.batch_size=2", *SMALL_CONTEXT),
-    "vq/hyper, from the model": ("experiment=tiny/hyper", "init_from={vq}", "stage.table_batches=1"),
+    "vq/bottleneck, from the model": ("experiment=tiny/bottleneck", "init_from={vq}", "stage.table_batches=1"),
     "vq/joint, from the model": ("experiment=tiny/joint", "init_from={vq}", "stage.table_batches=1"),
-    "hyperprior/hyper": ("experiment=tiny/hyperprior_hyper", "stage.table_batches=1"),
+    "hyperprior/bottleneck": ("experiment=tiny/hyperprior_bottleneck", "stage.table_batches=1"),
     "hyperprior/joint": ("experiment=tiny/hyperprior_joint",),
-    "hyperprior/hyper, from the model": ("experiment=tiny/hyperprior_hyper", "init_from={hyperprior}",
+    "hyperprior/bottleneck, from the model": ("experiment=tiny/hyperprior_bottleneck", "init_from={hyperprior}",
                                          "stage.table_batches=1"),
     "hyperprior/joint, from the model": ("experiment=tiny/hyperprior_joint", "init_from={hyperprior}"),
 }  # fmt: skip
@@ -219,11 +219,11 @@ def make_models(new: Path, root: Path) -> None:
             return work / name / "final"
 
         vae = run("vae", "tiny/vae", 400, 4e-3)
-        prior = run("prior", "tiny/prior", 200, 2e-3, f"backbone.source={vae}")
-        source = f"backbone.source={prior}"
+        pretrained = run("diffusion_pretrain", "tiny/diffusion_pretrain", 200, 2e-3, f"backbone.source={vae}")
+        source = f"backbone.source={pretrained}"
         bundled = "stage.vae=decoder"  # a backbone that is trained on is stored with the codec
-        hyper = run("hyper", "tiny/hyper", 200, 2e-3, source, "stage.table_batches=1")
-        joint = run("joint", "tiny/joint", 200, 1e-3, f"init_from={hyper}", bundled, "stage.table_batches=20")
+        first = run("bottleneck", "tiny/bottleneck", 200, 2e-3, source, "stage.table_batches=1")
+        joint = run("joint", "tiny/joint", 200, 1e-3, f"init_from={first}", bundled, "stage.table_batches=20")
         context = run("context", "nano/context", 150, 1e-2, f"init_from={joint}", *SMALL_CONTEXT)
         codec = OscarCodec.from_pretrained(context)
         contexts = codec.bottleneck.contexts
@@ -231,8 +231,8 @@ def make_models(new: Path, root: Path) -> None:
         codec.bottleneck.frequencies[PACKED_RATE] = uniform_frequencies(len(codec.bottleneck.frequencies[PACKED_RATE]))
         codec.forget_fingerprint()
         codec.save_pretrained(new / "ours/vq", torch.float16)  # half the size
-        hyper = run("hyperprior_hyper", "tiny/hyperprior_hyper", 300, 5e-3, source, "stage.table_batches=1")
-        joint = run("hyperprior_joint", "tiny/hyperprior_joint", 200, 1e-3, f"init_from={hyper}", bundled)
+        first = run("hyperprior_bottleneck", "tiny/hyperprior_bottleneck", 300, 5e-3, source, "stage.table_batches=1")
+        joint = run("hyperprior_joint", "tiny/hyperprior_joint", 200, 1e-3, f"init_from={first}", bundled)
         OscarCodec.from_pretrained(joint).save_pretrained(new / "ours/hyperprior", torch.float16)
 
 

@@ -212,7 +212,7 @@ def test_other_blocks_stay_as_they_are(options: dict) -> None:
 # Adapters.
 
 
-def test_merging_equals_peft(make_codec, picture) -> None:
+def test_merging_equals_peft(make_codec, make_image) -> None:
     codec = make_codec()
     state = {name: value.clone() for name, value in codec.denoiser.unet.state_dict().items()}
     options = codec.denoiser.options
@@ -325,10 +325,10 @@ def tiny_vae(tmp_path):
     return make
 
 
-def test_previews(tiny_folder, tiny, tiny_vae, picture) -> None:
+def test_previews(tiny_folder, tiny, tiny_vae, make_image) -> None:
     codec = load(tiny_folder, components="decoder", dtype=torch.float32, tiny_vae=tiny_vae())
     assert not [name for name, _ in codec.backbone.vae.named_parameters()]  # neither half of the VAE is kept
-    data = tiny.compress(picture(70, 50), 0.125)
+    data = tiny.compress(make_image(70, 50), 0.125)
     assert codec.decompress(data).size == (70, 50)
     rms = torch.ones(1, 4)
     symbols = VQSymbols(torch.zeros(1, 8, 8, dtype=torch.int64), rms)

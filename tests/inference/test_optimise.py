@@ -52,10 +52,10 @@ def test_a_codec_as_it_is_read_has_plain_modules(tiny_folder) -> None:
 
 
 @pytest.mark.parametrize("model", ["nano", "nano-hyperprior"])
-def test_a_codec_that_was_read_becomes_one_that_was_loaded(picture, model: str) -> None:
+def test_a_codec_that_was_read_becomes_one_that_was_loaded(make_image, model: str) -> None:
     codec = OscarCodec.from_pretrained(model)
     assert optimise(codec) is codec
-    loaded, image = load(model, dtype=torch.float32), picture(72, 40)
+    loaded, image = load(model, dtype=torch.float32), make_image(72, 40)
     data = loaded.compress(image)
     assert codec.compress(image) == data
     assert codec.decompress(data).tobytes() == loaded.decompress(data).tobytes()
@@ -75,7 +75,7 @@ def test_on_another_device_only_the_prompt_is_prepared(make_codec) -> None:
     assert codec.backbone.memory == codec.denoiser.memory == MemoryBudget(10**9)
 
 
-def test_what_is_compiled_is_called_at_every_size(tiny_folder, pictures, small_limits, monkeypatch) -> None:
+def test_what_is_compiled_is_called_at_every_size(tiny_folder, make_images, small_limits, monkeypatch) -> None:
     """Large images go whole through the networks that compile was asked for."""
     calls = []
 
@@ -87,6 +87,6 @@ def test_what_is_compiled_is_called_at_every_size(tiny_folder, pictures, small_l
     codec = load(tiny_folder, dtype=torch.float32, compile=True)
     for side in (32, 128):
         calls.clear()
-        codec.reconstruct(pictures(1, side, side), 0.125)
+        codec.reconstruct(make_images(1, side, side), 0.125)
         latent = (side // 8, side // 8)
         assert calls == [("Encoder", (side, side)), ("UNet2DConditionModel", latent), ("Decoder", latent)]

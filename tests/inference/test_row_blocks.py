@@ -27,8 +27,8 @@ def difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max())
 
 
-def test_blocks_give_what_the_whole_gives(pictures, small_limits, standin_vae) -> None:
-    images = pictures()
+def test_blocks_give_what_the_whole_gives(make_images, small_limits, standin_vae) -> None:
+    images = make_images()
     moments = standin_vae.quant_conv(standin_vae.encoder(images))
     assert difference(encode(standin_vae, images), moments) < 1e-5
     latent = moments[:, :4]
@@ -40,7 +40,9 @@ def test_blocks_give_what_the_whole_gives(pictures, small_limits, standin_vae) -
 @pytest.mark.parametrize(
     ("name", "height", "width"), [("standin", 152, 136), pytest.param("sd21_random", 1032, 1024, marks=FULL)]
 )
-def test_no_seams(backbone_config, pictures, request, capsys, monkeypatch, name: str, height: int, width: int) -> None:
+def test_no_seams(
+    backbone_config, make_images, request, capsys, monkeypatch, name: str, height: int, width: int
+) -> None:
     """Where all fit: against one block of all rows, and against diffusers' own pass, which rounds elsewhere."""
     if name == "standin":
         request.getfixturevalue("small_limits")
@@ -50,7 +52,7 @@ def test_no_seams(backbone_config, pictures, request, capsys, monkeypatch, name:
     networks[torch.bfloat16].load_state_dict(networks[torch.float32].state_dict())
     nn.Module.to(networks[torch.bfloat16], torch.bfloat16)
     assert tiling.can_be_cut(networks[torch.float32])
-    latent = networks[torch.float32].encode(pictures(1, height, width)).latent_dist.mode()
+    latent = networks[torch.float32].encode(make_images(1, height, width)).latent_dist.mode()
     exact = networks[torch.float32].decode(latent).sample
     for dtype, network in networks.items():
         blocks = decode(network, latent.to(dtype), TIGHT)
@@ -79,11 +81,11 @@ def test_no_seams(backbone_config, pictures, request, capsys, monkeypatch, name:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_budget_changes_no_bit(pictures, small_limits, standin_vae, dtype: torch.dtype) -> None:
+def test_the_budget_changes_no_bit(make_images, small_limits, standin_vae, dtype: torch.dtype) -> None:
     network = AutoencoderKL.from_config(standin_vae.config).eval().requires_grad_(False)
     network.load_state_dict(standin_vae.state_dict())
     nn.Module.to(network, dtype)
-    images = pictures().to(dtype)
+    images = make_images().to(dtype)
     latent = encode(network, images)[:, :4]
     result = decode(network, latent)
     assert result.dtype == dtype
@@ -100,10 +102,10 @@ def test_a_smaller_budget_takes_less_and_computes_more(small_limits, standin_vae
 
 
 @torch.no_grad()
-def test_a_plan_is_what_a_run_does(pictures, small_limits, standin_vae) -> None:
+def test_a_plan_is_what_a_run_does(make_images, small_limits, standin_vae) -> None:
     for budget in (None, LITTLE, SOME, TIGHT):
         runs = []
-        for run, value in ((Stream.encode, pictures()), (Stream.decode, torch.randn(1, 4, 19, 17))):
+        for run, value in ((Stream.encode, make_images()), (Stream.decode, torch.randn(1, 4, 19, 17))):
             stream = Stream(math.inf if budget is None else budget.limit, torch.float32, torch.device("cpu"))
             run(stream, standin_vae, value)
             runs.append((stream.peak, stream.recomputed))
@@ -111,7 +113,7 @@ def test_a_plan_is_what_a_run_does(pictures, small_limits, standin_vae) -> None:
 
 
 @pytest.mark.parametrize("budget", [None, LITTLE, SOME, TIGHT])
-def test_no_other_maps_are_alive_than_are_counted(pictures, small_limits, standin_vae, monkeypatch, budget) -> None:
+def test_no_other_maps_are_alive_than_are_counted(make_images, small_limits, standin_vae, monkeypatch, budget) -> None:
     alive: weakref.WeakSet[row_blocks._Kept] = weakref.WeakSet()
     create, note, counts = row_blocks._Kept.__init__, Stream.note, []
 
@@ -126,18 +128,18 @@ def test_no_other_maps_are_alive_than_are_counted(pictures, small_limits, standi
 
     monkeypatch.setattr(row_blocks._Kept, "__init__", created)
     monkeypatch.setattr(Stream, "note", noted)
-    latent = encode(standin_vae, pictures(), budget)[:, :4]
+    latent = encode(standin_vae, make_images(), budget)[:, :4]
     decode(standin_vae, latent, budget)
     assert max(counts) == 2
 
 
 @pytest.mark.parametrize("make_fast", [lambda vae: use_winograd(vae, min_channels=8), use_fewer_multiplications])
-def test_other_kinds_of_convolutions(pictures, small_limits, standin_vae, make_fast) -> None:
+def test_other_kinds_of_convolutions(make_images, small_limits, standin_vae, make_fast) -> None:
     fast = AutoencoderKL.from_config(standin_vae.config).eval().requires_grad_(False)
     fast.load_state_dict(standin_vae.state_dict())
     make_lean(fast)
     make_fast(fast)
-    images = pictures()
+    images = make_images()
     latent = encode(standin_vae, images)[:, :4]
     assert difference(encode(fast, images)[:, :4], latent) < 1e-4
     result = decode(fast, latent)

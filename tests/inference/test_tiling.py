@@ -29,12 +29,12 @@ def test_full_size_at_4k_fits_four_gigabytes(backbone_config) -> None:
 
 
 @torch.no_grad()
-def test_strips_of_nanos_autoencoder(backbone_config, pictures, small_limits) -> None:
+def test_strips_of_nanos_autoencoder(backbone_config, make_images, small_limits) -> None:
     config = backbone_config("nano")
     torch.manual_seed(0)
     backbone = Backbone.from_configs(config["vae"], config["unet"], config["scheduler"]).eval()
     backbone.__class__, backbone.memory = TiledBackbone, TIGHT
-    images = pictures(2, height=520, width=64)
+    images = make_images(2, height=520, width=64)
     latent = backbone.vae.encode(images).latent
     assert difference(backbone.encode(images), latent * backbone.vae.config.scaling_factor) < 1e-5
     whole = backbone.vae.decode(latent).sample
@@ -50,15 +50,15 @@ def test_strips_of_a_small_autoencoder(small_limits) -> None:
     assert difference(decode(preview, latent), whole) < 1e-5 * float(whole.abs().max())
 
 
-def test_a_budget_too_small_is_said(pictures, small_limits, standin_vae, caplog) -> None:
-    encode(standin_vae, pictures(), TIGHT)
+def test_a_budget_too_small_is_said(make_images, small_limits, standin_vae, caplog) -> None:
+    encode(standin_vae, make_images(), TIGHT)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage().startswith("memory budget of 1e-09 GB is too small for an image of 136x152: it took")
 
 
-def test_pictures_are_worked_on_one_by_one(pictures, small_limits, standin_vae) -> None:
-    images = pictures(2)
+def test_images_are_worked_on_one_by_one(make_images, small_limits, standin_vae) -> None:
+    images = make_images(2)
     both = encode(standin_vae, images)
     assert torch.equal(both[1:], encode(standin_vae, images[1:]))
 
@@ -100,8 +100,8 @@ def cuts(monkeypatch) -> list[str]:
     return done
 
 
-def test_files_and_images_depend_on_whether_an_image_is_cut_alone(small_limits, tiny_folder, picture, cuts) -> None:
-    codec, image = load(tiny_folder, dtype=torch.float32), picture(130, 84)
+def test_files_and_images_depend_on_whether_an_image_is_cut_alone(small_limits, tiny_folder, make_image, cuts) -> None:
+    codec, image = load(tiny_folder, dtype=torch.float32), make_image(130, 84)
     results: dict[bool, set[tuple[bytes, bytes]]] = {True: set(), False: set()}
     for budget in (None, "auto", 1, 200_000, "1GB"):
         set_memory(codec, budget)
@@ -114,8 +114,8 @@ def test_files_and_images_depend_on_whether_an_image_is_cut_alone(small_limits, 
     assert whole[0] == parts[0] and (pixels[0] - pixels[1]).abs().max() <= 1
 
 
-def test_small_images_plain_codecs_and_training_are_not_cut(pictures, make_backbone, monkeypatch, cuts) -> None:
-    plain, tiled, images = make_backbone(), make_backbone(), pictures(1, 64, 64)
+def test_small_images_plain_codecs_and_training_are_not_cut(make_images, make_backbone, monkeypatch, cuts) -> None:
+    plain, tiled, images = make_backbone(), make_backbone(), make_images(1, 64, 64)
     tiled.__class__, tiled.memory = TiledBackbone, TIGHT
     with torch.no_grad():
         tiled.decode(tiled.encode(images))
@@ -129,7 +129,7 @@ def test_small_images_plain_codecs_and_training_are_not_cut(pictures, make_backb
 
 
 @torch.no_grad()
-def test_batches_on_a_gpu_are_shared_out(small_limits, make_backbone, pictures, monkeypatch) -> None:
+def test_batches_on_a_gpu_are_shared_out(small_limits, make_backbone, make_images, monkeypatch) -> None:
     """As many images as fit go together; told of a batch on a CPU by a device that is said to be another."""
     backbone, sizes = make_backbone().eval(), []
     backbone.__class__, backbone.memory = TiledBackbone, MemoryBudget(1_600_000)
@@ -141,7 +141,7 @@ def test_batches_on_a_gpu_are_shared_out(small_limits, make_backbone, pictures, 
 
     monkeypatch.setattr(Backbone, "run_encoder", run_encoder)
     monkeypatch.setattr(tiling, "device_type", lambda tensor: "cuda")
-    images = pictures(5, 64, 64)
+    images = make_images(5, 64, 64)
     together = backbone.encode(images)
     assert sizes == [1, 2, 2, 1]  # the first one by what memory is known
     sizes.clear()
@@ -152,7 +152,7 @@ def test_batches_on_a_gpu_are_shared_out(small_limits, make_backbone, pictures, 
 
 
 @torch.no_grad()
-def test_other_global_autoencoders_are_not_cut(backbone_config, pictures, small_limits) -> None:
+def test_other_global_autoencoders_are_not_cut(backbone_config, make_images, small_limits) -> None:
     attention = {
         "down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
         "up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"],
@@ -166,4 +166,4 @@ def test_other_global_autoencoders_are_not_cut(backbone_config, pictures, small_
     other = Backbone.from_configs({**config["vae"], **multiscale}, config["unet"], config["scheduler"])
     assert not can_be_cut(one) and not can_be_cut(other.vae)
     other.__class__, other.memory = TiledBackbone, TIGHT
-    assert other.encode(pictures(1, 64, 64)).shape == (1, 4, 8, 8)
+    assert other.encode(make_images(1, 64, 64)).shape == (1, 4, 8, 8)

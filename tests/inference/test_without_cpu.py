@@ -36,8 +36,8 @@ print(json.dumps({"kinds": kinds, "cpu": any(name.startswith("oscar.inference.cp
 
 
 @pytest.mark.parametrize("model", ["nano", "nano-hyperprior"])
-def test_the_folder_can_be_deleted(tmp_path: Path, picture, model: str) -> None:
-    package, image = Path(oscar.__file__).parent, picture(72, 56)
+def test_the_folder_can_be_deleted(tmp_path: Path, make_image, model: str) -> None:
+    package, image = Path(oscar.__file__).parent, make_image(72, 56)
     ignored = shutil.ignore_patterns("__pycache__", "cpu")
     shutil.copytree(package, tmp_path / "oscar", ignore=ignored)
     assert not (tmp_path / "oscar/inference/cpu").exists() and (package / "inference/cpu").is_dir()

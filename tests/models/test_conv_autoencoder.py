@@ -33,22 +33,22 @@ def test_frequencies_are_orthonormal_and_begin_with_grey() -> None:
     torch.testing.assert_close(grey[:256], grey[256:512])
 
 
-def test_it_begins_as_the_transform(pictures) -> None:
+def test_it_begins_as_the_transform(make_images) -> None:
     torch.manual_seed(0)
     made = AutoencoderConv(latent_channels=32, widths=(8, 8, 8)).requires_grad_(False)
-    images = nn.functional.avg_pool2d(pictures(2, 64, 96), 9, 1, 4)
+    images = nn.functional.avg_pool2d(make_images(2, 64, 96), 9, 1, 4)
     decoded = made.decode(made.encode(images).latent).sample
     assert (decoded - images).square().mean() < 0.05 * images.var()
     torch.testing.assert_close(made.decode(made.encode(decoded).latent).sample, decoded, atol=1e-5, rtol=0)
 
 
-def test_shapes(vae, pictures) -> None:
-    latent = vae.encode(pictures(2, 64, 96)).latent
+def test_shapes(vae, make_images) -> None:
+    latent = vae.encode(make_images(2, 64, 96)).latent
     assert latent.shape == (2, 8, 4, 6) and vae.decode(latent).sample.shape == (2, 3, 64, 96)
     assert vae.spatial_compression_ratio == vae_factor(vae) == 16
 
 
-def test_a_backbone_of_it_is_stored(vae, backbone_config, tmp_path: Path, pictures) -> None:
+def test_a_backbone_of_it_is_stored(vae, backbone_config, tmp_path: Path, make_images) -> None:
     config = backbone_config("tiny")
     unet = {**config["unet"], "in_channels": 8, "out_channels": 8}
     backbone = Backbone.from_configs({"_class_name": "AutoencoderConv", **vae.config}, unet, config["scheduler"])
@@ -56,14 +56,14 @@ def test_a_backbone_of_it_is_stored(vae, backbone_config, tmp_path: Path, pictur
     assert backbone.factor == 16
     backbone.save_pretrained(tmp_path)
     restored = Backbone.from_pretrained(tmp_path)
-    images = pictures(1, 48, 32)
+    images = make_images(1, 48, 32)
     with torch.no_grad():
         assert torch.equal(restored.decode(restored.encode(images)), backbone.decode(backbone.encode(images)))
 
 
 @pytest.mark.usefixtures("small_limits")
-def test_strips_of_large_pictures(vae, pictures) -> None:
-    images: Tensor = pictures(1, 640, 48)
+def test_strips_of_large_images(vae, make_images) -> None:
+    images: Tensor = make_images(1, 640, 48)
     with torch.no_grad():
         latent = vae.encoder(images)
         assert tiling.can_be_cut(vae)

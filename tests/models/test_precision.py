@@ -112,9 +112,9 @@ def test_shipped_models_decode_alike_in_all_precisions(load, astronaut, model, p
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 1), (torch.bfloat16, 8)])
-def test_tiny_models_decode_alike_at_every_rate(tiny, tiny_folder, picture, dtype, limit):
+def test_tiny_models_decode_alike_at_every_rate(tiny, tiny_folder, make_image, dtype, limit):
     """Random weights magnify rounding: bfloat16, of 8 bits, changes each network's result by about 2 %."""
-    image = picture(64, 64)
+    image = make_image(64, 64)
     codec = oscar.load(tiny_folder, dtype=dtype)
     for rate in PAPER_RATES:
         data = tiny.compress(image, rate)
@@ -160,10 +160,10 @@ def overflowing(folder, dtype: torch.dtype, part: str) -> OscarCodec:
 @pytest.mark.parametrize(
     "part", ["backbone.vae.encoder.conv_in", "backbone.vae.decoder.conv_in", "backbone.unet.conv_in"]
 )
-def test_each_network_of_a_tiny_codec_is_repeated(tiny_folder, picture, part):
+def test_each_network_of_a_tiny_codec_is_repeated(tiny_folder, make_image, part):
     """A layer before a normalisation, made large: in float32 this changes little, in float16 all."""
     codecs = [overflowing(tiny_folder, dtype, part) for dtype in (torch.float16, torch.float32)]
-    point, batch = PAPER_RATES[-1], to_tensor(picture(64, 64))
+    point, batch = PAPER_RATES[-1], to_tensor(make_image(64, 64))
     latents = [codec.encode_latent(batch, point) for codec in codecs]
     symbols = VQSymbols(codecs[1].quantise(latents[1], point).symbols.indices, torch.ones(1, 4))
     assert (latents[0] - latents[1]).abs().mean() < 0.01 * latents[1].std()
@@ -182,12 +182,12 @@ BROKEN = [
 
 @pytest.mark.parametrize("dtype", [torch.float32, *NARROW])
 @pytest.mark.parametrize(("part", "what"), BROKEN)
-def test_broken_weights_are_an_error_that_names_the_result(tiny_folder, picture, part, what, dtype):
+def test_broken_weights_are_an_error_that_names_the_result(tiny_folder, make_image, part, what, dtype):
     codec = oscar.load(tiny_folder, dtype=dtype)
     with torch.no_grad():
         codec.get_submodule(part).weight.fill_(torch.nan)
     with pytest.raises(NotFiniteError, match=f"^{what} has numbers that are not finite"):
-        codec.decompress(codec.compress(picture(64, 64), 0.125))
+        codec.decompress(codec.compress(make_image(64, 64), 0.125))
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,15 @@ def test_the_same_again_gives_the_same(make_codec, photos: Path) -> None:
 
 def test_the_script(script, codec: OscarCodec, photos: Path, tmp_path: Path) -> None:
     codec.save_pretrained(tmp_path / "model")
-    command = [str(photos), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--pictures", "3"]
+    command = [
+        str(photos),
+        "--model",
+        str(tmp_path / "model"),
+        "--out",
+        str(tmp_path / "out"),
+        "--pictures",
+        "3",
+    ]  # --limit, by its former name
     assert script.main([*command, "--strength", "0.0625=0.5"]) == 0
     loaded = load(tmp_path / "out")
     quantizer = loaded.bottleneck.at(STAGED).quantizer

@@ -75,13 +75,13 @@ def run(compose, photos: Path, output: Path, source: Path, *overrides: str):
     return config, Trainer(build_stage(config), config)
 
 
-def test_only_context_models_are_new(compose, photos: Path, tmp_path: Path, tiny_folder: Path, picture) -> None:
+def test_only_context_models_are_new(compose, photos: Path, tmp_path: Path, tiny_folder: Path, make_image) -> None:
     config, trainer = run(compose, photos, tmp_path / "run", tiny_folder, "+stage.rate_weights={0.0019: 0}")
     assert trainer.run()
     before, after = load(tiny_folder), load(tmp_path / "run/final")
     assert sorted(after.bottleneck.contexts) == [1, 2, 3, 4, 5, 6, 7] and not before.bottleneck.contexts
     assert after.fingerprint == before.fingerprint
-    old = before.compress(picture(200, 120), 0.125)
+    old = before.compress(make_image(200, 120), 0.125)
     assert after.decompress(old) == before.decompress(old)  # files written before still decode
     again = OscarCodec.from_pretrained(tmp_path / "run/final")
     for rate_id, model in after.bottleneck.contexts.items():
@@ -111,7 +111,7 @@ def stop_after(trainer: Trainer, step: int):
     return wrapped
 
 
-def test_latents_serve_as_well_as_pictures(compose, photos: Path, tmp_path: Path, tiny_folder: Path) -> None:
+def test_latents_serve_as_well_as_images(compose, photos: Path, tmp_path: Path, tiny_folder: Path) -> None:
     _, trainer = run(compose, photos, tmp_path / "run", tiny_folder)
     stage, images = trainer.stage, torch.rand(2, 3, 64, 64) * 2 - 1
     one = stage(images, StepRng(0, 0))
@@ -134,5 +134,5 @@ def test_latents_serve_as_well_as_pictures(compose, photos: Path, tmp_path: Path
 def test_what_cannot_be_is_refused(compose, photos: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         compose("experiment=nano/context", f"data.train=[{photos}]", override)
-    with pytest.raises(ConfigError, match="stage hyper does not use it"):
-        compose("experiment=nano/hyper", f"data.train=[{photos}]", "stage.context.hidden=3")
+    with pytest.raises(ConfigError, match="stage bottleneck does not use it"):
+        compose("experiment=nano/bottleneck", f"data.train=[{photos}]", "stage.context.hidden=3")

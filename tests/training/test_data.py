@@ -44,7 +44,7 @@ def assert_equal_batches(one: list[dict], other: list[dict]) -> None:
         assert torch.equal(a["index"], b["index"]) and torch.equal(a["image"], b["image"])
 
 
-def test_a_crop_is_a_piece_of_the_picture_in_one_of_eight_orientations(folder: Path) -> None:
+def test_a_crop_is_a_piece_of_the_image_in_one_of_eight_orientations(folder: Path) -> None:
     dataset = PhotoDataset(folder, 16)
     assert len(dataset) == COUNT
     orientations, corners = set(), set()
@@ -69,7 +69,7 @@ def test_without_augmentation_the_centre_is_cut(folder: Path) -> None:
     assert image.min() == -1 and torch.equal(image[0, 0], torch.arange(22, 38) / 127.5 - 1)
 
 
-def test_small_pictures_are_mirrored_not_enlarged(tmp_path: Path) -> None:
+def test_small_images_are_mirrored_not_enlarged(tmp_path: Path) -> None:
     Image.fromarray(ramp(7, 40)).save(tmp_path / "narrow.png")
     pixels = to_bytes(PhotoDataset(tmp_path, 16, augment=False)[0]["image"])
     assert pixels[0, :, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 6, 5, 4, 3, 2, 1, 0, 0, 1]
@@ -105,7 +105,7 @@ def test_a_sample_depends_on_seed_and_number_alone(folder: Path, cache: bool) ->
     assert len({image.numpy().tobytes() for image in samples}) > 4
 
 
-def test_roots_may_be_folders_lists_and_pictures(folder: Path) -> None:
+def test_roots_may_be_folders_lists_and_images(folder: Path) -> None:
     images = folder / "train.txt"
     images.write_text("# the best\n1.png\n\n  sub/4.png\n")
     dataset = PhotoDataset([folder / "sub", images, folder / "0.png"], 8)
@@ -116,7 +116,7 @@ def test_roots_may_be_folders_lists_and_pictures(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_unreadable_pictures_are_reported_once_and_replaced(
+def test_unreadable_images_are_reported_once_and_replaced(
     folder: Path, cache: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("3.png", "sub/4.png"):
@@ -131,7 +131,7 @@ def test_unreadable_pictures_are_reported_once_and_replaced(
     assert len(caplog.records) == 3 and not any("\n" in record.getMessage() for record in caplog.records)
 
 
-def test_roots_without_pictures_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_roots_without_images_are_refused(folder: Path, tmp_path: Path) -> None:
     empty, corrupt = tmp_path / "empty", tmp_path / "corrupt"
     empty.mkdir()
     corrupt.mkdir()
@@ -166,7 +166,7 @@ def take(count: int, **arguments) -> list[tuple[int, int]]:
     )
 
 
-def test_sampler_visits_every_picture_once_an_epoch() -> None:
+def test_sampler_visits_every_image_once_an_epoch() -> None:
     keys = take(21)
     assert [number for _, number in keys] == list(range(21))
     epochs = [[index for index, _ in keys[start : start + 7]] for start in (0, 7, 14)]

@@ -172,7 +172,7 @@ def finish(processes: list[BaseProcess], *codes: int) -> None:
 @pytest.fixture
 def configure(compose, photos: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     def make(stage: str, output: str, *overrides: str) -> TrainConfig:
-        tables = ("stage.table_batches=1",) if stage in ("hyper", "joint") else ()
+        tables = ("stage.table_batches=1",) if stage in ("bottleneck", "joint") else ()
         return compose(
             f"experiment=tiny/{stage}",
             f"data.train=[{photos}]",
@@ -188,7 +188,7 @@ def configure(compose, photos: Path, tmp_path: Path) -> Callable[..., TrainConfi
     return make
 
 
-@pytest.mark.parametrize("stage", ["vae", "hyper", "joint"])
+@pytest.mark.parametrize("stage", ["vae", "bottleneck", "joint"])
 def test_two_processes_make_the_step_of_one_with_the_doubled_batch(configure, tmp_path: Path, stage: str) -> None:
     """Gradients of codec and critic, and the codebooks' averages; draws that are a process's own are left out."""
     options = ["trainer.max_steps=1", *(["stage.kl=0"] if stage == "vae" else [])]
@@ -199,7 +199,7 @@ def test_two_processes_make_the_step_of_one_with_the_doubled_batch(configure, tm
         config = configure(stage, f"run-{world}", f"data.batch_size={batch}", *options)
         finish(start([config] * world, Job(gradients=folder)), *[0] * world)
         found[world] = {path.stem: torch.load(path) for path in folder.iterdir()}
-    trained = {"vae": 1, "hyper": 1, "joint": 2}[stage]
+    trained = {"vae": 1, "bottleneck": 1, "joint": 2}[stage]
     assert len(found[1]) == trained + 1 and len(found[2]) == 2 * len(found[1])
     for name, one in found[1].items():
         kind = name.removesuffix("-0")
@@ -217,7 +217,7 @@ def test_two_processes_make_the_step_of_one_with_the_doubled_batch(configure, tm
 
 def test_only_the_first_process_writes(configure, tmp_path: Path, photos: Path) -> None:
     config = configure(
-        "hyper",
+        "bottleneck",
         "run",
         "trainer.max_steps=3",
         "trainer.ema_decay=0.9",
@@ -251,8 +251,8 @@ def test_only_the_first_process_writes(configure, tmp_path: Path, photos: Path) 
 def test_another_number_of_processes_goes_on_with_the_same_data(configure, runs) -> None:
     split, whole = ("data.batch_size=1", "data.batch_size=2")
     for steps, world, batch in ((3, 2, split), (6, 1, whole), (9, 2, split)):
-        finish(start([configure("hyper", "changed", f"trainer.max_steps={steps}", batch)] * world), *[0] * world)
-    changed, alone = (configure("hyper", name, "trainer.max_steps=9", whole) for name in ("changed", "alone"))
+        finish(start([configure("bottleneck", "changed", f"trainer.max_steps={steps}", batch)] * world), *[0] * world)
+    changed, alone = (configure("bottleneck", name, "trainer.max_steps=9", whole) for name in ("changed", "alone"))
     finish(start([alone]), 0)
     one, other = runs.rows(changed), runs.rows(alone)
     assert [row["step"] for row in one] == [row["step"] for row in other] == [str(step) for step in range(1, 10)]
@@ -261,18 +261,18 @@ def test_another_number_of_processes_goes_on_with_the_same_data(configure, runs)
 
 
 @pytest.mark.parametrize(
-    ("fault", "what", "pictures"),
+    ("fault", "what", "images"),
     [("broken", "loss", 2), ("poisoned", "norm of the gradients", 4)],  # a gradient's process is not known
 )
 def test_what_is_no_number_on_one_process(
-    configure, runs, tmp_path: Path, fault: str, what: str, pictures: int
+    configure, runs, tmp_path: Path, fault: str, what: str, make_images: int
 ) -> None:
     """Stopping names its images everywhere; skipping leaves the step out everywhere."""
     job = Job(**{fault: (1, 2)}, report=tmp_path)
     finish(start([configure("joint", "stop", "trainer.max_steps=5")] * 2, job), 2, 2)
     messages = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
     assert messages[0] == messages[1] and messages[0].startswith(f"{what} is nan at step 3; images of the batch: ")
-    assert messages[0].count(".png") == pictures
+    assert messages[0].count(".png") == make_images
     skip = configure("joint", "skip", "trainer.max_steps=5", "trainer.non_finite=skip")
     finish(start([skip] * 2, job), 0, 0)
     state = runs.newest(skip)
@@ -309,7 +309,7 @@ def test_fsdp_trains_alike_and_shares_checkpoints(configure, runs, photos: Path)
     assert OscarCodec.from_pretrained(Path(mixed.output) / "final").bottleneck.rates
 
 
-@pytest.mark.parametrize("stage", ["hyper", "joint"])
+@pytest.mark.parametrize("stage", ["bottleneck", "joint"])
 def test_killed_ten_times_and_resumed_equals_uninterrupted(configure, runs, stage: str) -> None:
     """SIGKILL to both processes and SIGTERM to either, in turn, at random moments of training."""
     options = (
@@ -355,7 +355,7 @@ def last_step(config: TrainConfig) -> int:
 
 def test_accelerate_launches_two_processes_on_the_cpu(tmp_path: Path, photos: Path, runs, configure) -> None:
     """The command of the README, with Accelerate's own launcher."""
-    config = configure("hyper", "run", "trainer.max_steps=2")
+    config = configure("bottleneck", "run", "trainer.max_steps=2")
     result = subprocess.run(
         [
             sys.executable,
@@ -368,7 +368,7 @@ def test_accelerate_launches_two_processes_on_the_cpu(tmp_path: Path, photos: Pa
             "--main_process_port",
             "0",
             "scripts/train.py",
-            "experiment=tiny/hyper",
+            "experiment=tiny/bottleneck",
             f"data.train=[{photos}]",
             f"output={config.output}",
             "trainer.max_steps=2",

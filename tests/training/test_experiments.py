@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("quick_tables", "fresh_accelerate")
 
 def dry_run(compose, photos: Path, output: Path, experiment: str, *overrides: str) -> TrainConfig:
     options = [f"experiment={experiment}", f"data.train=[{photos}]", f"output={output}", *QUICK]
-    if not experiment.endswith(("vae", "prior")):
+    if not experiment.endswith(("vae", "diffusion_pretrain")):
         options.append("init_from=null")
         if "hyperprior" not in experiment:
             options += ["bottleneck.width=8", "bottleneck.features=8"]
@@ -65,7 +65,7 @@ def test_two_steps(compose, photos: Path, tmp_path: Path, experiment: str) -> No
     with (tmp_path / "log.csv").open(newline="") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     assert len(losses) == 2 and all(map(math.isfinite, losses))
-    if config.stage.name in ("vae", "prior"):
+    if config.stage.name in ("vae", "diffusion_pretrain"):
         Backbone.from_pretrained(tmp_path / "final")
     else:
         bottleneck = OscarCodec.from_pretrained(tmp_path / "final").bottleneck

@@ -23,7 +23,7 @@ from oscar.training.train_state import NonFiniteError
 from oscar.training.trainer import Trainer
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-STAGES = ["vae", "prior", "hyper", "joint", "hyperprior_hyper", "hyperprior_joint", "context"]
+STAGES = ["vae", "diffusion_pretrain", "bottleneck", "joint", "hyperprior_bottleneck", "hyperprior_joint", "context"]
 SMALL = ("stage.context.neighbours=6", "stage.context.hidden=12", "stage.context.features=8")
 
 
@@ -98,7 +98,7 @@ def norms(config: TrainConfig, runs) -> dict[str, list[float]]:
 @pytest.mark.parametrize(("clip", "value"), [("1.0", math.nan), ("null", math.inf)])
 def test_a_gradient_without_a_number_stops_the_run(configure, runs, photos: Path, clip: str, value: float) -> None:
     config = configure(
-        "prior", 5, "run", f"optimiser.grad_clip={clip}", "trainer.ema_decay=0.9", "trainer.accumulation=2"
+        "diffusion_pretrain", 5, "run", f"optimiser.grad_clip={clip}", "trainer.ema_decay=0.9", "trainer.accumulation=2"
     )
     trainer = make_trainer(config)
     spoil(trainer.train_state.parameters[3], lambda: trainer.step == 2, value)
@@ -112,7 +112,12 @@ def test_a_gradient_without_a_number_stops_the_run(configure, runs, photos: Path
     assert all(parameter.isfinite().all() for parameter in trainer.train_state.parameters)
     reset()
     whole = configure(
-        "prior", 5, "whole", f"optimiser.grad_clip={clip}", "trainer.ema_decay=0.9", "trainer.accumulation=2"
+        "diffusion_pretrain",
+        5,
+        "whole",
+        f"optimiser.grad_clip={clip}",
+        "trainer.ema_decay=0.9",
+        "trainer.accumulation=2",
     )
     for each in (config, whole):
         make_trainer(each).run()
@@ -178,7 +183,7 @@ def test_a_critics_gradient_without_a_number(configure, runs, handling: str) -> 
 
 @pytest.mark.parametrize("part", ["weight", "average", "codebook", "moment"])
 def test_no_checkpoint_is_written_of_what_is_not_finite(configure, runs, part: str) -> None:
-    config = configure("hyper", 4, "run", "trainer.ema_decay=0.9")
+    config = configure("bottleneck", 4, "run", "trainer.ema_decay=0.9")
     trainer = make_trainer(config)
     optimise, names = (
         trainer._optimise,
@@ -292,7 +297,7 @@ def test_the_critics_overflow_is_its_own(configure) -> None:
 
 
 def test_a_gradient_that_no_scale_makes_finite_is_a_fault(configure) -> None:
-    config = configure("prior", 9, "run", "trainer.mixed_precision=fp16")
+    config = configure("diffusion_pretrain", 9, "run", "trainer.mixed_precision=fp16")
     trainer = make_trainer(config, autocast=False, init_scale=4.0)
     spoil(trainer.train_state.parameters[3], lambda: trainer.step > 0, math.inf)
     with pytest.raises(NonFiniteError, match="norm of the gradients is inf at step 4"):  # at scale 1
@@ -300,7 +305,7 @@ def test_a_gradient_that_no_scale_makes_finite_is_a_fault(configure) -> None:
 
 
 def test_a_loss_without_a_number_leaves_the_scale_alone(configure) -> None:
-    config = configure("prior", 4, "run", "trainer.mixed_precision=fp16", "trainer.non_finite=skip")
+    config = configure("diffusion_pretrain", 4, "run", "trainer.mixed_precision=fp16", "trainer.non_finite=skip")
     trainer = make_trainer(config, autocast=False)
     forward = trainer.train_state.module.forward
 
@@ -373,7 +378,8 @@ def test_codes_are_chosen_and_averaged_in_float32(make_codec, dtype: torch.dtype
 
 def test_float16_on_a_processor_is_said_to_be_float32(configure, runs, caplog) -> None:
     half, plain = (
-        configure("prior", 2, precision, f"trainer.mixed_precision={precision}") for precision in ("fp16", "no")
+        configure("diffusion_pretrain", 2, precision, f"trainer.mixed_precision={precision}")
+        for precision in ("fp16", "no")
     )
     for config in (half, plain):
         with caplog.at_level(logging.WARNING):

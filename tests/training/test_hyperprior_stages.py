@@ -1,4 +1,4 @@
-"""Stages hyper and joint with a hyperprior: what they train, by which loss, and what they leave behind."""
+"""Stages bottleneck and joint with a hyperprior: what they train, by which loss, and what they leave behind."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def images(batch: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("stage", "override", "parts"),
     [
-        ("hyper", "seed=0", {"bottleneck"}),
+        ("bottleneck", "seed=0", {"bottleneck"}),
         ("joint", "stage.vae=frozen", {"bottleneck", "denoiser"}),
         ("joint", "stage.denoiser=frozen", {"bottleneck"}),
         ("joint", "stage.vae=decoder", {"bottleneck", "denoiser", "decoder"}),
@@ -75,7 +75,7 @@ def test_the_loss_is_rate_plus_lambda_times_distortion(configure, monkeypatch) -
     distortion, quality = torch.tensor([1.0, 0.5, 0.25]), torch.tensor([0.0, 0.5, 1.0])
     z_hat = distortion.sqrt()[:, None, None, None].expand(3, 4, 8, 8)
     each = [(1 + 0.25 * 1) / 0.5, (2 + 1 * 0.5) / 1, (0 + 4 * 0.25) / 2]
-    for name in ("hyper", "joint"):
+    for name in ("bottleneck", "joint"):
         stage = build_stage(configure(name, "stage.lambdas=[0.25,4]"))
         bottleneck = stage.codec.bottleneck
         monkeypatch.setattr(bottleneck, "estimate", lambda latent, quality: Estimate(z_hat, bits))
@@ -89,7 +89,7 @@ def test_the_loss_is_rate_plus_lambda_times_distortion(configure, monkeypatch) -
 
 
 def test_qualities_are_a_function_of_the_pass(configure) -> None:
-    stage = build_stage(configure("hyper")).eval()
+    stage = build_stage(configure("bottleneck")).eval()
     latent = stage.codec.backbone.encode(images(64)).detach()
     draws = [
         stage.codec.bottleneck.draw(rng, latent, every)
@@ -101,7 +101,7 @@ def test_qualities_are_a_function_of_the_pass(configure) -> None:
 
 
 def test_timesteps_follow_the_cosine(configure) -> None:
-    codec = build_stage(configure("hyper")).codec
+    codec = build_stage(configure("bottleneck")).codec
     latent = codec.backbone.encode(images()).detach()
     mapping = codec.eval().bottleneck.finish([latent, latent], codec.backbone.schedule)
     assert codec.mapping == CurveMapping.straight()  # not set here
@@ -115,17 +115,17 @@ def test_timesteps_follow_the_cosine(configure) -> None:
     assert mapping.values[0] < mapping.values[-1]
 
 
-def test_stages_follow_one_another(configure, picture, tmp_path: Path) -> None:
-    hyper = configure("hyper", "trainer.max_steps=2")
+def test_stages_follow_one_another(configure, make_image, tmp_path: Path) -> None:
+    hyper = configure("bottleneck", "trainer.max_steps=2")
     assert Trainer(build_stage(hyper), hyper).run()
-    mapping = OscarCodec.from_pretrained(tmp_path / "hyper/final").mapping
+    mapping = OscarCodec.from_pretrained(tmp_path / "bottleneck/final").mapping
     assert isinstance(mapping, CurveMapping) and len(mapping.values) == KNOTS
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
-    picture(70, 50).save(folder / "a.png")
+    make_image(70, 50).save(folder / "a.png")
     joint = configure(
         "joint",
-        f"init_from={tmp_path / 'hyper/final'}",
+        f"init_from={tmp_path / 'bottleneck/final'}",
         "trainer.max_steps=2",
         f"validation.images={folder}",
         "validation.qualities=[0,1]",
@@ -134,7 +134,7 @@ def test_stages_follow_one_another(configure, picture, tmp_path: Path) -> None:
     assert Trainer(build_stage(joint), joint).run()
     codec = load(tmp_path / "joint/final", dtype=torch.float32)
     assert codec.mapping == mapping
-    data = codec.compress(picture(70, 50), quality=1.0)
+    data = codec.compress(make_image(70, 50), quality=1.0)
     assert codec.decompress(data).size == (70, 50)
     with (tmp_path / "joint/validation.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)

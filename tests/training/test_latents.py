@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -16,6 +17,7 @@ import torch
 from accelerate import PartialState
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from safetensors.torch import load_file, save_file
 
 from oscar.config import CacheLatentsConfig, ConfigError, parse, register
 from oscar.data.crops import build_loader
@@ -25,7 +27,7 @@ from oscar.training.build import build_backbone, build_stage
 from oscar.utils.rng import StepRng
 
 ROOT = Path(__file__).parents[2]
-CROPS, PICTURES = 3, 6
+CROPS, IMAGES = 3, 6
 SMALL = (
     "backbone=tiny",
     "data.crop=64",
@@ -39,37 +41,37 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def pictures(photos: Path, tmp_path_factory) -> Path:
+def image_folder(photos: Path, tmp_path_factory) -> Path:
     """Six files, of which the third is no image."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for number, path in zip((0, 1, 3, 4, 5), sorted(photos.iterdir()), strict=True):
         (folder / f"{number}.png").write_bytes(path.read_bytes())
     (folder / "2.png").write_bytes(b"no image")
     return folder
 
 
-def configure(pictures: Path, output: Path, *overrides: str) -> CacheLatentsConfig:
+def configure(image_folder: Path, output: Path, *overrides: str) -> CacheLatentsConfig:
     register()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        data = (f"data.train=[{pictures}]", f"output={output}")
+        data = (f"data.train=[{image_folder}]", f"output={output}")
         return parse(compose("cache_latents", overrides=[*SMALL, *data, *overrides]), CacheLatentsConfig)
 
 
 @pytest.fixture(scope="module")
-def cache(pictures: Path, tmp_path_factory) -> Path:
+def cache(image_folder: Path, tmp_path_factory) -> Path:
     """Three shards of two images with three crops each. Not to be changed by tests."""
     folder = tmp_path_factory.mktemp("cache") / "latents"
-    latent_cache.cache_latents(configure(pictures, folder), progress=False)
+    latent_cache.cache_latents(configure(image_folder, folder), progress=False)
     return folder
 
 
 @pytest.fixture
-def train(compose, pictures: Path, cache: Path):
+def train(compose, image_folder: Path, cache: Path):
     """The configuration of a training run on the images or, by default, on their latents."""
 
     def make(*overrides: str, latents: bool = True):
         more = [f"data.latents={cache}"] if latents else []
-        return compose("experiment=tiny/hyper", f"data.train=[{pictures}]", *more, *overrides)
+        return compose("experiment=tiny/bottleneck", f"data.train=[{image_folder}]", *more, *overrides)
 
     return make
 
@@ -82,11 +84,11 @@ def batches(count: int, **arguments) -> list[dict[str, torch.Tensor]]:
     return list(itertools.islice(build_loader(crop_size=64, batch_size=2, **arguments), count))
 
 
-def test_a_run_on_latents_sees_what_a_run_on_pictures_sees(pictures: Path, cache: Path, train) -> None:
+def test_a_run_on_latents_sees_what_a_run_on_images_sees(image_folder: Path, cache: Path, train) -> None:
     torch.manual_seed(0)
     backbone = build_backbone(train()).eval()
-    one_cycle = CROPS * PICTURES // 2
-    from_images = batches(one_cycle, roots=pictures)
+    one_cycle = CROPS * IMAGES // 2
+    from_images = batches(one_cycle, roots=image_folder)
     from_latents = batches(2 * one_cycle, roots=(), latents=cache)
     for images, latents in zip(from_images, from_latents[:one_cycle], strict=True):
         assert torch.equal(images["index"], latents["index"])
@@ -96,7 +98,7 @@ def test_a_run_on_latents_sees_what_a_run_on_pictures_sees(pictures: Path, cache
         {latent.numpy().tobytes() for batch in part for latent in batch["latent"]}
         for part in (from_latents[:one_cycle], from_latents[one_cycle:])
     ]
-    assert len(crops[0]) == CROPS * PICTURES and crops[0] == crops[1], "then the same crops, in another order"
+    assert len(crops[0]) == CROPS * IMAGES and crops[0] == crops[1], "then the same crops, in another order"
 
 
 def test_the_hyper_stage_has_the_same_loss(train) -> None:
@@ -112,7 +114,7 @@ def test_the_hyper_stage_has_the_same_loss(train) -> None:
     torch.testing.assert_close(loss, from_images(images["image"], rng)["loss"], rtol=1e-4, atol=1e-5)
 
 
-def test_the_index_says_how_the_latents_were_made(cache: Path, pictures: Path, train) -> None:
+def test_the_index_says_how_the_latents_were_made(cache: Path, image_folder: Path, train) -> None:
     torch.manual_seed(0)
     expected = {
         "vae": vae_hash(build_backbone(train())),
@@ -121,28 +123,28 @@ def test_the_index_says_how_the_latents_were_made(cache: Path, pictures: Path, t
         "scale": [1.0, 1.0],
         "seed": 0,
         "crops": CROPS,
-        "pictures": PICTURES,
-        "count": CROPS * PICTURES,
+        "images": IMAGES,
+        "count": CROPS * IMAGES,
         "shape": [4, 8, 8],
         "dtype": "float32",
-        "shard_pictures": 2,
+        "shard_images": 2,
         "posterior": "mode",
         "format": 1,
     }
     assert json.loads((cache / "index.json").read_text()) == expected
-    names = [str(pictures / f"{number}.png") for number in range(PICTURES)]
-    assert json.loads((cache / "pictures.json").read_text()) == LatentDataset(cache).paths == names
+    names = [str(image_folder / f"{number}.png") for number in range(IMAGES)]
+    assert json.loads((cache / "images.json").read_text()) == LatentDataset(cache).paths == names
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("float16", 1e-3), ("bfloat16", 1e-2)])
-def test_shorter_types_lose_little(pictures: Path, cache: Path, tmp_path: Path, dtype: str, error: float) -> None:
-    latent_cache.cache_latents(configure(pictures, tmp_path, f"dtype={dtype}", "crops=2"), progress=False)
+def test_shorter_types_lose_little(image_folder: Path, cache: Path, tmp_path: Path, dtype: str, error: float) -> None:
+    latent_cache.cache_latents(configure(image_folder, tmp_path, f"dtype={dtype}", "crops=2"), progress=False)
     short, full = LatentDataset(tmp_path)[1, 1]["latent"], LatentDataset(cache)[1, 1]["latent"]
     assert short.dtype == torch.float32
     assert 0 < (short - full).abs().max() < error * full.abs().max()
 
 
-def test_an_interrupted_run_goes_on(pictures: Path, cache: Path, tmp_path: Path, monkeypatch) -> None:
+def test_an_interrupted_run_goes_on(image_folder: Path, cache: Path, tmp_path: Path, monkeypatch) -> None:
     write, written = latent_cache.atomic_write, []
 
     def interrupted(path: Path, data: bytes) -> None:
@@ -151,7 +153,7 @@ def test_an_interrupted_run_goes_on(pictures: Path, cache: Path, tmp_path: Path,
             raise KeyboardInterrupt
         write(path, data)
 
-    config = configure(pictures, tmp_path)
+    config = configure(image_folder, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(latent_cache, "atomic_write", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -179,11 +181,13 @@ def process(rank: int, port: int, config: CacheLatentsConfig) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_work(pictures: Path, cache: Path, tmp_path: Path) -> None:
+def test_two_processes_share_the_work(image_folder: Path, cache: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    children = [context.Process(target=process, args=(rank, port, configure(pictures, tmp_path))) for rank in (0, 1)]
+    children = [
+        context.Process(target=process, args=(rank, port, configure(image_folder, tmp_path))) for rank in (0, 1)
+    ]
     for child in children:
         child.start()
     for child in children:
@@ -236,6 +240,25 @@ def test_the_hash_is_that_of_the_encoder_half(make_backbone) -> None:
     assert vae_hash(again) != vae_hash(backbone)
 
 
+def test_caches_from_before_keys_were_renamed(cache: Path, tmp_path: Path) -> None:
+    for name, content in files(cache).items():
+        (tmp_path / name).write_bytes(content)
+    index = json.loads((tmp_path / "index.json").read_text())
+    old = {"images": "pictures", "shard_images": "shard_pictures"}
+    former = {old.get(key, key): value for key, value in index.items()}
+    (tmp_path / "index.json").write_text(json.dumps(former))
+    (tmp_path / "images.json").rename(tmp_path / "pictures.json")
+    for shard in tmp_path.glob("*.safetensors"):
+        tensors = load_file(shard)
+        save_file({"latent": tensors["latent"], "picture": tensors["image"]}, shard)
+    mine, theirs = LatentDataset(tmp_path), LatentDataset(cache)
+    assert mine.index == theirs.index and mine.paths == theirs.paths
+    assert mine[5]["index"] == theirs[5]["index"] == 5 and torch.equal(mine[5]["latent"], theirs[5]["latent"])
+    # what runs of earlier versions have in their records
+    digest = hashlib.sha256(json.dumps(former, sort_keys=True).encode()).hexdigest()
+    assert mine.index.digest == theirs.index.digest == digest
+
+
 def test_damaged_caches_are_refused(cache: Path, tmp_path: Path) -> None:
     def damaged(name: str, data: bytes | None) -> Path:
         folder = tmp_path / f"{name}-{data and len(data)}"
@@ -250,7 +273,7 @@ def test_damaged_caches_are_refused(cache: Path, tmp_path: Path) -> None:
         ("index.json", None, "no index.json in"),
         ("index.json", b"{}", "not an index of format 1"),
         ("index.json", b"{", "index.json cannot be read"),
-        ("pictures.json", None, "pictures.json cannot be read"),
+        ("images.json", None, "images.json cannot be read"),
         ("latents-00001.safetensors", None, "1 of 3 shards"),
     ):
         with pytest.raises(ValueError, match=reason) as caught:
@@ -262,7 +285,7 @@ def test_damaged_caches_are_refused(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{name} cannot be read"):
         torn[2]
     with pytest.raises(IndexError, match="image 6 does not exist"):
-        torn[PICTURES]
+        torn[IMAGES]
 
 
 @pytest.mark.parametrize(
@@ -276,12 +299,12 @@ def test_damaged_caches_are_refused(cache: Path, tmp_path: Path) -> None:
     ],
 )
 def test_an_output_with_other_latents_is_left_alone(
-    pictures: Path, photos: Path, cache: Path, override: str | None, difference: str
+    image_folder: Path, photos: Path, cache: Path, override: str | None, difference: str
 ) -> None:
     before = files(cache)
-    config = configure(pictures, cache, *([override] if override else []))
+    config = configure(image_folder, cache, *([override] if override else []))
     if override is None:
-        config.data.train = [str(photos / "0.png")] * PICTURES
+        config.data.train = [str(photos / "0.png")] * IMAGES
     with pytest.raises(ConfigError, match=f"holds other latents: .*{difference}"):
         latent_cache.cache_latents(config, progress=False)
     assert files(cache) == before
@@ -303,7 +326,7 @@ MISTAKES = [
 
 
 @pytest.fixture
-def script(load_script, monkeypatch, pictures: Path, tmp_path: Path):
+def script(load_script, monkeypatch, image_folder: Path, tmp_path: Path):
     """Runs scripts/cache_latents.py in this process, in a folder of its own."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which it sets itself, and which would stay set
     monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")  # config_path is then relative to the script's file
@@ -313,7 +336,7 @@ def script(load_script, monkeypatch, pictures: Path, tmp_path: Path):
 
     def run(*overrides: str) -> None:
         GlobalHydra.instance().clear()
-        data = (f"data.train=[{pictures}]", "output=latents")
+        data = (f"data.train=[{image_folder}]", "output=latents")
         monkeypatch.setattr(sys, "argv", ["cache_latents.py", *SMALL, *data, *overrides])
         module.run()
 
@@ -321,11 +344,11 @@ def script(load_script, monkeypatch, pictures: Path, tmp_path: Path):
     GlobalHydra.instance().clear()
 
 
-def test_the_script(script, pictures: Path, tmp_path: Path, cache: Path, capsys) -> None:
+def test_the_script(script, image_folder: Path, tmp_path: Path, cache: Path, capsys) -> None:
     script()
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "18 latents of 6 images, 3 crops each, in latents"
-    assert [str(pictures / "2.png") in line for line in lines] == [True, False], "what is left out is named"
+    assert [str(image_folder / "2.png") in line for line in lines] == [True, False], "what is left out is named"
     assert read_index("latents") == read_index(cache) and files(tmp_path / "latents") == files(cache)
     assert [path.name for path in tmp_path.iterdir()] == ["latents"]
 
@@ -341,13 +364,15 @@ def test_mistakes(script, tmp_path: Path, capsys, override: str, named: list[str
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("stage", ["vae", "prior", "joint"])
-def test_other_stages_need_pictures(compose, pictures: Path, cache: Path, stage: str) -> None:
+@pytest.mark.parametrize("stage", ["vae", "diffusion_pretrain", "joint"])
+def test_other_stages_need_images(compose, image_folder: Path, cache: Path, stage: str) -> None:
     with pytest.raises(ConfigError, match=f"data.latents is .* but stage {stage} needs images; allowed: null"):
-        compose(f"experiment=tiny/{stage}", f"data.train=[{pictures}]", f"data.latents={cache}")
+        compose(f"experiment=tiny/{stage}", f"data.train=[{image_folder}]", f"data.latents={cache}")
 
 
-def test_training_on_latents_needs_no_pictures(compose, cache: Path) -> None:
-    assert compose("experiment=tiny/hyper", f"data.latents={cache}", "data.train=[/no/such]").data.latents == str(cache)
+def test_training_on_latents_needs_no_images(compose, cache: Path) -> None:
+    assert compose("experiment=tiny/bottleneck", f"data.latents={cache}", "data.train=[/no/such]").data.latents == str(
+        cache
+    )
     with pytest.raises(ConfigError, match="data.latents is '/no/such', which does not exist; allowed: a folder that"):
-        compose("experiment=tiny/hyper", "data.latents=/no/such")
+        compose("experiment=tiny/bottleneck", "data.latents=/no/such")

@@ -20,7 +20,7 @@ def runs(tmp_path) -> Path:
     """Logs of a stage without rates, one that trains all in a step, one that trains one in a step, and an empty one."""
     for name, text in {
         "vae": "step,seconds,lr,loss,l1\n10,1.0,0.1,0.9,0.5\n20,2.0,0.1,0.7,0.4\n",
-        "hyper": "step,lr,loss,loss_0.0625,loss_0.1250,loss_scale\n10,1,-0.5,-0.4,-0.6,8\n20,1,-0.7,-0.6,-0.8,8\n",
+        "bottleneck": "step,lr,loss,loss_0.0625,loss_0.1250,loss_scale\n10,1,-0.5,-0.4,-0.6,8\n20,1,-0.7,-0.6,-0.8,8\n",
         "joint": "step,lr,loss,rate,gan\n10,1,0.9,0.0625,\n20,1,0.3,0.12500000298,\n30,1,0.7,0.0625,\n",
         "empty": "step,lr,loss\n",
     }.items():
@@ -31,7 +31,7 @@ def runs(tmp_path) -> Path:
 
 def test_rates_come_from_columns_or_from_the_rate_of_the_step(runs):
     assert curves(read_log(runs / "vae")) == {}
-    hyper = curves(read_log(runs / "hyper"))
+    hyper = curves(read_log(runs / "bottleneck"))
     assert {rate: series.to_dict() for rate, series in hyper.items()} == {
         0.0625: {10: -0.4, 20: -0.6},
         0.125: {10: -0.6, 20: -0.8},
@@ -62,7 +62,7 @@ def test_what_cannot_be_drawn_is_said_in_one_line(runs, name, column, words):
 
 
 def test_script_draws_a_panel_for_each_run(script, runs, tmp_path, capsys):
-    folders = [str(runs / name) for name in ("vae", "hyper", "joint")]
+    folders = [str(runs / name) for name in ("vae", "bottleneck", "joint")]
     out = tmp_path / "docs/curves"
     assert script.main([*folders, "--out", str(out), "--formats", "svg"]) == 0
     assert capsys.readouterr().out == f"{out}.svg\n"

@@ -78,7 +78,9 @@ def test_rows_are_means_over_the_passes(configure, runs, monkeypatch) -> None:
         return metrics
 
     monkeypatch.setattr(BottleneckStage, "forward", watched)
-    config = configure("hyper", 5, "run", "trainer.log_every=2", "trainer.accumulation=2", "stage.rates_per_step=1")
+    config = configure(
+        "bottleneck", 5, "run", "trainer.log_every=2", "trainer.accumulation=2", "stage.rates_per_step=1"
+    )
     run(config)
     rows = runs.rows(config)
     assert [row["step"] for row in rows] == ["2", "4", "5"] and len(seen) == 10
@@ -94,23 +96,23 @@ def test_rows_are_means_over_the_passes(configure, runs, monkeypatch) -> None:
 def test_the_norm_is_that_before_the_clip(configure, runs) -> None:
     """A mean over the interval's steps, and the same whether gradients are clipped or not."""
     each, threes = (
-        configure("prior", 3, f"run-{every}", f"trainer.log_every={every}", "optimiser.grad_clip=null")
+        configure("diffusion_pretrain", 3, f"run-{every}", f"trainer.log_every={every}", "optimiser.grad_clip=null")
         for every in (1, 3)
     )
-    clipped = configure("prior", 1, "clipped", "optimiser.grad_clip=1e-3")
+    clipped = configure("diffusion_pretrain", 1, "clipped", "optimiser.grad_clip=1e-3")
     for config in (each, threes, clipped):
         run(config)
     norms = [float(row["grad_norm"]) for row in runs.rows(each)]
     assert float(runs.rows(threes)[0]["grad_norm"]) == pytest.approx(sum(norms) / 3)
     assert float(runs.rows(clipped)[0]["grad_norm"]) == norms[0] > 0.1
     stage = build_stage(each).train()
-    batch = next(Trainer(stage, configure("prior", 1, "other"))._batches(0))
+    batch = next(Trainer(stage, configure("diffusion_pretrain", 1, "other"))._batches(0))
     stage(batch["image"], StepRng(0, each.seed))["loss"].backward()
     gradients = [parameter.grad.flatten() for parameter in stage.parameters() if parameter.grad is not None]
     assert norms[0] == pytest.approx(torch.cat(gradients).norm().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("stage", ["hyper", "joint"])
+@pytest.mark.parametrize("stage", ["bottleneck", "joint"])
 def test_a_run_stopped_within_an_interval_logs_as_an_uninterrupted_one(configure, runs, stage: str) -> None:
     options = ("trainer.log_every=3", "trainer.accumulation=2", "trainer.checkpoint_every=100")
     whole, parts = (configure(stage, 6, name, *options) for name in ("whole", "parts"))
@@ -125,17 +127,19 @@ def test_a_run_stopped_within_an_interval_logs_as_an_uninterrupted_one(configure
 def test_a_finished_run_goes_on_within_its_interval(configure, runs) -> None:
     """The row of its last step stays, and that of the whole interval is as if there had been no end."""
     options = ("trainer.log_every=2", "optimiser.warmup_steps=0")
-    whole = configure("prior", 4, "whole", *options)
+    whole = configure("diffusion_pretrain", 4, "whole", *options)
     run(whole)
     for steps in (3, 4):
-        run(configure("prior", steps, "parts", *options))
-    rows = runs.rows(configure("prior", 4, "parts"))
+        run(configure("diffusion_pretrain", steps, "parts", *options))
+    rows = runs.rows(configure("diffusion_pretrain", 4, "parts"))
     assert [row["step"] for row in rows] == ["2", "3", "4"]
     assert [rows[place]["loss"] for place in (0, 2)] == [row["loss"] for row in runs.rows(whole)]
 
 
 def test_times_go_on_after_a_resume(configure, runs) -> None:
-    config = configure("prior", 4, "run", "trainer.log_every=2", "trainer.checkpoint_every=3", "data.batch_size=3")
+    config = configure(
+        "diffusion_pretrain", 4, "run", "trainer.log_every=2", "trainer.checkpoint_every=3", "data.batch_size=3"
+    )
     stop_at(Trainer(build_stage(config), config), 3)
     (path,) = Path(config.output, "checkpoints").glob("*.pt")
     state = torch.load(path, weights_only=True)
@@ -158,7 +162,7 @@ def test_the_bar_counts_a_resumed_runs_own_steps(configure, monkeypatch) -> None
             bars.append(self)
 
     monkeypatch.setattr(trainer_module, "tqdm", Bar)
-    config = configure("prior", 6, "run", "trainer.log_every=2")
+    config = configure("diffusion_pretrain", 6, "run", "trainer.log_every=2")
     stop_at(Trainer(build_stage(config), config), 4)
     run(config)
     bar = {**bars[1].format_dict, "elapsed": 4.0, "rate": None}
@@ -174,7 +178,7 @@ def test_an_interval_that_was_skipped_leaves_its_cells_empty(configure, runs, mo
         return {name: value * factor for name, value in forward(stage, images, rng).items()}
 
     monkeypatch.setattr(BottleneckStage, "forward", broken)
-    config = configure("hyper", 4, "run", "trainer.log_every=2", "trainer.non_finite=skip")
+    config = configure("bottleneck", 4, "run", "trainer.log_every=2", "trainer.non_finite=skip")
     run(config)
     first, second = runs.rows(config)
     assert first["loss"] == first["grad_norm"] == first["cosine_0.0313"] == "" and first["skipped"] == "2"

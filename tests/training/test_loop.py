@@ -25,7 +25,7 @@ from oscar.training.trainer import Trainer
 from oscar.training.validation import Validator
 
 PARTS = ("learner", "critic")
-STAGES = ["vae", "prior", "hyper", "joint"]
+STAGES = ["vae", "diffusion_pretrain", "bottleneck", "joint"]
 # what makes a resume hard: averages, several passes per step, and random draws inside the quantiser
 HARD = ("trainer.accumulation=2", "trainer.ema_decay=0.9")
 QUANTISER = ("bottleneck.kmeans_init=true", "bottleneck.dead_code_threshold=0.5")
@@ -61,7 +61,7 @@ def run(config: TrainConfig) -> Trainer:
 @pytest.mark.parametrize("overrides", [(), (*HARD, *QUANTISER)], ids=["plain", "hard"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_resumed_run_equals_an_uninterrupted_one(configure, runs, stage: str, overrides: tuple[str, ...]) -> None:
-    if stage in ("vae", "prior"):
+    if stage in ("vae", "diffusion_pretrain"):
         overrides = tuple(override for override in overrides if override not in QUANTISER)
     run(configure(stage, 3, "resumed", *overrides))
     torch.manual_seed(99)  # nothing may depend on what ran before in this process
@@ -74,7 +74,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(configure, runs, stage: str, 
 
 def test_rows_after_the_checkpoint_are_dropped(configure, runs) -> None:
     """A run that died between two checkpoints repeats the steps in between, and its log holds each once."""
-    config = configure("prior", 5, "run", "trainer.checkpoint_every=2", "trainer.keep_last=5")
+    config = configure("diffusion_pretrain", 5, "run", "trainer.checkpoint_every=2", "trainer.keep_last=5")
     run(config)
     assert [path.name for path in find_checkpoints(Path(config.output))] == [
         "step-0000002.pt",
@@ -90,14 +90,14 @@ def test_rows_after_the_checkpoint_are_dropped(configure, runs) -> None:
 
 
 def test_old_checkpoints_are_deleted(configure) -> None:
-    config = configure("prior", 5, "run", "trainer.checkpoint_every=1", "trainer.keep_last=2")
+    config = configure("diffusion_pretrain", 5, "run", "trainer.checkpoint_every=1", "trainer.keep_last=2")
     run(config)
     names = sorted(path.name for path in (Path(config.output) / "checkpoints").iterdir())
     assert names == ["step-0000004.pt", "step-0000005.pt"]
 
 
 def test_a_finished_run_does_nothing_more(configure, runs, caplog) -> None:
-    config = configure("prior", 2)
+    config = configure("diffusion_pretrain", 2)
     run(config)
 
     def files() -> dict[Path, int]:
@@ -108,20 +108,20 @@ def test_a_finished_run_does_nothing_more(configure, runs, caplog) -> None:
     assert run(config).step == 2
     assert files() == before
     assert f"finished already: {config.output}/final, 2 steps; nothing to do" in caplog.text
-    assert run(configure("prior", 3)).step == 3
+    assert run(configure("diffusion_pretrain", 3)).step == 3
     assert [row["step"] for row in runs.rows(config)] == ["1", "2", "3"]
 
 
 def test_without_resume_a_run_starts_over(configure, runs) -> None:
-    run(configure("prior", 3))
-    config = configure("prior", 2, "run", "trainer.resume=false")
+    run(configure("diffusion_pretrain", 3))
+    config = configure("diffusion_pretrain", 2, "run", "trainer.resume=false")
     run(config)
     assert len(runs.rows(config)) == 2 and len(find_checkpoints(Path(config.output))) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_with_a_checkpoint(configure, runs, monkeypatch, number: signal.Signals) -> None:
-    config = configure("prior", 6)
+    config = configure("diffusion_pretrain", 6)
     optimise = Trainer._optimise
 
     def interrupted(trainer: Trainer, batches):
@@ -137,25 +137,25 @@ def test_a_signal_stops_with_a_checkpoint(configure, runs, monkeypatch, number: 
     assert not (Path(config.output) / "final").exists()
     assert signal.getsignal(number) == before
     monkeypatch.undo()
-    whole = configure("prior", 6, "whole")
+    whole = configure("diffusion_pretrain", 6, "whole")
     assert run(config).step == run(whole).step == 6
     runs.assert_same(config, whole)
 
 
-def test_the_result_is_a_codec(configure, picture) -> None:
+def test_the_result_is_a_codec(configure, make_image) -> None:
     config = configure("joint", 2)
     trainer = run(config)
     codec = load(Path(config.output) / "final")
     assert codec.model_tag == int(codec.fingerprint[:4], 16)
     for rate in codec.bottleneck.rates:
-        data = codec.compress(picture(70, 50), rate)
+        data = codec.compress(make_image(70, 50), rate)
         assert codec.decompress(data).size == (70, 50)
         assert codec.bottleneck.frequencies[rate.id].sum() == 2**16 - 1
     assert codec.bottleneck.rates == trainer.stage.codec.bottleneck.rates
 
 
 def test_the_average_is_saved_and_not_trained_on(configure, runs) -> None:
-    config = configure("prior", 4, "run", "trainer.ema_decay=0.9")
+    config = configure("diffusion_pretrain", 4, "run", "trainer.ema_decay=0.9")
     trainer = run(config)
     final = Backbone.from_pretrained(Path(config.output) / "final")
     state = runs.newest(config)
@@ -189,8 +189,8 @@ def test_channels_last_and_threads(configure) -> None:
     run(configure("joint", 1, "run", "trainer.channels_last=true", "trainer.threads=1"))
 
 
-def test_a_loss_that_is_no_number_names_the_pictures(configure, runs, monkeypatch, photos: Path) -> None:
-    config = configure("prior", 4, "run", "trainer.checkpoint_every=1")
+def test_a_loss_that_is_no_number_names_the_images(configure, runs, monkeypatch, photos: Path) -> None:
+    config = configure("diffusion_pretrain", 4, "run", "trainer.checkpoint_every=1")
     forward = PriorStage.forward
 
     def broken(stage, images, rng):
@@ -206,7 +206,7 @@ def test_a_loss_that_is_no_number_names_the_pictures(configure, runs, monkeypatc
 
 @pytest.fixture
 def broken(monkeypatch) -> Callable[..., None]:
-    """Makes stage hyper's loss NaN in some passes, after the codebooks were updated."""
+    """Makes stage bottleneck's loss NaN in some passes, after the codebooks were updated."""
 
     def make(*passes: int) -> None:
         forward = BottleneckStage.forward
@@ -223,11 +223,11 @@ def broken(monkeypatch) -> Callable[..., None]:
 
 def test_a_skipped_step_changes_nothing(configure, runs, broken, caplog) -> None:
     options = ("trainer.non_finite=skip", "trainer.ema_decay=0.9", "trainer.accumulation=2", "optimiser.warmup_steps=9")
-    config = configure("hyper", 1, "run", *options)
+    config = configure("bottleneck", 1, "run", *options)
     run(config)
     before = runs.newest(config)
     broken(3)  # the second pass of the second step
-    config = configure("hyper", 2, "run", *options)
+    config = configure("bottleneck", 2, "run", *options)
     run(config)
     after = runs.newest(config)
     assert (before["step"], before["skipped"], after["step"], after["skipped"]) == (1, [0, 0], 2, [1, 1])
@@ -277,8 +277,8 @@ def test_a_critic_without_a_number_is_skipped_too(configure, runs, monkeypatch) 
 def test_too_many_skips_stop_the_run(configure, runs, broken) -> None:
     broken(1, 2, 4)
     with pytest.raises(NonFiniteError, match="2 steps in a row were skipped; loss is nan at step 3; images"):
-        run(configure("hyper", 5, "run", "trainer.non_finite=skip", "trainer.max_skipped=2"))
-    config = configure("hyper", 6, "other", "trainer.non_finite=skip", "trainer.max_skipped=3")
+        run(configure("bottleneck", 5, "run", "trainer.non_finite=skip", "trainer.max_skipped=2"))
+    config = configure("bottleneck", 6, "other", "trainer.non_finite=skip", "trainer.max_skipped=3")
     run(config)
     assert runs.newest(config)["skipped"] == [3, 0]
 
@@ -308,8 +308,8 @@ def test_the_best_checkpoint_is_kept(configure, runs, photos: Path, scores) -> N
     """It stays when later ones are worse, also after a resume; no number is no best."""
     options = (f"validation.images={photos}", "validation.every=2", "trainer.keep_last=1")
     steps = scores(0.5, 0.7, 0.6, float("nan"), 0.65)
-    run(configure("hyper", 5, "run", *options))
-    config = configure("hyper", 8, "run", *options)
+    run(configure("bottleneck", 5, "run", *options))
+    config = configure("bottleneck", 8, "run", *options)
     run(config)
     assert steps == [2, 4, 5, 6, 8]
     assert (best(config)["step"], best(config)["best"], runs.newest(config)["best"]) == (4, 0.7, 0.7)
@@ -322,7 +322,7 @@ def test_the_best_checkpoint_is_kept(configure, runs, photos: Path, scores) -> N
 def test_the_best_weights_can_be_the_result(configure, runs, photos: Path, scores) -> None:
     scores(0.5, 0.7, 0.6)
     options = (f"validation.images={photos}", "validation.every=1", "trainer.ema_decay=0.5", "trainer.final=best")
-    config = configure("hyper", 3, "run", *options)
+    config = configure("bottleneck", 3, "run", *options)
     trainer = run(config)
     averages = best(config)["ema"]["shadow_params"]
     assert best(config)["step"] == 2 and runs.newest(config)["step"] == 3
@@ -340,18 +340,20 @@ def test_validation_sees_the_averages(configure, runs, photos: Path, monkeypatch
 
     matches: list[bool] = []
     monkeypatch.setattr(Validator, "run", validate)
-    config = configure("hyper", 2, "run", f"validation.images={photos}", "validation.every=1", "trainer.ema_decay=0.5")
+    config = configure(
+        "bottleneck", 2, "run", f"validation.images={photos}", "validation.every=1", "trainer.ema_decay=0.5"
+    )
     trainer = Trainer(build_stage(config), config)
     trainer.run()
     assert matches == [True, True]
-    plain = configure("hyper", 2, "plain", "trainer.ema_decay=0.5")
+    plain = configure("bottleneck", 2, "plain", "trainer.ema_decay=0.5")
     run(plain)
     runs.assert_equal(runs.newest(config)["learner"], runs.newest(plain)["learner"])  # and training does not notice
 
 
 def test_a_validation_that_was_cut_off_is_made_up_for(configure, photos: Path, scores) -> None:
     options = (f"validation.images={photos}", "validation.every=1", "trainer.checkpoint_every=1")
-    config = configure("hyper", 3, "run", *options)
+    config = configure("bottleneck", 3, "run", *options)
     scores(0.5)  # and an error at the next
     with pytest.raises(StopIteration):
         run(config)
@@ -364,7 +366,7 @@ def test_a_validation_that_was_cut_off_is_made_up_for(configure, photos: Path, s
     assert lines == ["step,cosine", "1,0.5", "2,0.6", "3,0.7"]
 
 
-@pytest.mark.parametrize("stage", ["vae", "prior", "joint"])
+@pytest.mark.parametrize("stage", ["vae", "diffusion_pretrain", "joint"])
 def test_gradient_checkpointing_changes_no_gradient(configure, monkeypatch, stage: str) -> None:
     options = ("bottleneck.rotation_trick=false", *(["stage.vae=all"] if stage == "joint" else []))
     plain = configure(stage, 1, "plain", *options)
@@ -381,7 +383,7 @@ def test_gradient_checkpointing_changes_no_gradient(configure, monkeypatch, stag
         names
         >= {
             "vae": {"UpDecoderBlock2D", "DownEncoderBlock2D"},
-            "prior": {"ResnetBlock2D"},
+            "diffusion_pretrain": {"ResnetBlock2D"},
             "joint": {"UpDecoderBlock2D", "DownEncoderBlock2D", "ResnetBlock2D"},
         }[stage]
     )
@@ -418,8 +420,8 @@ def test_networks_are_compiled_by_switch(configure, runs, monkeypatch, stage: st
         called
         == {
             "vae": {"Encoder", "Decoder"},
-            "prior": {"Encoder", "UNet2DConditionModel"},
-            "hyper": {"Encoder", "Sequential"},
+            "diffusion_pretrain": {"Encoder", "UNet2DConditionModel"},
+            "bottleneck": {"Encoder", "Sequential"},
             "joint": {"Encoder", "Decoder", "Sequential", "UNet2DConditionModel", "UNetFirstHalf"},
         }[stage]
     )
@@ -430,11 +432,11 @@ def test_several_processes_on_the_cpu_are_not_started_by_one(configure, monkeypa
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # what `accelerate launch --cpu --num_processes 2` sets
     monkeypatch.setenv("MASTER_PORT", "29500")
     with pytest.raises(ConfigError, match="starts one process.*allowed: .*configs/accelerate/cpu.yaml"):
-        Trainer(build_stage(configure("prior", 1)), configure("prior", 1))
+        Trainer(build_stage(configure("diffusion_pretrain", 1)), configure("diffusion_pretrain", 1))
 
 
-def test_a_run_on_cached_latents_repeats_that_on_pictures(configure, runs, tmp_path: Path) -> None:
-    images = configure("hyper", 2, "pictures")
+def test_a_run_on_cached_latents_repeats_that_on_images(configure, runs, tmp_path: Path) -> None:
+    images = configure("bottleneck", 2, "images")
     cache = CacheLatentsConfig(
         output=str(tmp_path / "latents"),
         crops=1,
@@ -445,7 +447,7 @@ def test_a_run_on_cached_latents_repeats_that_on_pictures(configure, runs, tmp_p
         device="cpu",
     )
     cache_latents(cache, progress=False)
-    cached = configure("hyper", 2, "cached", f"data.latents={tmp_path / 'latents'}")
+    cached = configure("bottleneck", 2, "cached", f"data.latents={tmp_path / 'latents'}")
     run(images)
     run(cached)
     for one, other in zip(runs.rows(images), runs.rows(cached), strict=True):
@@ -453,19 +455,19 @@ def test_a_run_on_cached_latents_repeats_that_on_pictures(configure, runs, tmp_p
 
 
 def test_a_checkpoint_of_another_number_of_crops_per_step_is_refused(configure) -> None:
-    run(configure("prior", 1))
+    run(configure("diffusion_pretrain", 1))
     message = r"made with 2 crops per step, but this run has 3 .*data.batch_size 3 .*; allowed: a product of 2"
     with pytest.raises(ValueError, match=message):
-        run(configure("prior", 2, "run", "data.batch_size=3"))
-    run(configure("prior", 2, "run", "data.batch_size=1", "trainer.accumulation=2"))
+        run(configure("diffusion_pretrain", 2, "run", "data.batch_size=3"))
+    run(configure("diffusion_pretrain", 2, "run", "data.batch_size=1", "trainer.accumulation=2"))
 
 
 @pytest.mark.parametrize(
     ("stage", "override", "message"),
     [
-        ("hyper", "bottleneck.width=16", "bottleneck.width was 8, is 16"),
-        ("hyper", "bottleneck.rates=[0.0019]", r"bottleneck.rates was \[.*\], is \[0.0019\]"),
-        ("prior", "trainer.ema_decay=0.9", "trainer.ema_decay was None, is 0.9"),
+        ("bottleneck", "bottleneck.width=16", "bottleneck.width was 8, is 16"),
+        ("bottleneck", "bottleneck.rates=[0.0019]", r"bottleneck.rates was \[.*\], is \[0.0019\]"),
+        ("diffusion_pretrain", "trainer.ema_decay=0.9", "trainer.ema_decay was None, is 0.9"),
         ("joint", "stage.gan=0", "stage.gan was 0.005, is 0.0"),
     ],
 )
@@ -482,15 +484,15 @@ def test_a_checkpoint_of_another_configuration_is_refused(
 
 
 def test_more_rates_than_the_checkpoint_are_refused(configure) -> None:
-    run(configure("hyper", 1, "run", "bottleneck.rates=[0.0019]"))
+    run(configure("bottleneck", 1, "run", "bottleneck.rates=[0.0019]"))
     with pytest.raises(ConfigError, match=r"bottleneck.rates was \[0.0019\], is \[0.0019, 0.125\]"):
-        run(configure("hyper", 2, "run", "bottleneck.rates=[0.0019,0.125]"))
+        run(configure("bottleneck", 2, "run", "bottleneck.rates=[0.0019,0.125]"))
 
 
 def test_a_damaged_checkpoint_is_refused(configure) -> None:
-    config = configure("prior", 1)
+    config = configure("diffusion_pretrain", 1)
     run(config)
     path = find_checkpoints(Path(config.output))[-1]
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=f"checkpoint {path} cannot be read"):
-        run(configure("prior", 2))
+        run(configure("diffusion_pretrain", 2))

@@ -322,7 +322,7 @@ def test_features_rank_distortions(weight_files: dict[str, Path]) -> None:
     assert 0 < near < far < 2
 
 
-def test_by_picture_is_the_loss_of_each_alone() -> None:
+def test_by_image_is_the_loss_of_each_alone() -> None:
     torch.manual_seed(0)
     prediction, target = torch.rand(3, 3, 64, 48) * 2 - 1, torch.rand(3, 3, 64, 48) * 2 - 1
     prediction[1] = target[1]

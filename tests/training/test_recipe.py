@@ -107,7 +107,7 @@ STAGE1 = {
     "validation.every": 1000,  # S1
     "stage": {
         **COMMON_STAGE,
-        "name": "hyper",
+        "name": "bottleneck",
         "cosine": 1.0,  # T1
         "independent_rates": True,  # S1: a run per rate
         "image_losses": {},  # T1

@@ -72,12 +72,12 @@ CHANGES = [
 
 
 def test_another_run_is_refused(configure) -> None:
-    config = configure("hyper")
+    config = configure("bottleneck")
     run(config)
     before = snapshot(config)
     for override, named in CHANGES:
         AcceleratorState._reset_state(reset_partial_state=True)
-        other = configure("hyper", override, "trainer.max_steps=4")
+        other = configure("bottleneck", override, "trainer.max_steps=4")
         message = rf"^output is {config.output}, which holds another run: .*{named}"
         with pytest.raises(ConfigError, match=message) as error:
             run(other)
@@ -86,18 +86,29 @@ def test_another_run_is_refused(configure) -> None:
     assert snapshot(config) == before  # config.yaml too
 
 
-def test_other_pictures_are_another_run(configure, photos: Path, tmp_path: Path) -> None:
-    run(configure("hyper"))
+def test_runs_from_before_stages_were_renamed_go_on(configure) -> None:
+    config = configure("bottleneck")
+    run(config)
+    path = Path(config.output) / "provenance.json"
+    record = json.loads(path.read_text())
+    record["identity"]["stage.name"] = "hyper"
+    path.write_text(json.dumps(record))
+    run(configure("bottleneck", "trainer.max_steps=3"))
+    assert json.loads(path.read_text())["finished"]["step"] == 3
+
+
+def test_other_images_are_another_run(configure, photos: Path, tmp_path: Path) -> None:
+    run(configure("bottleneck"))
     other = tmp_path / "other"
     other.symlink_to(photos)
     with pytest.raises(ConfigError, match=rf"data\.train was \['{photos}'\], is \['{other}'\]"):
-        run(configure("hyper", f"data.train=[{other}]"))
+        run(configure("bottleneck", f"data.train=[{other}]"))
 
 
 def test_what_may_change(configure, runs) -> None:
-    run(configure("hyper"))
+    run(configure("bottleneck"))
     config = configure(
-        "hyper",
+        "bottleneck",
         "trainer.max_steps=3",
         "trainer.keep_last=5",
         "trainer.log_every=2",
@@ -151,8 +162,8 @@ def test_two_jobs_of_a_sweep_differ_and_equal_ones_are_equal(configure, runs) ->
 
 
 def test_without_resume_a_folder_changes_hands(configure) -> None:
-    run(configure("hyper"))
-    config = configure("hyper", "seed=1", "trainer.resume=false", "trainer.max_steps=1")
+    run(configure("bottleneck"))
+    config = configure("bottleneck", "seed=1", "trainer.resume=false", "trainer.max_steps=1")
     run(config)
     assert [session["step"] for session in record(config)["sessions"]] == [0]
     assert record(config)["identity"]["seed"] == 1 and len(find_checkpoints(Path(config.output))) == 1
@@ -167,14 +178,14 @@ def test_a_folder_in_which_nothing_is_lost_is_taken(configure, monkeypatch) -> N
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_optimise", fail)
         with pytest.raises(RuntimeError, match="no memory"):
-            run(configure("hyper", "seed=1"))
-    config = configure("hyper")
+            run(configure("bottleneck", "seed=1"))
+    config = configure("bottleneck")
     run(config)
     assert record(config)["identity"]["seed"] == 0 and len(record(config)["sessions"]) == 1
 
 
 def test_checkpoints_from_before_there_were_records(configure) -> None:
-    config = configure("hyper")
+    config = configure("bottleneck")
     run(config)
     path = Path(config.output, "provenance.json")
     kept = path.read_text()
@@ -187,41 +198,41 @@ def test_checkpoints_from_before_there_were_records(configure) -> None:
 
 
 def test_a_shorter_run_than_there_is(configure) -> None:
-    run(configure("hyper"))
+    run(configure("bottleneck"))
     with pytest.raises(ConfigError, match=r"trainer\.max_steps is 1, but the run in .* is at step 2; allowed: at leas"):
-        run(configure("hyper", "trainer.max_steps=1"))
+        run(configure("bottleneck", "trainer.max_steps=1"))
 
 
 def test_a_cosine_keeps_its_length(configure, runs) -> None:
     """Of another max_steps the rates so far would not be those that the configuration says."""
     cosine = ("optimiser.schedule=cosine", "optimiser.warmup_steps=0", "trainer.checkpoint_every=1")
-    whole = configure("hyper", *cosine, "trainer.max_steps=4", output="whole")
+    whole = configure("bottleneck", *cosine, "trainer.max_steps=4", output="whole")
     run(whole)
-    part = configure("hyper", *cosine, "optimiser.schedule_steps=4")
+    part = configure("bottleneck", *cosine, "optimiser.schedule_steps=4")
     run(part)
     with pytest.raises(ConfigError, match=r"schedule_steps \(trainer\.max_steps, unless it is set\) was 4, is 3; all"):
-        run(configure("hyper", *cosine, "trainer.max_steps=3"))
-    part = configure("hyper", *cosine, "trainer.max_steps=4")
+        run(configure("bottleneck", *cosine, "trainer.max_steps=3"))
+    part = configure("bottleneck", *cosine, "trainer.max_steps=4")
     run(part)
     runs.assert_same(whole, part)
     with pytest.raises(ConfigError, match=r"^optimiser\.schedule_steps is 3; allowed: at least 4"):
-        configure("hyper", *cosine, "trainer.max_steps=4", "optimiser.schedule_steps=3")
+        configure("bottleneck", *cosine, "trainer.max_steps=4", "optimiser.schedule_steps=3")
     with pytest.raises(ConfigError, match=r"^optimiser\.schedule_steps is 9, but optimiser\.schedule is 'constant'"):
-        configure("hyper", "optimiser.schedule_steps=9")
+        configure("bottleneck", "optimiser.schedule_steps=9")
 
 
 def test_validation_may_be_turned_on_but_not_changed(configure, photos: Path) -> None:
     on = (f"validation.images={photos}", "validation.metrics.names=[psnr]")
-    run(configure("prior", "validation.metrics.names=[psnr]"))
-    run(configure("prior", *on, "trainer.max_steps=3"))
-    run(configure("prior", "trainer.max_steps=4"))
+    run(configure("diffusion_pretrain", "validation.metrics.names=[psnr]"))
+    run(configure("diffusion_pretrain", *on, "trainer.max_steps=3"))
+    run(configure("diffusion_pretrain", "trainer.max_steps=4"))
     with pytest.raises(ConfigError, match=r"validation\.limit was 24, is 2"):
-        run(configure("prior", *on, "trainer.max_steps=5", "validation.limit=2"))
-    run(configure("prior", *on, "trainer.max_steps=5", "validation.grid=0", "validation.every=2"))
+        run(configure("diffusion_pretrain", *on, "trainer.max_steps=5", "validation.limit=2"))
+    run(configure("diffusion_pretrain", *on, "trainer.max_steps=5", "validation.grid=0", "validation.every=2"))
 
 
 def test_another_checkpoint_under_the_same_path(configure, tmp_path: Path) -> None:
-    first = configure("hyper", output="first")
+    first = configure("bottleneck", output="first")
     run(first)
     source = f"init_from={first.output}/final"
     joint = configure("joint", source, "bottleneck.rates=null")
@@ -229,7 +240,7 @@ def test_another_checkpoint_under_the_same_path(configure, tmp_path: Path) -> No
     moved = Path(first.output, "final").rename(tmp_path / "moved")
     longer = ("bottleneck.rates=null", "trainer.max_steps=3")
     run(configure("joint", f"init_from={moved}", *longer))  # the same, elsewhere
-    run(configure("hyper", "seed=1", "trainer.resume=false", output="first"))
+    run(configure("bottleneck", "seed=1", "trainer.resume=false", output="first"))
     with pytest.raises(ConfigError, match=r"init_from \(its content\) was '[0-9a-f]{16}', is '[0-9a-f]{16}'"):
         run(configure("joint", source, *longer))
 
@@ -237,22 +248,22 @@ def test_another_checkpoint_under_the_same_path(configure, tmp_path: Path) -> No
 def test_another_backbone_under_the_same_path(configure, make_backbone, tmp_path: Path) -> None:
     make_backbone().save_pretrained(tmp_path / "backbone")
     source = f"backbone.source={tmp_path / 'backbone'}"
-    run(configure("hyper", source))
+    run(configure("bottleneck", source))
     (tmp_path / "backbone").rename(tmp_path / "moved")
-    run(configure("hyper", f"backbone.source={tmp_path / 'moved'}", "trainer.max_steps=3"))
+    run(configure("bottleneck", f"backbone.source={tmp_path / 'moved'}", "trainer.max_steps=3"))
     make_backbone(seed=1).save_pretrained(tmp_path / "backbone")
     with pytest.raises(ConfigError, match=r"backbone\.source \(its decoder\) was '.*'; .*\(its encoder\)"):
-        run(configure("hyper", source, "trainer.max_steps=4"))
+        run(configure("bottleneck", source, "trainer.max_steps=4"))
 
 
 def test_a_second_run_in_the_folder_at_the_same_time(configure, monkeypatch) -> None:
-    config = configure("hyper", "trainer.checkpoint_every=1")
+    config = configure("bottleneck", "trainer.checkpoint_every=1")
     first = Trainer(build_stage(config), config)
     optimise = Trainer._optimise
 
     def overtaken(trainer: Trainer, batches):
         if trainer is first:
-            run(configure("hyper", "seed=1"))
+            run(configure("bottleneck", "seed=1"))
         return optimise(trainer, batches)
 
     monkeypatch.setattr(Trainer, "_optimise", overtaken)
@@ -262,7 +273,7 @@ def test_a_second_run_in_the_folder_at_the_same_time(configure, monkeypatch) -> 
 
 
 def test_a_folder_that_loses_its_record_while_a_run_goes_on(configure, monkeypatch) -> None:
-    config = configure("hyper", "trainer.checkpoint_every=1")
+    config = configure("bottleneck", "trainer.checkpoint_every=1")
     trainer = Trainer(build_stage(config), config)
     optimise = Trainer._optimise
 
@@ -280,9 +291,9 @@ def test_a_folder_that_loses_its_record_while_a_run_goes_on(configure, monkeypat
 
 
 def test_provenance_of_a_run_and_of_its_result(configure) -> None:
-    config = configure("hyper", "trainer.max_steps=1")
+    config = configure("bottleneck", "trainer.max_steps=1")
     run(config, "trainer.max_steps=1")
-    config = configure("hyper")
+    config = configure("bottleneck")
     run(config, "trainer.max_steps=2")
     stored = OscarCodec.from_pretrained(f"{config.output}/final").provenance
     assert stored["step"] == 2 and stored["origin"] is None
@@ -305,15 +316,15 @@ def test_provenance_of_a_run_and_of_its_result(configure) -> None:
 def test_info_prints_it(configure, capsys) -> None:
     from oscar.cli.main import main
 
-    config = configure("hyper")
-    run(config, "experiment=tiny/hyper", "trainer.max_steps=2")
+    config = configure("bottleneck")
+    run(config, "experiment=tiny/bottleneck", "trainer.max_steps=2")
     capsys.readouterr()
     assert main(["info", f"{config.output}/final"]) == 0
     text = capsys.readouterr().out
     environment = record(config)["sessions"][0]["environment"]
     for part in (
-        "trained 2 steps of stage hyper, seed 0",
-        "experiment=tiny/hyper trainer.max_steps=2",
+        "trained 2 steps of stage bottleneck, seed 0",
+        "experiment=tiny/bottleneck trainer.max_steps=2",
         "max_steps: 2",
         f"torch {environment['versions']['torch']}",
         environment["hardware"]["processor"],
@@ -329,7 +340,7 @@ def test_info_prints_it(configure, capsys) -> None:
 
 
 def test_provenance_changes_no_fingerprint_and_is_kept(configure, tmp_path: Path) -> None:
-    config = configure("hyper")
+    config = configure("bottleneck")
     run(config)
     codec = OscarCodec.from_pretrained(f"{config.output}/final")
     before = codec.fingerprint
@@ -343,16 +354,21 @@ def test_provenance_changes_no_fingerprint_and_is_kept(configure, tmp_path: Path
 
 
 def test_provenance_goes_back_to_the_first_stage(configure) -> None:
-    vae, prior, hyper, joint = ("vae", "prior", "hyper", "joint")
+    vae, pretrain, bottleneck, joint = ("vae", "diffusion_pretrain", "bottleneck", "joint")
     run(configure(vae, output=vae))
-    run(configure(prior, f"backbone.source={configure(vae, output=vae).output}/final", output=prior))
-    run(configure(hyper, f"backbone.source={configure(prior, output=prior).output}/final", output=hyper))
+    run(configure(pretrain, f"backbone.source={configure(vae, output=vae).output}/final", output=pretrain))
+    run(
+        configure(bottleneck, f"backbone.source={configure(pretrain, output=pretrain).output}/final", output=bottleneck)
+    )
     last = configure(
-        joint, f"init_from={configure(hyper, output=hyper).output}/final", "bottleneck.rates=null", output=joint
+        joint,
+        f"init_from={configure(bottleneck, output=bottleneck).output}/final",
+        "bottleneck.rates=null",
+        output=joint,
     )
     run(last)
     provenance, stages = read_model(f"{last.output}/final")["provenance"], []
     while provenance is not None:
         stages.append(provenance["config"]["stage"]["name"])
         provenance = (provenance["origin"] or {}).get("provenance")
-    assert stages == [joint, hyper, prior, vae]
+    assert stages == [joint, bottleneck, pretrain, vae]

@@ -100,11 +100,17 @@ def test_a_new_prompt(configure, tiny_folder: Path) -> None:
 
 def test_a_checkpoint_of_a_hyperprior_says_its_kind(compose, photos: Path) -> None:
     config = compose(
-        "stage=hyper", "init_from=nano-hyperprior", f"data.train=[{photos}]", "stage.cosine=0", "stage.lambdas=[1,2]"
+        "stage=bottleneck",
+        "init_from=nano-hyperprior",
+        f"data.train=[{photos}]",
+        "stage.cosine=0",
+        "stage.lambdas=[1,2]",
     )
     assert resolve(config).bottleneck.hyperprior.groups == [8, 8, 16, 32]
-    config = compose("stage=hyper", "init_from=nano-hyperprior", f"data.train=[{photos}]")
-    with pytest.raises(ConfigError, match="^stage.cosine is 1.0, but stage hyper does not use it with a hyperprior"):
+    config = compose("stage=bottleneck", "init_from=nano-hyperprior", f"data.train=[{photos}]")
+    with pytest.raises(
+        ConfigError, match="^stage.cosine is 1.0, but stage bottleneck does not use it with a hyperprior"
+    ):
         resolve(config)
 
 
@@ -122,12 +128,16 @@ def test_stages_of_a_rate_stay(compose, photos: Path) -> None:
 
 def test_without_either_a_backbone_must_be_chosen(compose, photos: Path) -> None:
     with pytest.raises(ConfigError, match="^backbone.source is unset; allowed: .*backbone=NAME of configs/backbone"):
-        compose("stage=hyper", f"data.train=[{photos}]")
+        compose("stage=bottleneck", f"data.train=[{photos}]")
 
 
 def test_shapes_beside_a_source_are_its_own(compose, photos: Path, make_backbone, tmp_path: Path) -> None:
     make_backbone().save_pretrained(tmp_path / "backbone")
-    options = ("experiment=tiny/prior", f"data.train=[{photos}]", f"backbone.source={tmp_path / 'backbone'}")
+    options = (
+        "experiment=tiny/diffusion_pretrain",
+        f"data.train=[{photos}]",
+        f"backbone.source={tmp_path / 'backbone'}",
+    )
     build_stage(compose(*options))
     with pytest.raises(ConfigError, match=r"^backbone\.unet\.layers_per_block is 2, but backbone\.source '.*' has 1"):
         build_stage(compose(*options, "backbone.unet.layers_per_block=2"))
@@ -149,9 +159,9 @@ def named(make_backbone, make_codec, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_a_backbone_that_has_moved(named: Path, configure, picture, tmp_path: Path) -> None:
+def test_a_backbone_that_has_moved(named: Path, configure, make_image, tmp_path: Path) -> None:
     before = load(named, dtype=torch.float32)
-    data = before.compress(picture(64, 64))
+    data = before.compress(make_image(64, 64))
     expected = before.decompress(data).tobytes()
     moved = (tmp_path / "backbone").rename(tmp_path / "elsewhere")
     hint = "; if it is elsewhere now: backbone=FOLDER in Python, --backbone FOLDER of oscar, backbone.source=FOLDER in"
@@ -160,7 +170,7 @@ def test_a_backbone_that_has_moved(named: Path, configure, picture, tmp_path: Pa
             read(named)
         assert "\n" not in str(error.value) and f"{tmp_path / 'backbone'}" in str(error.value)
     after = load(named, dtype=torch.float32, backbone=moved)
-    assert after.compress(picture(64, 64)) == data and after.decompress(data).tobytes() == expected
+    assert after.compress(make_image(64, 64)) == data and after.decompress(data).tobytes() == expected
     for half in ("encoder", "decoder"):
         for dtype in (torch.float32, torch.bfloat16):
             load(named, components=half, dtype=dtype, backbone=moved)

@@ -115,7 +115,7 @@ def test_what_is_no_shard_is_refused(photos: Path, tmp_path: Path, caplog) -> No
     assert "bad.tar: not a whole uncompressed tar" in caplog.text
 
 
-def test_a_hub_folder_of_pictures(hub, photos: Path, tmp_path: Path) -> None:
+def test_a_hub_folder_of_images(hub, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "set"
     for number, path in enumerate(sorted(photos.iterdir())):
         target = folder / ("validation" if number == 4 else "train") / path.name

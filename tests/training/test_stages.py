@@ -29,8 +29,8 @@ from oscar.utils.rng import StepRng, choose_points
 
 TRAINED = {  # by stage, the first parts of the names of trained tensors
     "vae": ("backbone.vae.",),
-    "prior": ("backbone.unet.",),
-    "hyper": ("codec.bottleneck.",),
+    "diffusion_pretrain": ("backbone.unet.",),
+    "bottleneck": ("codec.bottleneck.",),
     "joint": ("codec.bottleneck.", "codec.denoiser.prompt", "lora_"),
 }
 
@@ -112,31 +112,33 @@ def test_the_vae_stage_scales_latents_to_unit_variance(configure) -> None:
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_the_prior_learns_the_target_of_its_schedule(configure, prediction_type: str) -> None:
-    stage = build_stage(configure("prior", f"backbone.scheduler.prediction_type={prediction_type}"))
+    stage = build_stage(configure("diffusion_pretrain", f"backbone.scheduler.prediction_type={prediction_type}"))
     assert stage.backbone.schedule.prediction_type == prediction_type
     assert stage(images(), StepRng(0, 0))["loss"].item() > 0
 
 
 def test_hyper_trains_all_rates_or_some(configure) -> None:
-    stage = build_stage(configure("hyper", "bottleneck.rates=[0.0019,0.0313,0.125]", "stage.commitment=0.5")).train()
+    stage = build_stage(
+        configure("bottleneck", "bottleneck.rates=[0.0019,0.0313,0.125]", "stage.commitment=0.5")
+    ).train()
     metrics = stage(images(), StepRng(0, 0))
     losses, cosines = (
         [metrics[f"{name}_{bpp}"].item() for bpp in ("0.0019", "0.0313", "0.1250")] for name in ("loss", "cosine")
     )
     assert metrics["loss"].item() == pytest.approx(sum(losses) / 3, abs=1e-6)
     assert sum(losses) - sum(cosines) == pytest.approx(3 * 0.5 * metrics["commitment"].item(), abs=1e-6) != 0
-    stage = build_stage(configure("hyper", "stage.rates_per_step=2", "+stage.rate_weights={0.125:0}"))
+    stage = build_stage(configure("bottleneck", "stage.rates_per_step=2", "+stage.rate_weights={0.125:0}"))
     for number in range(8):
         drawn = [name for name in stage(images(), StepRng(number, 0)) if name.startswith("cosine_")]
         assert len(drawn) == 2 and "cosine_0.1250" not in drawn
 
 
-def test_hyper_trains_on_latents_as_on_their_pictures(configure, monkeypatch, tmp_path: Path) -> None:
+def test_hyper_trains_on_latents_as_on_their_images(configure, monkeypatch, tmp_path: Path) -> None:
     rates = "bottleneck.rates=[0.0313,0.125]"
-    plain = build_stage(configure("hyper", rates)).train()
+    plain = build_stage(configure("bottleneck", rates)).train()
     seen = []
     monkeypatch.setattr(hyper, "check_latents", lambda data, backbone: seen.append((data.latents, backbone)))
-    cached = build_stage(configure("hyper", rates, f"data.latents={tmp_path}")).train()
+    cached = build_stage(configure("bottleneck", rates, f"data.latents={tmp_path}")).train()
     assert seen == [(str(tmp_path), cached.codec.backbone)]
     assert cached.takes_latents and not plain.takes_latents
     with torch.no_grad():
@@ -181,8 +183,8 @@ def test_a_unet_that_is_not_there_is_missed_at_the_start(configure, make_backbon
 
 def test_rates_train_together_as_each_alone(configure) -> None:
     """The gradients of a rate are those of a run of its own but for their scale, which Adam does not see."""
-    stage = build_stage(configure("hyper", "bottleneck.rates=[0.0313,0.125]")).train()
-    alone = build_stage(configure("hyper", "bottleneck.rates=[0.125]")).train()
+    stage = build_stage(configure("bottleneck", "bottleneck.rates=[0.0313,0.125]")).train()
+    alone = build_stage(configure("bottleneck", "bottleneck.rates=[0.125]")).train()
     alone.codec.load_state_dict(stage.codec.state_dict(), strict=False)
     for trained in (stage, alone):
         trained(images(), StepRng(0, 0))["loss"].backward()
@@ -271,7 +273,7 @@ def test_joint_with_full_tuning(configure, quick_tables) -> None:
 
 
 def test_joint_starts_from_the_checkpoint_of_hyper(configure, quick_tables) -> None:
-    first = configure("hyper", "bottleneck.rates=[0.125]", "bottleneck.kmeans_init=true")
+    first = configure("bottleneck", "bottleneck.rates=[0.125]", "bottleneck.kmeans_init=true")
     stage = build_stage(first)
     Trainer(stage, first).run()
     with pytest.raises(ConfigError, match=r"^bottleneck.rates has 0\.0019, which init_from lacks; allowed: null, or"):
@@ -339,7 +341,9 @@ def test_a_rate_to_start_from_must_fit(configure, tiny_folder: Path) -> None:
 
 
 def test_revival_counts_the_uses_of_all_processes(configure, monkeypatch) -> None:
-    stage = build_stage(configure("hyper", "bottleneck.rates=[0.125]", "bottleneck.dead_code_threshold=0.5")).train()
+    stage = build_stage(
+        configure("bottleneck", "bottleneck.rates=[0.125]", "bottleneck.dead_code_threshold=0.5")
+    ).train()
     encoder = stage.codec.bottleneck.at(stage.codec.bottleneck.rates[0])
     stage(images(), StepRng(0, 0))
     alone = encoder.quantizer._codebook.threshold_ema_dead_code
@@ -353,7 +357,7 @@ def test_revival_counts_the_uses_of_all_processes(configure, monkeypatch) -> Non
 # Losses of bottlenecks.
 
 
-@pytest.mark.parametrize("name", ["hyper", "joint"])
+@pytest.mark.parametrize("name", ["bottleneck", "joint"])
 def test_losses_count_by_their_name(configure, name) -> None:
     """Also one that has the name of another option of the stage."""
     stage = build_stage(configure(name, "stage.cosine=3", "stage.commitment=5"))
@@ -433,7 +437,7 @@ def test_learned_timesteps_are_resumed(configure, quick_tables, tmp_path: Path) 
     assert first == second != LearnedMapping(TableMapping.paper().timesteps)
 
 
-def test_joint_with_timesteps_of_the_pictures(configure, quick_tables) -> None:
+def test_joint_with_timesteps_of_the_images(configure, quick_tables) -> None:
     config = configure("joint", "timesteps=per_image", "stage.gan=0")
     stage = build_stage(config)
     seen = []
@@ -471,8 +475,8 @@ def test_a_new_codec_takes_the_mapping_that_is_named(configure, mapping: str) ->
         ("joint", ["timesteps=cosine"], "timesteps.calibration is unset"),
         ("joint", ["timesteps=snr", "timesteps.calibration=nowhere.json"], "timesteps.calibration is 'nowhere.json'"),
         ("joint", ["timesteps=constant", "timesteps.timestep=1000"], "1000 of rate .* is outside the schedule"),
-        ("hyper", ["timesteps=linear", "+timesteps.base=3"], "timesteps.base is unknown to kind linear"),
-        ("prior", ["timesteps=linear"], "timesteps is set, but stage prior has no rates"),
+        ("bottleneck", ["timesteps=linear", "+timesteps.base=3"], "timesteps.base is unknown to kind linear"),
+        ("diffusion_pretrain", ["timesteps=linear"], "timesteps is set, but stage diffusion_pretrain has no rates"),
     ],
 )
 def test_mappings_that_are_refused(configure, stage: str, overrides: list[str], message: str) -> None:

@@ -38,24 +38,24 @@ def accelerator():
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory, picture) -> Path:
+def image_folder(tmp_path_factory, make_image) -> Path:
     folder = tmp_path_factory.mktemp("validation")
     for seed, size in enumerate(SIZES):
-        picture(*size, seed).save(folder / f"{seed}.png")
+        make_image(*size, seed).save(folder / f"{seed}.png")
     return folder
 
 
 @pytest.fixture
-def configure(compose, photos: Path, pictures: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+def configure(compose, photos: Path, image_folder: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     def make(stage: str, *overrides: str) -> TrainConfig:
-        if stage in ("hyper", "joint"):
+        if stage in ("bottleneck", "joint"):
             overrides = ("bottleneck.rates=[0.0313,0.125]", *overrides)
         return compose(
             f"experiment=tiny/{stage}",
             f"data.train=[{photos}]",
             f"output={tmp_path}",
             "logger.tensorboard=false",
-            f"validation.images={pictures}",
+            f"validation.images={image_folder}",
             *overrides,
         )
 
@@ -78,7 +78,7 @@ def trained(config: TrainConfig) -> Stage:
     return stage
 
 
-def test_scalars_are_those_of_real_files(configure, accelerator, pictures: Path) -> None:
+def test_scalars_are_those_of_real_files(configure, accelerator, image_folder: Path) -> None:
     config = configure("joint", "stage.gan=0")
     stage = trained(config)
     validator = Validator(config, accelerator)
@@ -92,11 +92,11 @@ def test_scalars_are_those_of_real_files(configure, accelerator, pictures: Path)
     with codec.bottleneck.ready_to_code():
         codec.forget_fingerprint()
         for rate in codec.bottleneck.rates:
-            files = [codec.compress(image, rate) for image in originals(pictures)]
-            pixels = [image.width * image.height for image in originals(pictures)]
+            files = [codec.compress(image, rate) for image in originals(image_folder)]
+            pixels = [image.width * image.height for image in originals(image_folder)]
             bpp = fmean(8 * len(data) / count for data, count in zip(files, pixels, strict=True))
             quality = fmean(
-                psnr(image, codec.decompress(data)) for image, data in zip(originals(pictures), files, strict=True)
+                psnr(image, codec.decompress(data)) for image, data in zip(originals(image_folder), files, strict=True)
             )
             codes = np.concatenate([codec.read(data).symbols.indices.numpy().ravel() for data in files])
             share = np.unique(codes, return_counts=True)[1] / len(codes)
@@ -148,7 +148,7 @@ def test_the_grid_is_written_and_given_to_the_trackers(configure, accelerator, t
 
 @pytest.mark.parametrize("count", [2, 5])  # of processes; five have more than there are images
 def test_processes_share_the_set(configure, accelerator, monkeypatch, count: int) -> None:
-    config = configure("hyper")
+    config = configure("bottleneck")
     stage = trained(config)
     whole = Validator(config, accelerator).run(stage, 1)
     gathered: list = []
@@ -167,7 +167,7 @@ def test_processes_share_the_set(configure, accelerator, monkeypatch, count: int
             main_process_first=nullcontext,
         )
         validator = Validator(config, process)
-        turns.append(len(validator.pictures))
+        turns.append(len(validator.images))
         shared = validator.run(stage, 1)
     assert len(set(turns)) == 1  # every process makes as many forward passes
     assert shared.keys() == whole.keys()
@@ -176,7 +176,7 @@ def test_processes_share_the_set(configure, accelerator, monkeypatch, count: int
 
 
 def test_hyper_goes_by_the_cosine(configure, accelerator) -> None:
-    config = configure("hyper", "validation.rates=[0.125]", "validation.crop=64", "validation.limit=1")
+    config = configure("bottleneck", "validation.rates=[0.125]", "validation.crop=64", "validation.limit=1")
     stage = trained(config)
     validator = Validator(config, accelerator)
     assert (validator.best, validator.higher_is_better) == ("cosine", True)
@@ -184,9 +184,9 @@ def test_hyper_goes_by_the_cosine(configure, accelerator) -> None:
     assert not any("0.0313" in name for name in scalars)
     codec = stage.eval().codec
     with torch.no_grad():
-        latent = codec.backbone.encode(to_batch(validator.pictures[0][1]))
+        latent = codec.backbone.encode(to_batch(validator.images[0][1]))
         z_hat = codec.bottleneck.at(codec.bottleneck.rates[1])(latent).z_hat
-    assert validator.pictures[0][1].size == (64, 64)
+    assert validator.images[0][1].size == (64, 64)
     assert scalars["cosine"] == pytest.approx(torch.cosine_similarity(z_hat, latent, dim=1).mean().item(), abs=1e-5)
     assert math.isnan(scalars["ms_ssim"])  # no image is large enough
 
@@ -206,12 +206,12 @@ def test_learned_timesteps_are_the_codecs(configure, accelerator) -> None:
         assert stage.codec.mapping(rate) > rate.timestep + 10
 
 
-def test_the_autoencoder_and_the_prior(configure, accelerator, pictures: Path, tmp_path: Path) -> None:
+def test_the_autoencoder_and_the_prior(configure, accelerator, image_folder: Path, tmp_path: Path) -> None:
     config = configure("vae")
     stage = build_stage(config).train()
     scalars = Validator(config, accelerator).run(stage, 1)
     assert list(scalars) == ["psnr", "ms_ssim"]
-    small = originals(pictures)[2]
+    small = originals(image_folder)[2]
     with torch.no_grad():
         backbone = stage.eval().backbone
         decoded = to_pil(backbone.decode(backbone.encode(to_batch(small)))[0].clamp(-1, 1))
@@ -220,7 +220,7 @@ def test_the_autoencoder_and_the_prior(configure, accelerator, pictures: Path, t
     config = configure("vae", f"validation.images={tmp_path}/one")
     assert Validator(config, accelerator).run(stage, 1)["psnr"] == pytest.approx(psnr(small, decoded))
 
-    config = configure("prior")
+    config = configure("diffusion_pretrain")
     stage = build_stage(config).train()
     validator = Validator(config, accelerator)
     assert (validator.best, validator.higher_is_better) == ("loss", False)
@@ -244,7 +244,7 @@ def test_what_cannot_be_measured_is_refused(
         Validator(configure(stage, *overrides), accelerator)
 
 
-def test_a_picture_that_cannot_be_read_is_refused(configure, accelerator, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_is_refused(configure, accelerator, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     config = configure("vae", f"validation.images={tmp_path / 'set'}")
     with pytest.raises(ValueError, match="set: no images"):
@@ -269,7 +269,7 @@ def test_metrics_without_weights_are_left_out(configure, accelerator, monkeypatc
 
 
 def test_running_tables_follow_the_moving_averages(configure) -> None:
-    codec = trained(configure("hyper")).codec
+    codec = trained(configure("bottleneck")).codec
     tables = codec.bottleneck.running_frequencies()
     for rate in codec.bottleneck.rates:
         usage = codec.bottleneck.at(rate).usage()
@@ -284,8 +284,8 @@ def test_perplexity() -> None:
     assert perplexity(torch.tensor([3.0, 3.0, 0.0, 0.0]) / 100).item() == pytest.approx(2)
 
 
-def test_centre(picture) -> None:
-    image = picture(70, 50)
+def test_centre(make_image) -> None:
+    image = make_image(70, 50)
     assert centre(image, None) is image
     assert centre(image, 64).size == (64, 50)
     assert np.array_equal(np.asarray(centre(image, 10)), np.asarray(image)[20:30, 30:40])

@@ -104,7 +104,7 @@ class ReportData:
             overlap_percent (of the range that the curves span together), note. Of these three, rows of different
             protocols (column protocol) stand in tables of their own.
         reference_curves: curves of the paper, read off its figures: dataset, codec, metric, bpp, value.
-        pictures: of the browser.
+        images: of the browser.
         timing: any columns; None without a timing part.
         matched: means at matched bytes, any columns; None without that part.
     """
@@ -118,7 +118,7 @@ class ReportData:
     rows: pd.DataFrame
     bd: pd.DataFrame
     reference_curves: pd.DataFrame
-    pictures: list[ReportImage] = field(default_factory=list)
+    images: list[ReportImage] = field(default_factory=list)
     timing: pd.DataFrame | None = None
     matched: pd.DataFrame | None = None
 
@@ -140,11 +140,11 @@ def write_report(path: Path, data: ReportData) -> None:
     payload = {
         "metrics": [{"name": m.name, "label": m.label, "unit": m.unit, "higher": m.higher_is_better} for m in metrics],
         "series": _measured(data, show, styles) + _references(data, show, styles),
-        "pictures": _pictures(data, show, styles, images),
+        "images": _browser(data, show, styles, images),
     }
     tables = _tables(data, metrics, styles)
     links = [("curves", "Rate and quality")] if metrics else []
-    links += [("pictures", "Pictures")] if data.pictures else []
+    links += [("images", "Images")] if data.images else []
     links += [(section.id, section.title) for section in tables]
     script = (_FOLDER / "report.js").read_text(encoding="utf-8")
     page = Template((_FOLDER / "report.html").read_text(encoding="utf-8")).substitute(
@@ -152,7 +152,7 @@ def write_report(path: Path, data: ReportData) -> None:
         summary=_list("summary", data.summary),
         navigation="".join(f'<a href="#{id_}">{title}</a>' for id_, title in links),
         curves_hidden="" if metrics else "hidden",
-        pictures_hidden="" if data.pictures else "hidden",
+        images_hidden="" if data.images else "hidden",
         tables="\n".join(section.html for section in tables),
         style=(_FOLDER / "report.css").read_text(encoding="utf-8"),
         script=script,
@@ -209,8 +209,8 @@ class _Style:
 
 def _styles(data: ReportData) -> dict[tuple[str, str], _Style]:
     """By kind ("measured" or "reference") and codec. Ours, here and in the paper, share the first colour."""
-    flagged = {entry.codec for image in data.pictures for entry in image.entries if entry.is_ours}
-    measured = list(dict.fromkeys([*data.means.get("codec", []), *(e.codec for p in data.pictures for e in p.entries)]))
+    flagged = {entry.codec for image in data.images for entry in image.entries if entry.is_ours}
+    measured = list(dict.fromkeys([*data.means.get("codec", []), *(e.codec for i in data.images for e in i.entries)]))
     codecs = [("measured", codec) for codec in measured]
     codecs += [("reference", codec) for codec in dict.fromkeys(data.reference_curves.get("codec", []))]
     styles: dict[tuple[str, str], _Style] = {}
@@ -280,7 +280,7 @@ def _curve(label: str, style: _Style, points: list[dict], reference: bool) -> di
 
 
 class _Images:
-    """Pictures of the page: a script element each, which a browser does not parse; the script looks them up by id."""
+    """Images of the page: a script element each, which a browser does not parse; the script looks them up by id."""
 
     def __init__(self) -> None:
         self.blocks: list[bytes] = []
@@ -309,7 +309,7 @@ def _thumb(path: Path) -> str:
     return _data_uri(image, quality=80)
 
 
-def _pictures(data: ReportData, show: dict[str, Show], styles: dict, images: _Images) -> list[dict]:
+def _browser(data: ReportData, show: dict[str, Show], styles: dict, images: _Images) -> list[dict]:
     return [
         {
             "name": image.name,
@@ -334,7 +334,7 @@ def _pictures(data: ReportData, show: dict[str, Show], styles: dict, images: _Im
                 for entry in image.entries
             ],
         }
-        for image in data.pictures
+        for image in data.images
     ]
 
 
@@ -384,7 +384,7 @@ def _tables(data: ReportData, metrics: list[MetricInfo], styles: dict) -> list[_
     qualities = {metric.name: _metric_title(metric) for metric in metrics}
     sections = []
     for protocol, means in _by_protocol(data.means):
-        titles = {"label": "codec", "point": "setting", "pictures": "pictures", **RATES, **qualities, **SECONDS}
+        titles = {"label": "codec", "point": "setting", "images": "images", **RATES, **qualities, **SECONDS}
         body = '<p class="note">Click a heading to sort; what is unavailable (–) comes last.</p>\n'
         body += _codec_table("Means", means, _columns(means, titles), styles)
         sections.append(_section(f"means{protocol}", f"Means over the images{_WORDS[protocol]}", body))
@@ -438,7 +438,7 @@ def _rows(frame: pd.DataFrame, qualities: dict[str, str], styles: dict) -> str:
     if {"width", "height"} <= set(frame):
         frame = frame.assign(size=[f"{w}×{h}" for w, h in zip(frame["width"], frame["height"], strict=True)])
     titles = {
-        "image": "picture",
+        "image": "image",
         "label": "codec",
         "point": "setting",
         "protocol": "protocol",

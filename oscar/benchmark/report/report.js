@@ -1,5 +1,5 @@
 "use strict";
-// Parts of the page: the plot, the picture browser, the sortable tables. Values come as [number, text], the number null
+// Parts of the page: the plot, the image browser, the sortable tables. Values come as [number, text], the number null
 // where there is none and "Infinity" where JSON has no word for it.
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -226,7 +226,7 @@ function startPlot() {
   new ResizeObserver(draw).observe(figure);
 }
 
-// Picture browser
+// Image browser
 
 function startBrowser() {
   const stage = byId("stage"), handle = byId("handle");
@@ -234,21 +234,21 @@ function startBrowser() {
     select: byId(`${side}-codec`), layer: byId(`${side}-layer`), image: byId(`${side}-image`),
     chip: byId(`${side}-layer`).querySelector(".chip"), entry: null,
   }));
-  let picture, lead, rate, split = 50;
-  let zoom = 1, originX = 0, originY = 0; // stage pixels per picture pixel, and the picture's corner on the stage
+  let current, lead, rate, split = 50;
+  let zoom = 1, originX = 0, originY = 0; // stage pixels per image pixel, and the image's corner on the stage
 
-  const codecs = new Map(data.pictures.flatMap((item) => item.entries).map((entry) => [entry.codec, entry]));
+  const codecs = new Map(data.images.flatMap((item) => item.entries).map((entry) => [entry.codec, entry]));
   const ours = [...codecs.values()].find((entry) => entry.ours), other = [...codecs.values()].find((entry) => !entry.ours);
 
   /** The entries whose points are the rates to choose from: ours, or the first codec's if none is ours. */
   function leads() {
-    const found = picture.entries.filter((entry) => entry.ours);
-    return found.length ? found : picture.entries.filter((entry) => entry.codec === picture.entries[0]?.codec);
+    const found = current.entries.filter((entry) => entry.ours);
+    return found.length ? found : current.entries.filter((entry) => entry.codec === current.entries[0]?.codec);
   }
 
   /** A codec's entry for the chosen rate: made for it, or else the nearest in bytes; null for the original. */
   function entryOf(codec) {
-    const entries = picture.entries.filter((entry) => entry.codec === codec);
+    const entries = current.entries.filter((entry) => entry.codec === codec);
     const made = entries.filter((entry) => (entry.ours || entry === lead ? entry.point : entry.matched) === rate);
     const distance = (entry) => Math.abs(entry.bytes - lead.bytes);
     return (made.length ? made : entries).reduce((best, entry) => (!best || distance(entry) < distance(best) ? entry : best), null);
@@ -260,8 +260,8 @@ function startBrowser() {
     lead = leads().find((entry) => entry.point === rate) ?? null;
     for (const side of sides) {
       const entry = (side.entry = entryOf(side.select.value));
-      side.image.src = byId(entry ? entry.image : picture.original).textContent;
-      side.image.alt = `${picture.name}, ${entry ? `${entry.label} at setting ${entry.setting}, ${bytes(entry.bytes)}` : "original"}`;
+      side.image.src = byId(entry ? entry.image : current.original).textContent;
+      side.image.alt = `${current.name}, ${entry ? `${entry.label} at setting ${entry.setting}, ${bytes(entry.bytes)}` : "original"}`;
       side.chip.textContent = entry ? `${entry.label} · ${bytes(entry.bytes)}` : "Original";
     }
     stage.setAttribute("aria-label", `${sides[0].image.alt}, beside ${sides[1].image.alt}`);
@@ -289,12 +289,12 @@ function startBrowser() {
         row("actual bpp", (entry) => entry.bpp),
         ...data.metrics.map((metric) => row(`${metric.label}${metric.unit ? ` ${metric.unit}` : ""}`, (entry) => entry.values[metric.name] ?? [null, "–"], metric.higher))),
     );
-    const raw = 3 * picture.width * picture.height;
+    const raw = 3 * current.width * current.height;
     const larger = entries.find((entry) => entry && !entry.ours && lead && entry.bytes > lead.bytes && entry.matched === rate);
     byId("facts-note").classList.toggle("warn", Boolean(larger));
     byId("facts-note").textContent = larger
       ? `${larger.label} cannot be as small as this: its smallest file is ${(larger.bytes / lead.bytes).toFixed(larger.bytes < 10 * lead.bytes ? 1 : 0)} times ours.`
-      : `${picture.width} × ${picture.height} pixels, ${raw.toLocaleString("en")} bytes raw. ● marks the better value.`;
+      : `${current.width} × ${current.height} pixels, ${raw.toLocaleString("en")} bytes raw. ● marks the better value.`;
   }
 
   function divide(percent) {
@@ -303,13 +303,13 @@ function startBrowser() {
     sides[1].layer.style.clipPath = `inset(0 0 0 ${split}%)`;
     handle.style.left = `${split}%`;
     handle.setAttribute("aria-valuenow", split.toFixed(0));
-    handle.setAttribute("aria-valuetext", `${split.toFixed(0)} % left picture`);
+    handle.setAttribute("aria-valuetext", `${split.toFixed(0)} % left image`);
   }
 
-  const fit = () => stage.clientWidth / picture.width;
+  const fit = () => stage.clientWidth / current.width;
   const isFit = () => zoom <= fit() * 1.001;
 
-  /** Zoom so that the picture's pixel at stage position (x, y) stays there. */
+  /** Zoom so that the image's pixel at stage position (x, y) stays there. */
   function zoomTo(value, x = stage.clientWidth / 2, y = stage.clientHeight / 2) {
     const next = clamp(value, fit(), Math.max(32, 4 * fit()));
     originX = x - (x - originX) * next / zoom;
@@ -319,10 +319,10 @@ function startBrowser() {
   }
 
   function place() {
-    originX = clamp(originX, stage.clientWidth - picture.width * zoom, 0);
-    originY = clamp(originY, stage.clientHeight - picture.height * zoom, 0);
+    originX = clamp(originX, stage.clientWidth - current.width * zoom, 0);
+    originY = clamp(originY, stage.clientHeight - current.height * zoom, 0);
     for (const { image } of sides) {
-      Object.assign(image.style, { left: `${originX}px`, top: `${originY}px`, width: `${picture.width * zoom}px`, height: `${picture.height * zoom}px` });
+      Object.assign(image.style, { left: `${originX}px`, top: `${originY}px`, width: `${current.width * zoom}px`, height: `${current.height * zoom}px` });
     }
     stage.classList.toggle("zoomed", !isFit());
     stage.classList.toggle("pixels", zoom >= 2);
@@ -334,8 +334,8 @@ function startBrowser() {
     place();
   }
 
-  function choosePicture(index) {
-    picture = data.pictures[index];
+  function chooseImage(index) {
+    current = data.images[index];
     const points = [...new Map(leads().map((entry) => [entry.point, entry.setting]))].sort((a, b) => a[0] - b[0]);
     if (!points.some(([point]) => point === rate)) rate = points[Math.floor(points.length / 2)]?.[0];
     byId("rate-legend").textContent = `Rate of ${leads()[0]?.label ?? "the codec"}`;
@@ -343,12 +343,12 @@ function startBrowser() {
       rate = value;
       show();
     });
-    stage.style.setProperty("--ratio", picture.width / picture.height);
+    stage.style.setProperty("--ratio", current.width / current.height);
     show();
     reset();
   }
 
-  // Pointers: one drags the handle (or, zoomed in, the picture), two pinch.
+  // Pointers: one drags the handle (or, zoomed in, the image), two pinch.
   const pointers = new Map();
   let dragsHandle = false;
   const at = (event) => {
@@ -416,8 +416,8 @@ function startBrowser() {
     side.select.addEventListener("change", show);
   }
   if (sides[0].select.value === sides[1].select.value) sides[0].select.value = "";
-  choices(byId("strip"), "picture", data.pictures.map((item, index) => [index, element("img", { src: item.thumb, alt: "" }), element("span", {}, item.name)]), 0, choosePicture);
-  choosePicture(0);
+  choices(byId("strip"), "image", data.images.map((item, index) => [index, element("img", { src: item.thumb, alt: "" }), element("span", {}, item.name)]), 0, chooseImage);
+  chooseImage(0);
   let width = stage.clientWidth;
   new ResizeObserver(() => {
     if (stage.clientWidth === width) return;
@@ -462,5 +462,5 @@ function startTables() {
 }
 
 if (data.metrics.length) startPlot();
-if (data.pictures.length) startBrowser();
+if (data.images.length) startBrowser();
 startTables();

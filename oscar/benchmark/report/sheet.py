@@ -27,7 +27,7 @@ class Result:
     """One image at one rate, measured on a real file.
 
     Attributes:
-        picture: the image's name.
+        image: the image's name.
         rate: the rate point's nominal bpp, its name.
         width: of the image, in pixels.
         height: likewise.
@@ -40,7 +40,7 @@ class Result:
         reconstruction: path of the decoded image.
     """
 
-    picture: str
+    image: str
     rate: float
     width: int
     height: int
@@ -63,7 +63,7 @@ class RateMeans:
     """Means over the images of one rate; MS-SSIM over those that have one, None if none has."""
 
     rate: float
-    pictures: int
+    images: int
     file_bytes: float
     actual_bpp: float
     psnr: float
@@ -81,7 +81,7 @@ def means_per_rate(results: Sequence[Result]) -> list[RateMeans]:
         means.append(
             RateMeans(
                 rate=rate,
-                pictures=len(group),
+                images=len(group),
                 file_bytes=fmean(result.file_bytes for result in group),
                 actual_bpp=fmean(result.actual_bpp for result in group),
                 psnr=fmean(result.psnr for result in group),
@@ -99,7 +99,7 @@ def write_csv(results: Sequence[Result], path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(
             [
-                "picture",
+                "image",
                 "width",
                 "height",
                 "rate",
@@ -114,7 +114,7 @@ def write_csv(results: Sequence[Result], path: Path) -> None:
         for r in results:
             writer.writerow(
                 [
-                    r.picture,
+                    r.image,
                     r.width,
                     r.height,
                     r.rate,
@@ -155,8 +155,8 @@ def write_html(results: Sequence[Result], path: Path, title: str, note: str) -> 
 
 
 def _by_image(results: Sequence[Result]) -> list[list[Result]]:
-    names = dict.fromkeys(result.picture for result in results)
-    return [sorted((r for r in results if r.picture == name), key=lambda r: r.rate) for name in names]
+    names = dict.fromkeys(result.image for result in results)
+    return [sorted((r for r in results if r.image == name), key=lambda r: r.rate) for name in names]
 
 
 def _means_rows(results: Sequence[Result]) -> str:
@@ -184,11 +184,11 @@ def _section(group: list[Result], folder: Path) -> str:
         )
         for result in group
     ]
-    return f'<section><h2>{escape(first.picture)}</h2><div class="tiles">{"".join(tiles)}</div></section>'
+    return f'<section><h2>{escape(first.image)}</h2><div class="tiles">{"".join(tiles)}</div></section>'
 
 
 def _tile(source: str, original: str, label: str, caption: str, result: Result) -> str:
-    name = f"{escape(result.picture)}, {label}"
+    name = f"{escape(result.image)}, {label}"
     return (
         f'<figure><button type="button" data-original="{original}" aria-label="compare {name}">'
         f'<img src="{source}" width="{result.width}" height="{result.height}" loading="lazy" alt="{name}"></button>'
@@ -220,7 +220,7 @@ def write_contact_sheet(results: Sequence[Result], path: Path, most_images: int 
     top = _HEADER_HEIGHT
     for group, row in zip(groups, heights, strict=True):
         first = group[0]
-        cells = [(first.original, first.picture, f"{first.width} x {first.height}")]
+        cells = [(first.original, first.image, f"{first.width} x {first.height}")]
         cells += [
             (r.reconstruction, f"rate {r.rate:.4f}", f"{r.file_bytes:,} bytes, {r.actual_bpp:.4f} bpp, {r.psnr:.1f} dB")
             for r in group

@@ -1,7 +1,7 @@
 """How fast and how large inference is, beside the plain way: `python -m oscar.benchmark.speed.inference`.
 
 The plain way is the published implementation's: float32, adapters beside the weights, the prompt's keys and values
-computed on each call, networks as diffusers has them. Both ways run in one process, in turns, on the same pictures, and
+computed on each call, networks as diffusers has them. Both ways run in one process, in turns, on the same images, and
 decode the same file. Loading and peak memory are measured in processes of their own, each of which loads one half of
 the model, or the whole of it.
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 PLAIN = "plain"
 COMPILE = {"off": False, "on": True, "graphs": "graphs"}
-TIMEOUT = 7200.0  # seconds for loading and one large picture
+TIMEOUT = 7200.0  # seconds for loading and one large image
 _MIB = 2**20
 _SIDES = {"encoder": ("encode",), "decoder": ("decode",)}
 
@@ -112,7 +112,7 @@ def model_folder(config: InferenceSpeedConfig, folder: Path) -> str:
 def measure_latency(config: InferenceSpeedConfig, model: str, device: torch.device) -> pd.DataFrame:
     """Encode and decode of every way at every size, with speeds as ratios to the plain way in the same rounds.
 
-    Differences are those of the decoded pictures, in [-1, 1], of the plain way's file: from the plain way, and from the
+    Differences are those of the decoded images, in [-1, 1], of the plain way's file: from the plain way, and from the
     plain way with exact normalisations, which torch's are not on a CPU (see `oscar.inference.cpu.group_norm`).
     """
     import pandas as pd
@@ -128,7 +128,7 @@ def measure_latency(config: InferenceSpeedConfig, model: str, device: torch.devi
     wait = synchroniser([device])
     rows = []
     for size in config.sizes:
-        image = picture(size)
+        image = make_image(size)
         data = ways[PLAIN].compress(image, config.rate)
         calls: dict[tuple[str, str], Callable[[], object]] = {}
         for name, codec in ways.items():
@@ -171,7 +171,7 @@ def measure_memory(config: InferenceSpeedConfig, model: str, device: torch.devic
 
 
 def measure_large(config: InferenceSpeedConfig, model: str, device: torch.device) -> pd.DataFrame:
-    """Peak memory of each half on one large picture, and beyond what was resident before."""
+    """Peak memory of each half on one large image, and beyond what was resident before."""
     import pandas as pd
 
     request = _request(config, model, device, config.large_size, config.large_dtype)
@@ -180,7 +180,7 @@ def measure_large(config: InferenceSpeedConfig, model: str, device: torch.device
     return pd.DataFrame(rows).assign(beyond_mib=lambda frame: frame["peak_mib"] - frame["loaded_mib"])
 
 
-def picture(size: str) -> Image.Image:
+def make_image(size: str) -> Image.Image:
     """A photograph of WIDTHxHEIGHT: scikit-image's astronaut, enlarged."""
     from skimage.data import astronaut
 
@@ -209,7 +209,7 @@ def _measure(request: dict) -> dict:
 def _child(request: dict) -> dict:
     """What the process does: load, forget the peak of loading, encode or decode or both, report.
 
-    A decoder gets the symbols of a flat picture: which ones does not matter to time and memory.
+    A decoder gets the symbols of a flat image: which ones does not matter to time and memory.
     """
     torch.set_num_threads(request["threads"])
     device, half = request["device"], request["half"]
@@ -229,7 +229,7 @@ def _child(request: dict) -> dict:
     indices = torch.zeros(1, *rate.grid_shape(height, width), dtype=torch.int64, device=codec.device)
     symbols = VQSymbols(indices, rms)
     calls = {
-        "encode": lambda: codec.compress(picture(request["size"]), rate),
+        "encode": lambda: codec.compress(make_image(request["size"]), rate),
         "decode": lambda: codec.decode(symbols, rate),
     }
     wait, seconds = synchroniser([codec.device]), {}

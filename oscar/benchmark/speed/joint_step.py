@@ -34,12 +34,12 @@ TIMEOUT = 3600.0  # seconds for building the networks and all steps
 _LATENT_LOSSES = ("cosine", "commitment", "latent", "gan")
 
 
-def measure_joint(config: TrainingSpeedConfig, picture: Path, output: Path, device: torch.device) -> list[pd.DataFrame]:
+def measure_joint(config: TrainingSpeedConfig, image: Path, output: Path, device: torch.device) -> list[pd.DataFrame]:
     """Measure steps of stage joint.
 
     Args:
         config: backbone, bottleneck, losses, crop and number of steps.
-        picture: to train on.
+        image: to train on.
         output: folder of the run.
         device: cpu or cuda.
 
@@ -59,7 +59,7 @@ def measure_joint(config: TrainingSpeedConfig, picture: Path, output: Path, devi
         output=str(output),
         backbone=config.backbone,
         bottleneck=config.bottleneck,
-        data=DataConfig(train=[str(picture)], crop=config.crop, batch_size=1, workers=0),
+        data=DataConfig(train=[str(image)], crop=config.crop, batch_size=1, workers=0),
         stage=replace(config.joint, image_losses=losses),
         trainer=TrainerConfig(resume=False, gradient_checkpointing=True, threads=torch.get_num_threads()),
         logger=LoggerConfig(tensorboard=False),

@@ -10,13 +10,14 @@ import pandas as pd
 import torch
 
 from oscar.config import InferenceSpeedConfig, TrainingSpeedConfig
+from oscar.utils import former
 from oscar.utils.environment import open_record
 from oscar.utils.files import atomic_write
 from oscar.utils.tables import Table, filled
 
 _TITLES = {
     "inference_latency": {
-        "size": "picture", "way": "networks", "encode_s": "encode s", "decode_s": "decode s", "both_s": "both s",
+        "size": "image", "way": "networks", "encode_s": "encode s", "decode_s": "decode s", "both_s": "both s",
         "encode_speedup": "encode × plain", "decode_speedup": "decode × plain", "both_speedup": "both × plain",
         "max_difference": "largest difference", "exact_difference": "with exact norms",
         "psnr_db": "PSNR to plain dB", "other_indices_percent": "other indices %"},
@@ -25,7 +26,7 @@ _TITLES = {
         "loaded_mib": "MiB when loaded", "load_peak_mib": "peak MiB of loading", "encode_s": "encode s",
         "decode_s": "decode s", "peak_mib": "peak MiB of the call", "cuda_peak_mib": "peak MiB on the GPU"},
     "inference_large": {
-        "half": "half", "size": "picture", "dtype": "precision", "weights_mib": "weights MiB",
+        "half": "half", "size": "image", "dtype": "precision", "weights_mib": "weights MiB",
         "loaded_mib": "MiB when loaded", "peak_mib": "peak MiB of the call", "beyond_mib": "MiB beyond loaded",
         "encode_s": "encode s", "decode_s": "decode s", "cuda_peak_mib": "peak MiB on the GPU"},
     "training_schedules": {
@@ -35,7 +36,7 @@ _TITLES = {
     "training_loader": {
         "schedule": "schedule", "workers": "workers", "steps": "steps", "seconds": "seconds",
         "waited_percent": "waiting %", "used_crops_per_s": "crops/s used",
-        "alone_crops_per_s": "crops/s of the loader alone", "pictures": "pictures", "mean_file_kib": "mean file KiB"},
+        "alone_crops_per_s": "crops/s of the loader alone", "images": "images", "mean_file_kib": "mean file KiB"},
     "training_joint": {
         "first_step_seconds": "first step s", "step_seconds": "further steps s", "built_mib": "MiB when built",
         "steps_peak_mib": "peak MiB of steps", "process_peak_mib": "peak MiB with building",
@@ -80,7 +81,8 @@ def run_part(
                 atomic_write(path, frame.to_csv(index=False).encode())
     paths = [folder / f"{frame}.csv" for names in frames.values() for frame in names]
     captions = _captions(part, identity)
-    return [_table(f"{part}_{path.stem}", captions[path.stem], pd.read_csv(path)) for path in paths if path.exists()]
+    read = {path.stem: pd.read_csv(path).rename(columns=former.KEYS) for path in paths if path.exists()}
+    return [_table(f"{part}_{name}", captions[name], frame) for name, frame in read.items()]
 
 
 def _table(name: str, caption: str, frame: pd.DataFrame) -> Table:
@@ -105,24 +107,24 @@ def _captions(part: str, identity: Mapping) -> dict[str, str]:
         model = settings["model"] or f"backbone {settings['backbone']['name']}, random weights"
         what = f"{model}; rate {settings['rate']:.4f}; {where}"
         return {
-            "latency": f"Seconds from picture to file and back ({what}). plain: as published, in float32 with adapters "
+            "latency": f"Seconds from image to file and back ({what}). plain: as published, in float32 with adapters "
             f"beside the weights. Medians of {_several(settings['repeats'], 'round')}, in turns; ratios are medians "
-            "over rounds. Differences are of decoded pictures, in [-1, 1], from plain as it is, and from plain with "
+            "over rounds. Differences are of decoded images, in [-1, 1], from plain as it is, and from plain with "
             "exact normalisations.",
-            "memory": f"Loading, and one call with a picture of {settings['sizes'][0]}, each row in a process of its "
+            "memory": f"Loading, and one call with an image of {settings['sizes'][0]}, each row in a process of its "
             f"own ({what}). Resident memory includes Python and the libraries.",
-            "large": f"Memory for one large picture, budget {settings['large_memory']}, each row in a process of its "
+            "large": f"Memory for one large image, budget {settings['large_memory']}, each row in a process of its "
             f"own ({what}).",
         }
     side = settings["crop"]
     shape = f"crops of {side}×{side}, float32, backbone {settings['backbone']['name']}; {where}"
     batch = f"batch {settings['batch_size']}, {shape}"
     return {
-        "schedules": f"Hyper-encoder steps per second of stage hyper ({batch}). In a round every schedule trains every "
-        f"rate by one step; medians of {_several(settings['repeats'], 'round')}, in turns; ratios are medians over "
-        "rounds.",
-        "loader": f"Share of the time for which steps of stage hyper wait for their batch ({batch}), once the batches "
-        "that were loaded ahead are used up, and what the loader gives when nothing else is done.",
+        "schedules": f"Hyper-encoder steps per second of stage bottleneck ({batch}). In a round every schedule "
+        f"trains every rate by one step; medians of {_several(settings['repeats'], 'round')}, in turns; ratios are "
+        "medians over rounds.",
+        "loader": f"Share of the time for which steps of stage bottleneck wait for their batch ({batch}), once the "
+        "batches that were loaded ahead are used up, and what the loader gives when nothing else is done.",
         "joint": f"A step of stage joint (batch 1, {shape}) with gradient checkpointing, in a process of its own. Its "
         "resident memory includes Python and the libraries. Losses whose weights are not here are left out "
         "(training.joint.network_files gives them).",

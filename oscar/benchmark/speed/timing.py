@@ -59,14 +59,14 @@ class TimingError(RuntimeError):
 
 @dataclass(frozen=True)
 class TimingResult:
-    """Tables of one run on one picture; units are in the column names, a `note` says why a figure is missing.
+    """Tables of one run on one image; units are in the column names, a `note` says why a figure is missing.
 
     Attributes:
         latency: per codec and point: percentiles of encode and decode in ms, and `encode_ratio`, `decode_ratio`: the
             median over rounds of its time divided by that of the first row with figures, in the same round.
         stages: per model, point, direction and stage: percentiles and mean in ms, share of the whole call.
-            "other" is what the whole call does outside the stages: picture to tensor and back, padding, norms.
-        throughput: per model, point, direction and batch size: pictures and megapixels per second, at the median time.
+            "other" is what the whole call does outside the stages: image to tensor and back, padding, norms.
+        throughput: per model, point, direction and batch size: images and megapixels per second, at the median time.
         memory: per model, point and direction, each in a process of its own, in MiB: resident after loading the model,
             the peak during the call, the peak of the whole process with loading; on CUDA the allocator's as well.
         parameters: per model, part and, for the bottleneck, rate. Codebooks are counted, and belong to both halves.
@@ -94,17 +94,17 @@ def run_timing(
     memory: bool = True,
     progress: bool = True,
 ) -> TimingResult:
-    """Measure codecs on one RGB picture; all but latency is measured for OSCAR models only.
+    """Measure codecs on one RGB image; all but latency is measured for OSCAR models only.
 
     OSCAR is always timed by its files, whatever the codec's protocol.
 
     Args:
         codecs: at least one; the first one's first point is what ratios are to.
-        image: the picture.
+        image: the image.
         points: points by codec name; by default, and for codecs not named, the codec's own.
         repeats: measurements of each kind, at least 1. With few, a high percentile is little else than the maximum.
         warmup: calls before them that do not count.
-        batch_sizes: of the throughput, in copies of the picture.
+        batch_sizes: of the throughput, in copies of the image.
         memory: whether to measure memory, which loads the model anew for each point and direction.
         progress: whether to show a bar.
 
@@ -522,7 +522,7 @@ def _is_oscar(codec: ImageCodec) -> bool:
 
 
 def _codec_calls(codec: OscarCodec, image: Image.Image, point: float) -> dict[str, Callable[[], object]]:
-    """By direction: picture in memory -> bytes in memory, and back."""
+    """By direction: image in memory -> bytes in memory, and back."""
     encode = partial(codec.compress, image, point)
     return {"encode": encode, "decode": partial(codec.decompress, encode())}
 
@@ -589,10 +589,10 @@ def _throughput_table(run: _Run, batch_sizes: Sequence[int]) -> pd.DataFrame:
         row["note"] = notes.get((codec, point, size))
         if row["note"] is None:
             median = float(np.median(seconds[codec, point, size, direction]))
-            row |= {"batch_p50_ms": 1000 * median, "pictures_per_s": size / median}
+            row |= {"batch_p50_ms": 1000 * median, "images_per_s": size / median}
             row["megapixels_per_s"] = size * megapixels / median
         rows.append(row)
-    figures = ("batch_p50_ms", "pictures_per_s", "megapixels_per_s")
+    figures = ("batch_p50_ms", "images_per_s", "megapixels_per_s")
     return run.table(rows, *_CALL, "batch_size", *_SIZE, *figures, *_COUNTS, "note")
 
 

@@ -1,6 +1,6 @@
-"""How fast training is: steps of the hyper-encoders, waiting for pictures, and a step of stage joint at full size.
+"""How fast training is: steps of the hyper-encoders, waiting for images, and a step of stage joint at full size.
 
-Three schedules of stage hyper train every rate by one step in each round, on the same codec, batch and crop:
+Three schedules of stage bottleneck train every rate by one step in each round, on the same codec, batch and crop:
 
     published   a run per rate, so that the VAE encodes a batch for each rate's step
     shared      all rates on one VAE pass
@@ -58,10 +58,10 @@ SCHEDULES = {
 OURS = ("shared", "cached")
 # The frames that each measurement of the configuration gives.
 MEASURES = {"schedules": ("schedules",), "loader": ("loader",), "joint": ("joint", "parameters")}
-DIV2K_SIZE = (2040, 1356)  # of most of its pictures
-PICTURES = 16  # that are made, and whose latents are cached
+DIV2K_SIZE = (2040, 1356)  # of most of its images
+IMAGES = 16  # that are made, and whose latents are cached
 PREFETCH = 2  # batches that a worker of PyTorch's loader loads ahead
-# Stage hyper does not use the UNet, so the smallest one stands in for it.
+# Stage bottleneck does not use the UNet, so the smallest one stands in for it.
 _SMALL_UNET = {
     "block_out_channels": [32],
     "down_block_types": ["DownBlock2D"],
@@ -84,7 +84,7 @@ def run_training_speed(config: TrainingSpeedConfig, output: Path, device: str | 
 
     Raises:
         TimingError: if the process that trains stage joint fails.
-        ValueError: for pictures or a backbone that cannot be read, or a device that cannot be used.
+        ValueError: for images or a backbone that cannot be read, or a device that cannot be used.
     """
     accelerator = make_accelerator(device)
     with tempfile.TemporaryDirectory() as temporary:
@@ -99,7 +99,7 @@ class SpeedBench:
     Attributes:
         config: what is measured.
         accelerator: where.
-        folder: for pictures, latents and runs.
+        folder: for images, latents and runs.
     """
 
     config: TrainingSpeedConfig
@@ -109,7 +109,7 @@ class SpeedBench:
     def measure(self, name: str) -> list[pd.DataFrame]:
         """The frames of a measurement, see MEASURES."""
         if name == "joint":
-            return measure_joint(self.config, self.pictures()[0], self.folder / "joint", self.accelerator.device)
+            return measure_joint(self.config, self.images()[0], self.folder / "joint", self.accelerator.device)
         try:
             return [measure_schedules(self) if name == "schedules" else measure_loader(self)]
         finally:
@@ -119,23 +119,23 @@ class SpeedBench:
     def sync(self) -> Callable[[], None]:
         return synchroniser([self.accelerator.device])
 
-    def pictures(self) -> list[Path]:
-        """The pictures to load; made on the first call if the configuration names none."""
+    def images(self) -> list[Path]:
+        """The images to load; made on the first call if the configuration names none."""
         if self.config.images is not None:
             return find_images(self.config.images)
-        folder = self.folder / "pictures"
+        folder = self.folder / "images"
         if not folder.exists():
             folder.mkdir()
-            make_pictures(folder, PICTURES)
+            make_images(folder, IMAGES)
         return find_images(folder)
 
     def latents(self) -> Path:
-        """Latents of the first pictures, made on the first call."""
+        """Latents of the first images, made on the first call."""
         from oscar.training.latent_cache import cache_latents
 
         folder, names = self.folder / "latents", self.folder / "first.txt"
         if not folder.exists():
-            names.write_text("\n".join(str(path.absolute()) for path in self.pictures()[:PICTURES]) + "\n")
+            names.write_text("\n".join(str(path.absolute()) for path in self.images()[:IMAGES]) + "\n")
             device = "cpu" if self.accelerator.device.type == "cpu" else None
             data = DataConfig(train=[str(names)], crop=self.config.crop, batch_size=1, workers=0)
             backbone = _without_unet(self.config.backbone)
@@ -144,10 +144,10 @@ class SpeedBench:
         return folder
 
     def train_config(self, schedule: str, workers: int) -> TrainConfig:
-        """The run of stage hyper that a schedule is, at the paper's settings."""
+        """The run of stage bottleneck that a schedule is, at the paper's settings."""
         alone = {"rates_per_step": 1, "rate_order": "balanced"}  # each rate once in as many steps as there are rates
         data = DataConfig(
-            train=[str(path) for path in self.pictures()],
+            train=[str(path) for path in self.images()],
             crop=self.config.crop,
             workers=workers,
             batch_size=self.config.batch_size,
@@ -159,7 +159,7 @@ class SpeedBench:
             backbone=_without_unet(self.config.backbone),
             bottleneck=self.config.bottleneck,
             data=data,
-            stage=StageConfig(name="hyper", cosine=1.0, **(alone if schedule == "published" else {})),
+            stage=StageConfig(name="bottleneck", cosine=1.0, **(alone if schedule == "published" else {})),
             optimiser=OptimiserConfig(warmup_steps=0, grad_clip=None),
             trainer=TrainerConfig(resume=False),
             logger=LoggerConfig(tensorboard=False),
@@ -177,7 +177,7 @@ class SpeedBench:
         return {name: Trainer(stage, configs[name], self.accelerator) for name, stage in stages.items()}
 
 
-def make_pictures(folder: Path, count: int, size: tuple[int, int] = DIV2K_SIZE) -> None:
+def make_images(folder: Path, count: int, size: tuple[int, int] = DIV2K_SIZE) -> None:
     """Write JPEG files as costly to decode as photographs of this size: scikit-image's, enlarged, with some noise."""
     sources = find_images()
     random = np.random.default_rng(0)
@@ -236,7 +236,7 @@ class Feed:
 def measure_loader(bench: SpeedBench) -> pd.DataFrame:
     """Share of the time that our schedules wait for their next batch, and what the loader gives by itself."""
     config, rows = bench.config, []
-    sizes = [path.stat().st_size for path in bench.pictures()]
+    sizes = [path.stat().st_size for path in bench.images()]
     ahead = PREFETCH * config.workers + 1  # batches that are there when the first step ends
     crops = config.batch_size * config.loader_steps
     with _bar("loader", len(OURS) * (ahead + config.loader_steps)) as bar:
@@ -261,7 +261,7 @@ def measure_loader(bench: SpeedBench) -> pd.DataFrame:
             row = {"schedule": name, "workers": config.workers, "steps": config.loader_steps, "seconds": seconds}
             row |= {"waited_seconds": feed.waited, "waited_percent": 100 * feed.waited / seconds}
             row |= {"used_crops_per_s": crops / seconds, "alone_crops_per_s": alone}
-            rows.append({**row, "pictures": len(sizes), "mean_file_kib": float(np.mean(sizes)) / 1024})
+            rows.append({**row, "images": len(sizes), "mean_file_kib": float(np.mean(sizes)) / 1024})
             del feed
     return pd.DataFrame(rows)
 

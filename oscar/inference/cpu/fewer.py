@@ -85,13 +85,13 @@ def upsample_conv2d(images: Tensor, terms: list[Tensor], bias: Tensor) -> Tensor
     outputs = len(bias)
     result = images.new_empty(batch, height, 2, width, 2, outputs)
     rows = max(1, _STRIP // width)
-    pictures = images.permute(0, 2, 3, 1)
+    channels_last = images.permute(0, 2, 3, 1)
 
     def strip(place: tuple[int, int]) -> None:
         index, top = place
         end = min(top + rows, height)
         # The rows and one more on each side, with zeros around the image.
-        window = F.pad(pictures[index, max(0, top - 1) : end + 1], (0, 0, 1, 1, int(top == 0), int(end == height)))
+        window = F.pad(channels_last[index, max(0, top - 1) : end + 1], (0, 0, 1, 1, int(top == 0), int(end == height)))
         across = window[:, 1:] - window[:, :-1]  # (rows + 2, width + 1, I)
         down = (window[1:] - window[:-1])[:, 1:-1]
         both = across[1:] - across[:-1]

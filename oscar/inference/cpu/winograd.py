@@ -179,7 +179,7 @@ def _convolve(
     bias = images.new_zeros(outputs) if bias is None else bias
     rows, columns = _block(-(-height // tile), -(-width // tile))
     chunk = max(1, _CHUNK // (columns * max(inputs, outputs)))
-    pictures = images.permute(0, 2, 3, 1)
+    channels_last = images.permute(0, 2, 3, 1)
     tops, lefts = range(0, height, tile * rows), range(0, width, tile * columns)
     parts: dict[tuple[int, int, int], Moments] = {}
 
@@ -192,7 +192,7 @@ def _convolve(
         for index, top, left in blocks:
             affine = None if scale is None else (scale[index], shift[index])
             offset = bias if bias.dim() == 1 else bias[index]
-            _fill(strip, pictures[index], top - before[0], left - before[1], affine)
+            _fill(strip, channels_last[index], top - before[0], left - before[1], affine)
             _transform_tiles(strip, transformed, tile, chunk, scratch)
             torch.bmm(transformed.flatten(1, 2), weight, out=products.flatten(1, 2))
             part = (slice(top, top + tile * rows), slice(left, left + tile * columns))

@@ -1,4 +1,4 @@
-"""Stage `hyper`: the bottleneck alone, on the frozen VAE's latents (paper section 3.4, stage 1)."""
+"""Stage `bottleneck`: the bottleneck alone, on the frozen VAE's latents (paper section 3.4, stage 1)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from oscar.training.stages.base import CodecStage, check_posterior, encode_laten
 from oscar.utils.rng import StepRng
 
 
-@STAGES.register("hyper")
+@STAGES.register("bottleneck")
 class BottleneckStage(CodecStage):
     """The bottleneck's own losses; one VAE pass serves all operating points of a step.
 

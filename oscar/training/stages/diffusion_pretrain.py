@@ -1,4 +1,4 @@
-"""Stage `prior`: a diffusion model of a VAE's latents, the denoising prior of a small backbone of one's own."""
+"""Stage `diffusion_pretrain`: a diffusion model of a VAE's latents, the prior of a small backbone of one's own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from oscar.training.stages.base import Stage, save_backbone
 from oscar.utils.rng import StepRng
 
 
-@STAGES.register("prior")
+@STAGES.register("diffusion_pretrain")
 class PriorStage(Stage):
     """Trains the UNet, without a prompt, to the schedule's prediction type at uniformly drawn timesteps."""
 

@@ -1,0 +1,37 @@
+"""Names of earlier versions: keys that older records still have, and what users may still type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+KEYS = {
+    "picture": "image",
+    "pictures": "images",
+    "pictures_per_s": "images_per_s",
+    "shard_pictures": "shard_images",
+}
+"""keys of records, and columns of tables that are read back"""
+STAGES = {"hyper": "bottleneck", "prior": "diffusion_pretrain"}
+"""stages of training"""
+# As Hydra quotes what it does not find, and what to write now.
+_SETTINGS = {"report_pictures": "report_images"}
+_SETTINGS |= {f"stage/{old}": f"stage={new}" for old, new in STAGES.items()}
+_SETTINGS |= {
+    f"experiment/{recipe}{old}": f"experiment={recipe}{new}"
+    for recipe in ("nano/", "nano-hyperprior/", "tiny/", "tiny/hyperprior_")
+    for old, new in STAGES.items()
+}
+
+
+def with_new_keys(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of this version or an earlier one, under the keys of this version."""
+    return {KEYS.get(key, key): value for key, value in record.items()}
+
+
+def explain_former(message: str) -> str | None:
+    """What took the place of the setting that a message of Hydra's says it does not find; None if it never was one."""
+    for old, new in _SETTINGS.items():
+        if f"'{old}'" in message:
+            return f"{old.replace('/', '=', 1)} is not there; it is called {new} now"
+    return None
