@@ -158,10 +158,15 @@ def test_stage_1_does_without_the_unet(
     """With it, for validation, the result is the same to the bit."""
     make_backbone().save_pretrained(tmp_path / "backbone")
     start = f"init_from={tiny_folder}" if bundled else f"backbone.source={tmp_path / 'backbone'}"
-    without = configure("hyper", start, f"output={tmp_path / 'without'}")
+    without = configure("bottleneck", start, f"output={tmp_path / 'without'}")
     validation = ("validation.metrics.names=[psnr]", "validation.limit=1", "validation.rates=[0.0019]")
     validated = configure(
-        "hyper", start, f"output={tmp_path / 'with'}", f"validation.images={photos}", "validation.every=9", *validation
+        "bottleneck",
+        start,
+        f"output={tmp_path / 'with'}",
+        f"validation.images={photos}",
+        "validation.every=9",
+        *validation,
     )
     stage = build_stage(without)
     assert stage.codec.backbone.unet is None and stage.codec.denoiser is None
@@ -176,7 +181,7 @@ def test_stage_1_does_without_the_unet(
 def test_a_unet_that_is_not_there_is_missed_at_the_start(configure, make_backbone, tmp_path: Path) -> None:
     make_backbone().save_pretrained(tmp_path / "backbone")
     (tmp_path / "backbone/unet/diffusion_pytorch_model.safetensors").unlink()
-    config = configure("hyper", f"backbone.source={tmp_path / 'backbone'}")
+    config = configure("bottleneck", f"backbone.source={tmp_path / 'backbone'}")
     with pytest.raises(BackboneError, match="the weights of unet are not there"):
         build_stage(config)
 
