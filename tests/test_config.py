@@ -156,7 +156,7 @@ CONTRADICTIONS += [  # with a hyperprior
         "stage.cosine is 1.0, but stage bottleneck does not use it with a hyperprior",
         "lambdas",
     ),
-    ("hyperprior_joint", "stage.gan=0.1", "stage.gan is 0.1, but stage joint does not use it", "lambdas"),
+    ("hyperprior_joint", "stage.commitment=1", "stage.commitment is 1.0, but stage joint does not use it", "lambdas"),
     ("hyperprior_joint", "stage.name=context", "stage.name is 'context', but a model with a hyperprior", "joint"),
     ("hyperprior_joint", "validation.rates=[0.125]", "validation.rates is set, but a model with a hyperprior", "null"),
     ("hyperprior_joint", "validation.qualities=[2]", "validation.qualities is [2.0]", "0 to 1"),

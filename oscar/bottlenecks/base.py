@@ -389,6 +389,11 @@ def concatenate(symbols: Sequence[Any]) -> Any:
     return type(first)(*(torch.cat(part) if isinstance(part[0], Tensor) else sum(part, ()) for part in parts))
 
 
+def channel_cosines(z_hat: Tensor, latent: Tensor) -> Tensor:
+    """Cosines of the vectors over space, one per channel, of two latents (B, C, h, w): (B, C)."""
+    return F.cosine_similarity(z_hat.float().flatten(2), latent.float().flatten(2), dim=2)
+
+
 def cosine_spatial(z_hat: Tensor, latent: Tensor) -> Tensor:
     """Mean cosine of the vectors over channels, one per position, of two latents (B, C, h, w)."""
     return F.cosine_similarity(z_hat.float(), latent.float(), dim=1).mean()

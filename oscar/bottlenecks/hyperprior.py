@@ -34,7 +34,7 @@ from oscar.bitstream.hyperprior import (
     HyperpriorCoder,
 )
 from oscar.bitstream.rans import MEAN_STATE_BITS, PRECISION
-from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload
+from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, channel_cosines
 from oscar.config import HYPERPRIOR, IMAGE_FIELDS, ConfigError, fill, take
 from oscar.diffusion import NoiseSchedule
 from oscar.models.compressai import EntropyBottleneck, GaussianConditional
@@ -145,7 +145,7 @@ class HyperpriorBottleneck(Bottleneck):
     config_fields = ("hyperprior",)
     stage_fields = {
         "bottleneck": ("lambdas", "table_batches"),
-        "joint": (*IMAGE_FIELDS, "lambdas", "vae", "denoiser"),
+        "joint": (*IMAGE_FIELDS, "cosine", "latent", "gan", "lambdas", "vae", "denoiser"),
     }
     validation_field = "qualities"
 
@@ -320,14 +320,14 @@ class HyperpriorBottleneck(Bottleneck):
 
     def configure(self, config: BottleneckConfig, stage: StageConfig, factor: int) -> None:
         self.lambdas, self.pixels_per_latent = tuple(stage.lambdas), factor**2
-        self.is_alone = stage.name != "joint"
+        self.is_alone, self.has_cosine = stage.name != "joint", stage.cosine > 0
 
     def draw(self, rng: StepRng, latent: Tensor, every: bool) -> list[Draw]:
         """Qualities (B,), drawn evenly for each image."""
         return [Draw(torch.rand(len(latent), device=latent.device, generator=rng.noise(latent.device)), None)]
 
     def columns(self) -> tuple[str, ...]:
-        return ("bpp", "distortion")
+        return ("bpp", "distortion", *(("cosine",) if self.has_cosine else ()))
 
     def forward(self, latent: Tensor, quality: Tensor) -> Output:
         """The training pass at qualities (B,).
@@ -341,9 +341,12 @@ class HyperpriorBottleneck(Bottleneck):
         bpp = estimate.bits / (latent.shape[-2] * latent.shape[-1] * self.pixels_per_latent)
         distortion = (estimate.z_hat - latent.float()).square().mean(dim=(1, 2, 3))
         losses = {"rate": bpp / root}
+        statistics = {"bpp": bpp.detach().mean(), "distortion": distortion.detach().mean()}
         if self.is_alone:  # else images say how far off it is
             losses["weighted_distortion"] = root * distortion
-        statistics = {"bpp": bpp.detach().mean(), "distortion": distortion.detach().mean()}
+        if self.has_cosine:
+            cosine = -channel_cosines(estimate.z_hat, latent).mean(dim=1)
+            losses["cosine"], statistics["cosine"] = root * cosine, cosine.detach().mean()
         return Output(estimate.z_hat, losses, statistics, weight=root)
 
     def timesteps(self, mapping: TimestepMapping, quality: Tensor, latent: Tensor) -> Tensor:

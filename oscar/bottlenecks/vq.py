@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oscar.bitstream import Coding, UnknownRateError, WrongModelError
@@ -17,7 +16,7 @@ from oscar.bitstream.context import ContextModel, decode_grid, decode_prefix, en
 from oscar.bitstream.context import estimated_bits as context_bits
 from oscar.bitstream.entropy import check_frequencies, estimated_bits, normalise_counts, uniform_frequencies
 from oscar.bitstream.norms import dequantise_rms, quantise_rms
-from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, cosine_spatial
+from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, channel_cosines, cosine_spatial
 from oscar.bottlenecks.hyper_encoder import HyperEncoder
 from oscar.bottlenecks.rdo import MAX_EFFORT, check_effort, choose_cheaper
 from oscar.bottlenecks.residual_vq import ResidualHyperEncoder
@@ -546,7 +545,7 @@ def cosine_loss_spatial(z_hat: Tensor, z0: Tensor) -> Tensor:
 
 def cosine_loss_channel(z_hat: Tensor, z0: Tensor) -> Tensor:
     """Minus the mean cosine of the vectors over space, one per channel (paper, stage 2)."""
-    return -F.cosine_similarity(z_hat.float().flatten(2), z0.float().flatten(2), dim=2).mean()
+    return -channel_cosines(z_hat, z0).mean()
 
 
 def perplexity(usage: Tensor) -> Tensor:

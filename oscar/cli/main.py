@@ -1,4 +1,4 @@
-"""The `oscar` command: compress, decompress, info; convert, merge; doctor.
+"""The `oscar` command: compress, decompress, info; convert, merge, push; doctor.
 
 Anything wrong ends in one line on stderr and exit code 2. Help and `info` import no torch, and all that can be checked
 without torch is checked before it is imported.
@@ -30,6 +30,7 @@ from oscar.cli.messages import (
     print_note,
 )
 from oscar.cli.models import convert, merge
+from oscar.cli.push import push
 from oscar.utils.strict_json import dumps
 
 # Typer has Click within it in some versions and beside it in others; this is the base of both's usage errors.
@@ -121,6 +122,7 @@ app.command(short_help=".oscar file(s) to image(s).")(decompress)
 app.command(short_help="What an .oscar file holds, or how a model was trained.")(info)
 app.command(short_help="A published checkpoint to a model folder, and back.")(convert)
 app.command(short_help="Rates that were trained apart to one model.")(merge)
+app.command(short_help="A model to the Hugging Face hub, with a card.")(push)
 
 
 @app.command(short_help="What is here, what is missing, and how to get it.")

@@ -35,7 +35,7 @@ class LpipsDistance(nn.Module):
 
 
 class DistsDistance(nn.Module):
-    """DISTS (Ding et al. 2020) of pyiqa, mean over the batch."""
+    """DISTS (Ding et al. 2020) of pyiqa, mean over the batch, or of each image."""
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
@@ -55,7 +55,11 @@ class DistsDistance(nn.Module):
         self.network.requires_grad_(False)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return self.network((prediction + 1) / 2, (target + 1) / 2).mean()
+        return self.by_image(prediction, target).mean()
+
+    def by_image(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The distance of each image, (B,)."""
+        return self.network((prediction + 1) / 2, (target + 1) / 2).reshape(len(prediction))
 
 
 def trunk_features(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -23,9 +23,15 @@ from oscar.training.perceptual_losses import FeatureDistance
 EDGES = "edges_"
 
 
-def generator_loss(logits: Tensor) -> Tensor:
-    """softplus(-logits): the codec's adversarial loss for the critic's logits on its output (paper, stage 2)."""
-    return F.softplus(-logits.float()).mean()
+def generator_loss(logits: Tensor, weight: Tensor | None = None) -> Tensor:
+    """softplus(-logits): the codec's adversarial loss for the critic's logits on its output (paper, stage 2).
+
+    Args:
+        logits: (B, 1, h, w).
+        weight: of each image, (B,); None is 1 for all.
+    """
+    loss = F.softplus(-logits.float())
+    return loss.mean() if weight is None else (weight * loss.flatten(1).mean(dim=1)).mean()
 
 
 def critic_loss(real_logits: Tensor, fake_logits: Tensor, reduction: str = "sum") -> Tensor:
@@ -124,7 +130,8 @@ class Term:
 
     Attributes:
         build: weight files -> such a function, or a network that is one.
-        by_image: the distance of each image (B,); None takes them one by one.
+        by_image: the distance of each image (B,); None takes what is built, if it has such a method, or else images
+            one by one.
         unit: factor from images in [-1, 1] to images in [0, 1].
     """
 
@@ -232,7 +239,7 @@ class ImageLoss(nn.Module):
         return self.distances[name](prediction, target)
 
     def _distances(self, name: str, prediction: Tensor, target: Tensor) -> Tensor:
-        by_image = self.terms[name].by_image
+        by_image = self.terms[name].by_image or getattr(self.distances[name], "by_image", None)
         if by_image is not None:
             return by_image(prediction, target)
         pairs = zip(prediction.split(1), target.split(1), strict=True)

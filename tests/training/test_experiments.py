@@ -22,6 +22,7 @@ EXPERIMENTS = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for pat
 BACKBONES = {
     "paper": ["backbone=standin"],
     "paper_corrected": ["backbone=standin"],
+    "sd21_hyperprior": ["backbone=standin"],
     "nano": ["backbone.source=null"],
     "nano-hyperprior": ["backbone.source=null"],
     "tiny": [],
@@ -50,6 +51,8 @@ def dry_run(compose, photos: Path, output: Path, experiment: str, *overrides: st
             options += ["bottleneck.width=8", "bottleneck.features=8"]
     if experiment.endswith("stage2"):  # their weights are not here
         options += ["stage.image_losses.dists=0", "stage.image_losses.edges_dists=0"]
+    if experiment == "sd21_hyperprior/stage1":  # no batches of the tables' size
+        options.append("stage.table_batches=1")
     if experiment == "paper/stage2":  # its critic's head needs features of 3x3
         options.append("data.crop=192")
     config = compose(*options, *overrides)
@@ -58,7 +61,8 @@ def dry_run(compose, photos: Path, output: Path, experiment: str, *overrides: st
 
 
 @pytest.mark.parametrize(
-    "experiment", [pytest.param(name, marks=[pytest.mark.slow] * name.startswith("paper")) for name in EXPERIMENTS]
+    "experiment",
+    [pytest.param(name, marks=[pytest.mark.slow] * name.startswith(("paper", "sd21"))) for name in EXPERIMENTS],
 )
 def test_two_steps(compose, photos: Path, tmp_path: Path, experiment: str) -> None:
     config = dry_run(compose, photos, tmp_path, experiment, *BACKBONES[experiment.split("/")[0]])

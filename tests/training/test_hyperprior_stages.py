@@ -88,6 +88,37 @@ def test_the_loss_is_rate_plus_lambda_times_distortion(configure, monkeypatch) -
         torch.testing.assert_close(loss, torch.tensor(sum(each) / 3))
 
 
+def test_every_distortion_of_stage_joint_counts_by_lambda(configure) -> None:
+    """Losses of images of high quality weigh more: adversarial, cosine and latent ones as those of pixels."""
+    low_high, weights = (0.25, 4.0), {"cosine": 2.0, "latent": 0.5, "gan": 0.1}
+    stage = build_stage(
+        configure(
+            "joint", f"stage.lambdas={list(low_high)}", *(f"stage.{name}={value}" for name, value in weights.items())
+        )
+    ).eval()
+    batch, rng = images(), StepRng(3, 0)
+    total = stage(batch, rng)["loss"]
+    codec = stage.codec
+    latent = codec.backbone.encode(batch)
+    ((quality, _),) = codec.bottleneck.draw(rng, latent, every=False)
+    estimate = codec.bottleneck.estimate(latent, quality)
+    x0 = codec.denoiser(estimate.z_hat, codec.bottleneck.timesteps(codec.mapping, quality, latent))
+    pixels, _ = stage.image_loss.by_image(codec.backbone.decode(x0), batch)
+    logits = stage.critic(x0, codec.denoiser.prompt, rng.noise(x0.device))
+    cosine = torch.nn.functional.cosine_similarity(estimate.z_hat.flatten(2), latent.flatten(2), dim=2).mean(dim=1)
+    distortion = (
+        pixels
+        - weights["cosine"] * cosine
+        + weights["latent"] * (x0 - latent).square().mean(dim=(1, 2, 3))
+        + weights["gan"] * torch.nn.functional.softplus(-logits).mean(dim=(1, 2, 3))
+    )
+    lambdas = low_high[0] * (low_high[1] / low_high[0]) ** quality
+    expected = ((estimate.bits / 64**2 + lambdas * distortion) / lambdas.sqrt()).mean()
+    torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-5)
+    total.backward()
+    assert codec.denoiser.prompt.grad.abs().max() > 0
+
+
 def test_qualities_are_a_function_of_the_pass(configure) -> None:
     stage = build_stage(configure("bottleneck")).eval()
     latent = stage.codec.backbone.encode(images(64)).detach()

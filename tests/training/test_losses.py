@@ -183,6 +183,9 @@ def test_networks_with_weights_from_files(name: str, weight_files: dict[str, Pat
     prediction, target = images()
     prediction.requires_grad_()
     total, terms = loss(prediction, target)
+    by_image, _ = loss.by_image(prediction, target)
+    assert by_image.shape == (len(prediction),)
+    torch.testing.assert_close(by_image.mean(), total)
     assert list(terms) == [name, f"edges_{name}"] and all(term > 0 for term in terms.values())
     total.backward()
     assert prediction.grad.isfinite().all() and prediction.grad.abs().max() > 0

@@ -70,16 +70,20 @@ class JointStage(CodecStage):
         decoded = self.codec.backbone.decode(x0)
         if output.weight is None:
             loss, terms = self.image_loss(decoded, images)
+            terms["latent"] = F.mse_loss(x0.float(), target.float())
+            loss = loss + self.stage.latent * terms["latent"]
         else:
             distortions, terms = self.image_loss.by_image(decoded, images)
-            loss = output.weight * distortions
-        terms["latent"] = F.mse_loss(x0.float(), target.float())
-        loss, statistics = self.weigh(output, loss + self.stage.latent * terms["latent"])
+            latent_distortions = (x0.float() - target.float()).square().mean(dim=(1, 2, 3))
+            terms["latent"] = latent_distortions.detach().mean()
+            loss = output.weight * (distortions + self.stage.latent * latent_distortions)
+        loss, statistics = self.weigh(output, loss)
         if self.timesteps is not None:
             terms["timestep"] = timestep.detach()
         if self.critic is not None:
-            terms["gan"] = generator_loss(self.critic(x0, self.codec.denoiser.prompt, rng.noise(x0.device)))
-            loss = loss + self.stage.gan * terms["gan"]
+            logits = self.critic(x0, self.codec.denoiser.prompt, rng.noise(x0.device))
+            terms["gan"] = generator_loss(logits)
+            loss = loss + self.stage.gan * generator_loss(logits, output.weight)
             self._last = (others[0].detach() if others else target, x0.detach())
         return self.logged({"loss": loss, **terms, **statistics}, draw, {"loss": loss.detach(), **statistics})
 
