@@ -1,6 +1,7 @@
 """A backbone of Stable Diffusion 2.1's shape and a published checkpoint for it, both with random weights.
 
     python scripts/make_random_model.py random                          # random/backbone, random/oscar.pkl: 4.2 GB
+    python scripts/make_random_model.py random --backbone-only
     oscar convert random/oscar.pkl random/model --backbone random/backbone
 
 For trying what full size takes without the weights; the images are noise.
@@ -24,19 +25,24 @@ from oscar.utils.errors import exit_code
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-def make(out: Path, backbone: str = "sd21_random", bottleneck: str = "paper", seed: int = 0) -> None:
+def make(
+    out: Path, backbone: str = "sd21_random", bottleneck: str = "paper", seed: int = 0, backbone_only: bool = False
+) -> None:
     """Write `out/backbone` (a diffusers folder) and `out/oscar.pkl`.
 
     Args:
         out: a folder; made if it is not there.
         backbone, bottleneck: names of configurations.
         seed: of all weights.
+        backbone_only: write no `oscar.pkl`.
     """
     shapes = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"backbone/{backbone}.yaml"))
     sizes = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"bottleneck/{bottleneck}.yaml"))
     torch.manual_seed(seed)
     base = Backbone.from_configs(shapes["vae"], shapes["unet"], shapes["scheduler"])
     base.save_pretrained(out / "backbone")
+    if backbone_only:
+        return
     names = ("width", "features", "codebook_dim")
     codec = OscarCodec(
         *checkpoint.build(
@@ -61,6 +67,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--backbone", default="sd21_random", help="configuration with random weights")
     parser.add_argument("--bottleneck", default="paper", help="configuration")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--backbone-only", action="store_true", help="to train on")
     options = vars(parser.parse_args(args))
     return exit_code("make_random_model", lambda: make(**options))
 

@@ -56,6 +56,7 @@ REASONS = {
     "make_random_model.py": "writes 4.2 GB",
     "oscar push models/oscar": "sends a model to the hub: tests/test_push.py has a stand-in for it",
     "--model USER/NAME": "a model on the hub: tests/test_push.py has a stand-in for it",
+    "prepare_data.py": "reads data sets that are not in the repository: tests/test_prepare_data.py makes such",
     "nano_images.py": "reads nano's photographs, which are not in the repository",
     "random/oscar.pkl": "reads what make_random_model.py writes",
     "hyper_0.0313.pkl": "files of the published stage 1: tests/test_convert.py makes such",

@@ -20,6 +20,8 @@ from oscar.bitstream import Container
 from oscar.cli.main import main
 from oscar.models.backbone import Backbone
 from oscar.rates import PAPER_RATES
+from oscar.training.build import build_stage
+from oscar.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 FULL = pytest.mark.skipif(os.environ.get("OSCAR_FULL_SIZE") != "1", reason="takes minutes; set OSCAR_FULL_SIZE=1")
@@ -56,6 +58,60 @@ def test_from_a_published_checkpoint_to_images(
         with Image.open(tmp_path / f"images/{rate.bpp:.4f}.png") as image:
             assert image.size == (160, 120)
             assert max(high - low for low, high in image.getextrema()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "small"),
+    [
+        ("tiny", ["bottleneck=tiny_hyperprior", "denoiser.lora_rank=2", "denoiser.prompt_tokens=4", "data.crop=64"]),
+        pytest.param("sd21_random", [], marks=FULL),
+    ],
+)
+def test_the_hyperprior_from_training_to_images(
+    make_random_model,
+    compose,
+    make_image,
+    tmp_path: Path,
+    backbone: str,
+    small: list[str],
+) -> None:
+    """Two steps of both stages on random weights, then a file and back, all by command."""
+    (tmp_path / "photos").mkdir()
+    for number in range(2):
+        make_image(300, 280, number).save(tmp_path / f"photos/{number}.png")
+    assert make_random_model(str(tmp_path / "random"), "--backbone", backbone, "--backbone-only") == 0
+    common = [f"data.train=[{tmp_path / 'photos'}]", "data.batch_size=2", "data.workers=0", "trainer.max_steps=2"]
+    common += [
+        f"backbone.source={tmp_path / 'random/backbone'}",
+        "trainer.log_every=1",
+        "logger.tensorboard=false",
+        *small,
+    ]
+    stages = {
+        "stage1": ["data.total_batch_size=2", "stage.table_batches=1"],
+        # DISTS' weights are not in the repository
+        "stage2": [
+            f"init_from={tmp_path / 'stage1/final'}",
+            "stage.image_losses.dists=0",
+            "stage.image_losses.edges_dists=0",
+        ],
+    }
+    if backbone != "tiny":
+        stages["stage2"].append("trainer.gradient_checkpointing=true")
+    for name, own in stages.items():
+        config = compose(f"experiment=sd21_hyperprior/{name}", f"output={tmp_path / name}", *common, *own)
+        assert Trainer(build_stage(config), config).run()
+        print((tmp_path / name / "log.csv").read_text())
+    make_image(160, 120).save(tmp_path / "photo.png")
+    model = ("--model", str(tmp_path / "stage2/final"))
+    for quality in ("0", "0.37", "1"):
+        packed, unpacked = tmp_path / f"{quality}.oscar", tmp_path / f"{quality}.png"
+        assert main(["compress", str(tmp_path / "photo.png"), str(packed), "--quality", quality, *model]) == 0
+        assert main(["decompress", str(packed), str(unpacked), *model]) == 0
+        assert Container.unpack(packed.read_bytes()).quality == pytest.approx(float(quality), abs=1e-3)
+        with Image.open(unpacked) as decoded:
+            assert decoded.size == (160, 120) and max(high - low for low, high in decoded.getextrema()) > 0
 
 
 def test_a_configuration_that_does_not_exist(make_random_model, tmp_path: Path, capsys) -> None:

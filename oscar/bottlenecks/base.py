@@ -389,9 +389,14 @@ def concatenate(symbols: Sequence[Any]) -> Any:
     return type(first)(*(torch.cat(part) if isinstance(part[0], Tensor) else sum(part, ()) for part in parts))
 
 
-def channel_cosines(z_hat: Tensor, latent: Tensor) -> Tensor:
-    """Cosines of the vectors over space, one per channel, of two latents (B, C, h, w): (B, C)."""
-    return F.cosine_similarity(z_hat.float().flatten(2), latent.float().flatten(2), dim=2)
+def channel_cosines(z_hat: Tensor, latent: Tensor, least: float = 1e-8) -> Tensor:
+    """Cosines of the vectors over space, one per channel, of two latents (B, C, h, w): (B, C).
+
+    Args:
+        z_hat, latent: the latents.
+        least: norm of a vector at least; its inverse bounds the gradient where all is zero.
+    """
+    return F.cosine_similarity(z_hat.float().flatten(2), latent.float().flatten(2), dim=2, eps=least)
 
 
 def cosine_spatial(z_hat: Tensor, latent: Tensor) -> Tensor:

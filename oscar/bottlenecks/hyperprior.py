@@ -73,6 +73,7 @@ _TAIL = 1e-8  # probability of side information that a table leaves out
 _DEVIATIONS = 9  # that a table of symbols reaches
 _LEVEL_STEP = math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1)
 _LEVEL_WEIGHT = 8.0  # of the rows that give scale levels, which run to 63, so that they learn as fast as means
+_LEAST_NORM = 1.0  # of a channel in the cosine loss: at low rates whole channels are rounded to zero
 _FIRST_GAIN, _LAST_GAIN = 0.35, 10.0  # to start with, for latents of unit variance
 
 
@@ -345,7 +346,7 @@ class HyperpriorBottleneck(Bottleneck):
         if self.is_alone:  # else images say how far off it is
             losses["weighted_distortion"] = root * distortion
         if self.has_cosine:
-            cosine = -channel_cosines(estimate.z_hat, latent).mean(dim=1)
+            cosine = -channel_cosines(estimate.z_hat, latent, _LEAST_NORM).mean(dim=1)
             losses["cosine"], statistics["cosine"] = root * cosine, cosine.detach().mean()
         return Output(estimate.z_hat, losses, statistics, weight=root)
 

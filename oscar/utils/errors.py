@@ -67,9 +67,12 @@ def one_line(name: str) -> Iterator[None]:
 
 
 def exit_code(name: str, main: Callable[[], None]) -> int:
-    """Run what a script without Hydra does: 0, or 2 and one line on stderr for an expected error."""
+    """Run what a script without Hydra does: 0, 2 and one line on stderr for an expected error, 130 for an interrupt."""
     try:
         main()
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
         print(f"{name}: error: {first_line(error)}", file=sys.stderr)
         return 2

@@ -119,6 +119,15 @@ def test_every_distortion_of_stage_joint_counts_by_lambda(configure) -> None:
     assert codec.denoiser.prompt.grad.abs().max() > 0
 
 
+def test_channels_of_zeros_have_a_bounded_gradient(configure) -> None:
+    bottleneck = build_stage(configure("joint", "stage.cosine=2")).codec.bottleneck
+    with torch.no_grad():
+        bottleneck.log_gain.fill_(-20)  # all is rounded to zero
+    output = bottleneck(images(2)[:, :1].expand(2, 4, 64, 64), torch.tensor([0.0, 1.0]))
+    (gradient,) = torch.autograd.grad(output.losses["cosine"].sum(), output.z_hat)
+    assert output.z_hat.abs().max() == 0 and 0 < gradient.abs().max() < 10
+
+
 def test_qualities_are_a_function_of_the_pass(configure) -> None:
     stage = build_stage(configure("bottleneck")).eval()
     latent = stage.codec.backbone.encode(images(64)).detach()
