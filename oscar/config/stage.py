@@ -127,8 +127,8 @@ class StageConfig:
     name: str = "joint"
     """vae, diffusion_pretrain, bottleneck, joint, context, or one of your own"""
     image_losses: dict[str, float] = field(default_factory=dict)
-    """weight by term: l1, mse, ms_ssim, features, dists, lpips_vgg, lpips_alex, or one of your own; with the prefix
-    edges_ on Sobel maps"""
+    """weight by term: l1, mse, chroma, ms_ssim, features, dists, lpips_vgg, lpips_alex, or one of your own; with the
+    prefix edges_ on Sobel maps"""
     network_files: dict[str, str] = field(default_factory=dict)
     """local weight files by network: squeezenet, vgg16, alexnet, dists"""
     download: bool = False

@@ -106,7 +106,7 @@ def lowest_frequencies(count: int, side: int) -> Tensor:
         ((row, column) for row in range(side) for column in range(side)),
         key=lambda pair: (pair[0] ** 2 + pair[1] ** 2, pair),
     )
-    chroma = int(_CHROMA_SHARE * count)
+    chroma = max(1, int(_CHROMA_SHARE * count)) if count > 2 else 0
     colours = torch.tensor([[1.0, 1, 1], [1, 0, -1], [-1, 2, -1]])
     colours /= colours.norm(dim=1, keepdim=True)
     found = [

@@ -25,6 +25,8 @@ BACKBONES = {
     "sd21_hyperprior": ["backbone=standin"],
     "nano": ["backbone.source=null"],
     "nano-hyperprior": ["backbone.source=null"],
+    "nano2": ["backbone.source=null"],
+    "nano2_vq": ["backbone.source=null"],
     "tiny": [],
 }
 QUICK = (
@@ -47,10 +49,12 @@ def dry_run(compose, photos: Path, output: Path, experiment: str, *overrides: st
     options = [f"experiment={experiment}", f"data.train=[{photos}]", f"output={output}", *QUICK]
     if not experiment.endswith(("vae", "diffusion_pretrain")):
         options.append("init_from=null")
-        if "hyperprior" not in experiment:
+        if "hyperprior" not in experiment and not experiment.startswith("nano2/"):
             options += ["bottleneck.width=8", "bottleneck.features=8"]
     if experiment.endswith("stage2"):  # their weights are not here
         options += ["stage.image_losses.dists=0", "stage.image_losses.edges_dists=0"]
+    if experiment == "nano2_vq/joint":  # without a calibration
+        options.append("timesteps=log")
     if experiment == "sd21_hyperprior/stage1":  # no batches of the tables' size
         options.append("stage.table_batches=1")
     if experiment == "paper/stage2":  # its critic's head needs features of 3x3

@@ -33,6 +33,21 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "empty_cache"))
 
 
+def test_chroma_sees_colours_of_blocks_alone():
+    grey = torch.zeros(2, 3, 16, 24)
+    assert losses.chroma(grey + 0.5, grey) == pytest.approx(0, abs=1e-12)  # lighter, and no other colour
+    red = grey.clone()
+    red[1, 0] = 1.0
+    luma = 0.299
+    expected = ((-luma / 1.772) ** 2 + ((1 - luma) / 1.402) ** 2) / 2  # of one image of two, and of two planes
+    assert losses.chroma(red, grey) == pytest.approx(expected / 2, rel=1e-5)
+    assert ImageLoss({"chroma": 1.0}).by_image(red, grey)[0].tolist() == pytest.approx([0, expected], rel=1e-5)
+    noise = torch.tensor([1.0, -1.0]).repeat(12).expand(2, 3, 16, 24) * torch.tensor([1.0, 0, -1]).view(3, 1, 1)
+    assert losses.chroma(grey + noise, grey) == pytest.approx(0, abs=1e-12)  # finer than a block
+    unit = ImageLoss({"chroma": 1.0}, image_range="unit")
+    assert unit(red, grey)[0] == pytest.approx(expected / 8, rel=1e-5)
+
+
 def test_cosine_losses_of_known_latents() -> None:
     z0 = torch.zeros(1, 2, 1, 2)
     z0[0, :, 0, 0], z0[0, :, 0, 1] = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])
