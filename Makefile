@@ -25,7 +25,7 @@ export OMP_NUM_THREADS
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4))' 2>/dev/null || echo 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo benchmark test test-fast lint clean
+.PHONY: help setup demo benchmark test test-fast lint docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 16
@@ -61,6 +61,9 @@ lint: $(STAMP)  ## check style, spelling, import order and the types of the publ
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+docs: $(STAMP)  ## build the documentation site in site/, notebooks run; fails on a warning or a broken link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 clean:  ## remove the environment, caches and the outputs of demo and benchmark
-	rm -rf $(VENV) *.egg-info build dist .pytest_cache .ruff_cache demo benchmark test-artefacts
+	rm -rf $(VENV) *.egg-info build dist site .pytest_cache .ruff_cache demo benchmark test-artefacts
 	find oscar scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
