@@ -1,7 +1,7 @@
 """One image as several codecs show it at equal sizes: the strip of the README.
 
-    python scripts/image_strip.py --out strip.webp                   a cat, of scikit-image
-    python scripts/image_strip.py photo.png --bytes 1500 3000 6000 --out strip.png
+python scripts/image_strip.py --out strip.webp                   a cat, of scikit-image
+python scripts/image_strip.py photo.png --bytes 1500 3000 6000 --out strip.png
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def draw(rows: list[list[Panel]], width: int) -> Image.Image:
 
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("image", type=Path, nargs="?", help="image; by default chelsea, of scikit-image's packaged ones")
+    parser.add_argument(
+        "image", type=Path, nargs="?", help="image; by default chelsea, of scikit-image's packaged ones"
+    )
     parser.add_argument("--model", default="nano-hyperprior", help="of ours (default: nano-hyperprior)")
     parser.add_argument("--baseline", default="avif", help="the other codec (default: avif)")
     parser.add_argument("--bytes", type=int, nargs="+", default=[1500, 3000, 6000], help="sizes (1500 3000 6000)")
