@@ -28,16 +28,16 @@ def test_it_is_small_and_has_the_papers_rates(nano):
     assert nano.bottleneck.rates == PAPER_RATES
 
 
-def curve(codec: OscarCodec, make_images: list[Image.Image]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def curve(codec: OscarCodec, images: list[Image.Image]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bytes, PSNR and MS-SSIM at each rate, means over the images."""
     points = []
     for rate in codec.bottleneck.rates:
-        for image in make_images:
+        for image in images:
             data = codec.compress(image, rate)
             decoded = codec.decompress(data)
             assert decoded.size == image.size
             points.append((len(data), psnr(image, decoded), ms_ssim(image, decoded)))
-    return tuple(np.reshape(points, (len(codec.bottleneck.rates), len(make_images), 3)).mean(axis=1).T)
+    return tuple(np.reshape(points, (len(codec.bottleneck.rates), len(images), 3)).mean(axis=1).T)
 
 
 def check_curve(sizes: np.ndarray, decibels: np.ndarray, similarity: np.ndarray) -> None:

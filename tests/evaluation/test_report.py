@@ -442,12 +442,12 @@ def test_browser_shows_what_is_chosen(open_page, data):
     codecs = {side: page.locator(f"#{side}-codec") for side in ("left", "right")}
     assert (codecs["left"].input_value(), codecs["right"].input_value()) == ("jpeg", "oscar-test")
 
-    def check(make_image: ReportImage, rate: float) -> None:
+    def check(image: ReportImage, rate: float) -> None:
         facts = page.locator("#facts").inner_text()
         for side, codec in codecs.items():
             name = codec.input_value()
-            entry = next((e for e in make_image.entries if e.codec == name and rate in (e.matched_to, e.point)), None)
-            path = entry.image if entry else make_image.original
+            entry = next((e for e in image.entries if e.codec == name and rate in (e.matched_to, e.point)), None)
+            path = entry.image if entry else image.original
             code = page.locator(f"#{side}-image").get_attribute("src").split(",")[1]
             assert np.array_equal(Image.open(io.BytesIO(base64.b64decode(code))).convert("RGB"), Image.open(path))
             if entry:

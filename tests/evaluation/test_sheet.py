@@ -25,8 +25,8 @@ class JpegCodec:
     points = tuple(rate.bpp for rate in PAPER_RATES[-3:])
     bottleneck = SimpleNamespace(point_name="rate")
 
-    def compress_batch(self, make_images: list[Image.Image], rate: float) -> list[bytes]:
-        return [self.compress(image, rate) for image in make_images]
+    def compress_batch(self, images: list[Image.Image], rate: float) -> list[bytes]:
+        return [self.compress(image, rate) for image in images]
 
     def compress(self, image: Image.Image, rate: float = 0.125) -> bytes:
         buffer = io.BytesIO()

@@ -264,15 +264,13 @@ def test_another_number_of_processes_goes_on_with_the_same_data(configure, runs)
     ("fault", "what", "images"),
     [("broken", "loss", 2), ("poisoned", "norm of the gradients", 4)],  # a gradient's process is not known
 )
-def test_what_is_no_number_on_one_process(
-    configure, runs, tmp_path: Path, fault: str, what: str, make_images: int
-) -> None:
+def test_what_is_no_number_on_one_process(configure, runs, tmp_path: Path, fault: str, what: str, images: int) -> None:
     """Stopping names its images everywhere; skipping leaves the step out everywhere."""
     job = Job(**{fault: (1, 2)}, report=tmp_path)
     finish(start([configure("joint", "stop", "trainer.max_steps=5")] * 2, job), 2, 2)
     messages = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
     assert messages[0] == messages[1] and messages[0].startswith(f"{what} is nan at step 3; images of the batch: ")
-    assert messages[0].count(".png") == make_images
+    assert messages[0].count(".png") == images
     skip = configure("joint", "skip", "trainer.max_steps=5", "trainer.non_finite=skip")
     finish(start([skip] * 2, job), 0, 0)
     state = runs.newest(skip)
