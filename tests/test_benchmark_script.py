@@ -1,14 +1,14 @@
-"""scripts/benchmark.py: its configuration, and in processes of their own mistakes answered in one line, and sweeps."""
+"""scripts/benchmark.py: its configuration, mistakes answered in one line, and sweeps."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 from oscar.baselines.registry import BASELINES
 from oscar.config import BenchmarkConfig, parse, register
@@ -32,10 +32,22 @@ def composed(*overrides: str) -> BenchmarkConfig:
         return parse(compose("benchmark", overrides=list(overrides)), BenchmarkConfig)
 
 
-def benchmark(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "scripts/benchmark.py"), *overrides]
-    env = {"PATH": "", "HOME": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, env=env)
+@pytest.fixture
+def benchmark(load_script, monkeypatch, folder: Path):
+    """Runs scripts/benchmark.py in this process with some overrides."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which it sets itself, and which would stay set
+    monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")  # config_path is then relative to the script's file
+    monkeypatch.chdir(folder)
+    module = load_script("benchmark")
+    monkeypatch.setitem(sys.modules, "benchmark_script", module)
+
+    def run(*overrides: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", *overrides])
+        GlobalHydra.instance().clear()
+        module.run()
+
+    yield run
+    GlobalHydra.instance().clear()
 
 
 def test_by_default_nano_meets_five_baselines_on_packaged_photographs():
@@ -64,33 +76,27 @@ def test_every_baseline_can_be_chosen(path):
     assert options["name"] in BASELINES
 
 
-@pytest.mark.slow
-def test_mistakes_are_one_line_and_exit_2(folder):
+def test_mistakes_are_one_line_and_exit_2(benchmark, folder, capsys):
     for overrides, words in (
         (["data.images=empty"], "empty: no images in this folder"),
         (["parts=[quality,tables]"], "parts is 'tables'; allowed: quality, matched, timing, report"),
         (["modles.x=y"], "modles"),
     ):
-        done = benchmark(folder, *overrides)
-        assert done.returncode == 2, done.stderr
-        (line,) = done.stderr.splitlines()
+        with pytest.raises(SystemExit) as end:
+            benchmark(*overrides)
+        assert end.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("benchmark: ") and words in line
     assert sorted(path.name for path in folder.iterdir()) == ["empty", "photos"]
 
 
 @pytest.mark.slow
-def test_a_sweep_writes_each_run_into_its_own_folder(folder):
-    done = benchmark(
-        folder,
-        "--multirun",
-        *SMALL,
-        "parts=[quality,matched,report]",
-        "dtype=float32,bfloat16",
-        "output=sweep/${dtype}",
-    )
-    assert done.returncode == 0, done.stderr
+def test_a_sweep_writes_each_run_into_its_own_folder(benchmark, folder, tiny_folder, capsys):
+    parts = ("parts=[quality,matched,report]", "dtype=float32,bfloat16")
+    benchmark("--multirun", *SMALL, f"models.nano={tiny_folder}", *parts, "output=sweep/${dtype}")
+    shown = capsys.readouterr().out
     for dtype in ("float32", "bfloat16"):
-        assert f"report page: sweep/{dtype}/report.html" in done.stdout
+        assert f"report page: sweep/{dtype}/report.html" in shown
         rows = pd.read_csv(folder / f"sweep/{dtype}/tables/rows.csv")
         assert set(rows["codec"]) == {"oscar-nano", "jpeg"}
     kept = {path.name for path in folder.iterdir()} - {".cache", ".config"}  # of libraries

@@ -1,4 +1,4 @@
-"""scripts/evaluate.py: mistakes answered in one line, and, in their own processes, sweeps and several processes."""
+"""scripts/evaluate.py: mistakes answered in one line, sweeps, and several processes."""
 
 from __future__ import annotations
 
@@ -120,10 +120,9 @@ def test_means_tell_what_they_lack(evaluate, folder: Path, photos: Path, capsys)
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(folder: Path, tiny_folder: Path) -> None:
+def test_two_processes_equal_one(evaluate, folder: Path, tiny_folder: Path) -> None:
     overrides = ["data.images=photos", f"model={tiny_folder}", "points=[0.0019,0.125]", "device=cpu"]
-    result = in_processes(folder, SCRIPT, *overrides, "output=one")
-    assert result.returncode == 0, result.stderr
+    evaluate(*overrides, "output=one")
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", SCRIPT]
     result = in_processes(folder, *launch, *overrides, "output=two")
     assert result.returncode == 0, result.stderr
@@ -133,22 +132,19 @@ def test_two_processes_equal_one(folder: Path, tiny_folder: Path) -> None:
     assert info["processes"] == 2 and shards == [2 * 2, 3 * 2] and len(one) == 5 * 2
 
 
-@pytest.mark.slow
-def test_a_sweep_over_both_protocols(folder: Path, tiny_folder: Path, make_image) -> None:
+def test_a_sweep_over_both_protocols(evaluate, folder: Path, tiny_folder: Path, make_image) -> None:
     (folder / "larger").mkdir()
     for seed in range(2):
         make_image(300, 260, seed).save(folder / f"larger/{seed}.png")
-    result = in_processes(
-        folder,
-        SCRIPT,
+    evaluate(
         "--multirun",
         "data.images=larger",
         "data.limit=2",
         f"model={tiny_folder}",
+        "points=[0.0019,0.125]",
         "protocol=bitstream,paper",
         "output=runs/evaluate/${protocol}",
     )
-    assert result.returncode == 0, result.stderr
     bitstream, paper = (load_results(folder / "runs/evaluate" / name)[0] for name in ("bitstream", "paper"))
     assert set(bitstream.protocol) == {"bitstream"} and set(paper.protocol) == {"paper"}
     assert bitstream.file_bytes.notna().all() and paper.file_bytes.isna().all() and paper.actual_bpp.isna().all()

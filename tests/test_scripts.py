@@ -87,10 +87,10 @@ def test_mistakes(script, folder: Path, monkeypatch, capsys, overrides: list[str
 
 @pytest.mark.slow
 def test_mistakes_end_the_process_with_one_line(folder: Path) -> None:
-    for overrides, named in (MISTAKES[0], MISTAKES[2], MISTAKES[6], MISTAKES[7]):
-        result = train(*with_experiment(overrides), folder=folder)
-        (line,) = result.stderr.splitlines()
-        assert result.returncode == 2 and line.startswith("train: ") and all(part in line for part in named)
+    overrides, named = MISTAKES[2]
+    result = train(*with_experiment(overrides), folder=folder)
+    (line,) = result.stderr.splitlines()
+    assert result.returncode == 2 and line.startswith("train: ") and all(part in line for part in named)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -66,23 +67,46 @@ def test_python(photos, tmp_path):
     assert stderr_of("-c", CALLS, str(photos / "0.png"), cwd=tmp_path) == ""
 
 
+# Scripts one after another, each as if it were alone.
+SCRIPTS = """
+import importlib.util, json, os, sys
+os.environ["HYDRA_MAIN_MODULE"] = "__main__"  # the configuration is then found relative to the script's file
+for path, overrides in json.load(sys.stdin):
+    from accelerate.state import AcceleratorState, GradientState
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    name = os.path.basename(path)[:-3] + "_script"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.argv = [path, *overrides]
+    module.run()
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("script", "overrides"), [
-    ("train", ["experiment=tiny/joint", "data.train=[{photos}]", "trainer.max_steps=1", "data.crop=64", "output=run",
-               "data.batch_size=1", "data.workers=0"]),
-    ("train", ["experiment=tiny/hyperprior_bottleneck", "data.train=[{photos}]", "trainer.max_steps=1", "data.crop=64",
-               "output=run", "data.batch_size=1", "data.workers=1"]),
-    ("evaluate", ["model={model}", "data.images={photos}", "data.limit=1", "metrics.names=[psnr]", "output=results"]),
-    ("calibrate_timesteps", ["model={model}", "data.images={photos}", "data.limit=1", "output=results"]),
-    ("ablate_timesteps", ["model={model}", "data.images={photos}", "data.limit=1", "rates=[0.0019]", "sweep=[0]",
-                          "metrics.names=[psnr]", "output=results"]),
-    ("benchmark", ["models.nano={model}", "data.images={photos}", "data.limit=1", "parts=[quality]", "baselines=[jpeg]",
-                   "baselines.jpeg.points=[50]", "rates=[0.0625]", "output=results"]),
-    ("cache_latents", ["backbone=nano", "data.train=[{photos}]", "data.crop=64", "crops=1", "output=cache"]),
-])  # fmt: skip
-def test_scripts(photos, tiny_folder, tmp_path, script, overrides):
-    filled = [override.format(photos=photos, model=tiny_folder) for override in overrides]
-    assert stderr_of(str(ROOT / f"scripts/{script}.py"), *filled, cwd=tmp_path) == ""
+def test_scripts(photos, tiny_folder, tmp_path):
+    """In one process, which a script that is started once more would add nothing to."""
+    train = [f"data.train=[{photos}]", "trainer.max_steps=1", "data.crop=64", "data.batch_size=1"]
+    some = [f"model={tiny_folder}", f"data.images={photos}", "data.limit=1"]
+    small = ["rates=[0.0019]", "sweep=[0]", "metrics.names=[psnr]"]
+    codecs = [f"models.nano={tiny_folder}", "parts=[quality]", "baselines=[jpeg]", "baselines.jpeg.points=[50]"]
+    runs = [
+        ("train", ["experiment=tiny/joint", *train, "data.workers=0", "output=run"]),
+        ("train", ["experiment=tiny/hyperprior_bottleneck", *train, "data.workers=1", "output=other"]),
+        ("evaluate", [*some, "metrics.names=[psnr]", "output=results"]),
+        ("calibrate_timesteps", [*some, "output=calibration"]),
+        ("ablate_timesteps", [*some, *small, "output=ablation"]),
+        ("benchmark", [*codecs, f"data.images={photos}", "data.limit=1", "rates=[0.0625]", "output=benchmark"]),
+        ("cache_latents", ["backbone=nano", f"data.train=[{photos}]", "data.crop=64", "crops=1", "output=cache"]),
+    ]
+    feed = json.dumps([(str(ROOT / f"scripts/{script}.py"), overrides) for script, overrides in runs])
+    assert stderr_of("-c", SCRIPTS, cwd=tmp_path, feed=feed) == ""
+    results = ("run/final", "other/final", "results", "calibration", "ablation", "benchmark", "cache")
+    assert all((tmp_path / result).is_dir() for result in results)
 
 
 def test_what_others_cause_is_not_hidden(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pandas as pd
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-ROOT = Path(__file__).parents[1]
 NAMES = ("calibrate_timesteps", "ablate_timesteps")
 
 
@@ -106,24 +104,11 @@ def test_from_calibration_to_ablation(script, folder: Path, capsys) -> None:
     assert {path.name for path in folder.iterdir()} == made  # nothing beside the outputs
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_sweep_of_runs(folder: Path, name: str) -> None:
+def test_a_sweep_of_runs(script, folder: Path, name: str) -> None:
+    here = ("data.images=photos", "data.limit=1,2", "model=tiny", "output=out/${data.limit}", "threads=1")
     extra = ["rates=[0.125]", "sweep=[]", "metrics.names=[psnr]"] if name == "ablate_timesteps" else []
-    command = [
-        sys.executable,
-        str(ROOT / f"scripts/{name}.py"),
-        "--multirun",
-        "data.images=photos",
-        "data.limit=1,2",
-        "model=tiny",
-        "output=out/${data.limit}",
-        "threads=1",
-        *extra,
-    ]
-    env = {"PATH": "", "HOME": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, env=env)
-    assert result.returncode == 0, result.stderr
+    script(name, "--multirun", *here, *extra)
     file = "images.csv" if name == "calibrate_timesteps" else "sweep.csv"
     images = [pd.read_csv(folder / "out" / limit / file)["image"].nunique() for limit in ("1", "2")]
     assert images == [1, 2]
