@@ -100,14 +100,14 @@ def test_estimates_are_those_of_files(codec: OscarCodec, make_image) -> None:
 
 
 def test_symbols_do_not_depend_on_threads_or_batch(codec: OscarCodec, make_image, data: bytes) -> None:
-    images, threads = [make_image(333, 200, seed) for seed in range(2, 10)], torch.get_num_threads()
+    images, threads = [make_image(333, 200, seed) for seed in (7, 8, 9)], torch.get_num_threads()
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
             assert codec.compress_batch(images, TOP)[-1] == data
             indices = indices_of(codec, data)
             (image,) = codec.decompress_batch([data])
-            assert codec.decompress_batch([data] * 8)[3].size == image.size
+            assert codec.decompress_batch([data] * 3)[1].size == image.size
             again = indices_of(codec, data)
             assert hashlib.sha256(indices.tobytes()).digest() == hashlib.sha256(again.tobytes()).digest()
     finally:
@@ -283,7 +283,7 @@ def test_the_best_file_that_fits(codec: OscarCodec, make_image) -> None:
 @pytest.mark.slow
 def test_targets_are_never_exceeded(codec: OscarCodec, make_image) -> None:
     random, used, refused = np.random.default_rng(0), [], 0
-    for trial in range(200):
+    for trial in range(60):
         image = make_image(*(int(side) for side in random.integers(16, 200, 2)), trial)
         target = int(np.exp(random.uniform(np.log(15), np.log(600))))
         try:
@@ -293,7 +293,7 @@ def test_targets_are_never_exceeded(codec: OscarCodec, make_image) -> None:
             continue
         assert len(data) <= target and codec.decompress(data).size == image.size
         used.append(len(data) / target)
-    assert len(used) > 100 and refused < 100
+    assert len(used) > 30 and refused < 30
 
 
 def test_what_cannot_be_met_is_refused(codec: OscarCodec, make_image) -> None:

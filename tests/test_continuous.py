@@ -101,7 +101,7 @@ def test_quality_is_precision(codec) -> None:
 
 
 def test_batches_and_threads_change_no_symbol(codec, make_image) -> None:
-    images = [make_image(96, 72, seed) for seed in range(8)]
+    images = [make_image(96, 72, seed) for seed in range(4)]
     together = codec.compress_batch(images, 0.7)
     torch.set_num_threads(2)
     one_by_one = [codec.compress(image, quality=0.7) for image in images]
