@@ -11,6 +11,8 @@ of them cheap and has the search prefer these: entropy-constrained vector quanti
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +20,13 @@ from torch import Tensor, distributed, nn
 from vector_quantize_pytorch.vector_quantize_pytorch import kmeans
 
 from oscar.bottlenecks.hyper_encoder import HyperEncoder, Quantised
+from oscar.bottlenecks.vq import VQBottleneck
 from oscar.models.padding import pad_to_multiple
-from oscar.rates import MAX_DOWNSAMPLE, RatePoint
+from oscar.rates import MAX_DOWNSAMPLE, PAPER_RATES, RatePoint, find_rate, rate_by_id
+from oscar.registry import BOTTLENECKS
+
+if TYPE_CHECKING:
+    from oscar.config import BottleneckConfig
 
 DITHER_PERIOD = 64  # latents
 ODD_SHARE = 0.25  # of the training passes, in which a grid of cells ends with half a row; as many with half a column
@@ -292,3 +299,105 @@ class ResidualHyperEncoder(HyperEncoder):
     def _grid(self, cells: Tensor) -> Tensor:
         """The inverse of `_cells`, padding included."""
         return F.pixel_shuffle(cells.permute(0, 3, 1, 2), self.cell)[:, 0]
+
+
+@BOTTLENECKS.register("vq")
+class ResidualVQBottleneck(VQBottleneck):
+    """The paper's bottleneck, from which rates may depart by residual codes and dither; by default none does.
+
+    Args:
+        rates, latent_channels, codebook_sizes, options: as of `VQBottleneck`.
+        dither, stages: by rate id, where a rate departs from the paper (`ResidualHyperEncoder`).
+    """
+
+    config_fields = (*VQBottleneck.config_fields, "dither", "stages", "start_from")
+    by_rate = (*VQBottleneck.by_rate, "dither", "stages")
+
+    def __init__(
+        self,
+        rates: Sequence[RatePoint] = PAPER_RATES,
+        latent_channels: int = 4,
+        codebook_sizes: Mapping[int, int] | None = None,
+        dither: Mapping[int, float] | None = None,
+        stages: Mapping[int, int] | None = None,
+        **options,
+    ):
+        self._at_start = stages or {}, dither or {}
+        super().__init__(rates, latent_channels, codebook_sizes, **options)
+
+    def _make(self, rate: RatePoint, codebook_size: int | None) -> HyperEncoder:
+        stages, dither = self._at_start
+        return self._depart(rate, codebook_size, stages.get(rate.id, 1), dither.get(rate.id, 0))
+
+    def _depart(self, rate: RatePoint, codebook_size: int | None, stages: int, dither: float) -> HyperEncoder:
+        if stages == 1 and not dither:
+            return super()._make(rate, codebook_size)
+        options = {**self.options, "latent_channels": self.latent_channels, "codebook_size": codebook_size}
+        return ResidualHyperEncoder(rate, stages, dither, **options)
+
+    def to_config(self) -> dict:
+        encoders = {str(rate.id): self.at(rate) for rate in self.rates}
+        beyond = {key: encoder for key, encoder in encoders.items() if isinstance(encoder, ResidualHyperEncoder)}
+        dither = {key: encoder.dither for key, encoder in beyond.items() if encoder.dither}
+        stages = {key: encoder.num_quantizers for key, encoder in beyond.items() if encoder.num_quantizers > 1}
+        found = {"dither": dither, "stages": stages}
+        return {**super().to_config(), **{name: values for name, values in found.items() if values}}
+
+    @classmethod
+    def describe(cls, config: BottleneckConfig) -> dict[str, Any]:
+        return {**super().describe(config), **{name: config.by_id(name) for name in ("dither", "stages")}}
+
+    @classmethod
+    def take_over(cls, config: BottleneckConfig, stored: Mapping[str, Any]) -> None:
+        super().take_over(config, stored)
+        names = {rate_id: rate_by_id(rate_id).bpp for rate_id in stored["rates"]}
+        kept = {rate.id for rate in config.rate_points()}
+        before = {
+            name: {names[int(key)]: value for key, value in stored.get(name, {}).items() if int(key) in kept}
+            for name in ("dither", "stages")
+        }
+        config.dither = config.dither or before["dither"]
+        own = config.by_id("stages")
+        config.stages |= {
+            bpp: value
+            for bpp, value in before["stages"].items()
+            if not any(rate_by_id(rate_id).bpp == bpp for rate_id in own)
+        }
+
+    def adapt(self, config: BottleneckConfig) -> None:
+        """Fewer rates, other numbers of codes for a vector, other dither."""
+        self.set_stages(config.by_id("stages"), config.by_id("start_from"))
+        super().adapt(config)
+        self.set_dither(config.by_id("dither"))
+
+    def set_dither(self, dither: Mapping[int, float]) -> None:
+        """Noise of the encoder by rate id, 0 where it is not named; decoding does not depend on it."""
+        for rate in self.rates:
+            share, old = float(dither.get(rate.id, 0)), self.at(rate)
+            if share == getattr(old, "dither", 0.0):
+                continue
+            if not isinstance(old, ResidualHyperEncoder):  # the same networks, with noise
+                new = self._depart(rate, old.codebook_size, 1, share)
+                new.load_state_dict(old.state_dict())
+                self.hyper_encoders[str(rate.id)] = new
+            self.at(rate).dither = share
+
+    def set_stages(self, stages: Mapping[int, int], start_from: Mapping[int, int]) -> None:
+        """Give rates (by id) a new hyper-encoder where they have another number of codes for a vector.
+
+        It is untrained, but where `start_from` names a rate, on whose weights it builds (see `ResidualHyperEncoder`).
+
+        Raises:
+            ValueError: for a number, or a rate to start from, that does not fit.
+        """
+        old = dict(self.hyper_encoders.items())
+        for rate in self.rates:
+            key = str(rate.id)
+            before = getattr(old[key], "num_quantizers", 1)
+            if stages.get(rate.id, before) == before:
+                continue
+            new = self._depart(rate, old[key].codebook_size, stages[rate.id], 0)
+            if rate.id in start_from:
+                source = find_rate(rate_by_id(start_from[rate.id]).bpp, self.rates)
+                new.start_from(old[str(source.id)])
+            self.hyper_encoders[key] = new

@@ -19,14 +19,12 @@ from oscar.bitstream.norms import dequantise_rms, quantise_rms
 from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, channel_cosines, cosine_spatial
 from oscar.bottlenecks.hyper_encoder import HyperEncoder
 from oscar.bottlenecks.rdo import MAX_EFFORT, check_effort, choose_cheaper
-from oscar.bottlenecks.residual_vq import ResidualHyperEncoder
 from oscar.config import IMAGE_FIELDS, VQ, ConfigError, fill, take
 from oscar.diffusion import NoiseSchedule
 from oscar.metrics.protocol import PAPER_MULTIPLE
 from oscar.models.modules import check_tensors, count, drop
 from oscar.models.precision import compute_finite, widen
 from oscar.rates import PAPER_RATES, PIXELS_PER_LATENT, RatePoint, find_rate, rate_by_id
-from oscar.registry import BOTTLENECKS
 from oscar.timesteps import TableMapping, TimestepMapping
 from oscar.utils.errors import first_line
 from oscar.utils.rng import StepRng, choose_points
@@ -53,15 +51,15 @@ class VQSymbols(NamedTuple):
     rms: Tensor
 
 
-@BOTTLENECKS.register("vq")
 class VQBottleneck(Bottleneck):
     """The hyper-encoders of several rates, and how their indices are coded.
+
+    Configurations and checkpoints of kind vq give `ResidualVQBottleneck`, which is this unless they say more.
 
     Args:
         rates: rate points, each with a hyper-encoder of its own.
         latent_channels: channels of the latent.
         codebook_sizes: codebook size by rate id where it departs from the rate's (as the 8196 of the published code).
-        dither, stages: by rate id, where a rate departs from the paper (`ResidualHyperEncoder`).
         options: further arguments of `HyperEncoder`.
 
     Attributes:
@@ -83,10 +81,8 @@ class VQBottleneck(Bottleneck):
         "dead_code_threshold",
         "decay",
         "rotation_trick",
-        "dither",
-        "stages",
-        "start_from",
     )
+    by_rate = ("codebook_sizes",)  # arguments that go by rate id
     stage_fields = {
         "bottleneck": ("cosine", "commitment", "sample_latents", "independent_rates", "rates_per_step", "rate_order",
                   "rate_weights", "table_batches"),
@@ -105,30 +101,20 @@ class VQBottleneck(Bottleneck):
         rates: Sequence[RatePoint] = PAPER_RATES,
         latent_channels: int = 4,
         codebook_sizes: Mapping[int, int] | None = None,
-        dither: Mapping[int, float] | None = None,
-        stages: Mapping[int, int] | None = None,
         **options,
     ):
         super().__init__()
-        sizes, dither, stages = codebook_sizes or {}, dither or {}, stages or {}
+        sizes = codebook_sizes or {}
         self.rates = tuple(rates)
         self.latent_channels = latent_channels
         self.options = options
-        self.hyper_encoders = nn.ModuleDict(
-            {
-                str(rate.id): self._make(rate, sizes.get(rate.id), dither.get(rate.id, 0), stages.get(rate.id, 1))
-                for rate in self.rates
-            }
-        )
+        self.hyper_encoders = nn.ModuleDict({str(rate.id): self._make(rate, sizes.get(rate.id)) for rate in self.rates})
         self.frequencies = {rate.id: uniform_frequencies(self.at(rate).codebook_size) for rate in self.rates}
         self.contexts: dict[int, ContextModel] = {}
         self.cosine_loss = cosine_loss_spatial
 
-    def _make(self, rate: RatePoint, codebook_size: int | None, dither: float, stages: int) -> HyperEncoder:
-        options = {**self.options, "latent_channels": self.latent_channels, "codebook_size": codebook_size}
-        if dither or stages > 1:
-            return ResidualHyperEncoder(rate, stages, dither, **options)
-        return HyperEncoder(rate, **options)
+    def _make(self, rate: RatePoint, codebook_size: int | None) -> HyperEncoder:
+        return HyperEncoder(rate, latent_channels=self.latent_channels, codebook_size=codebook_size, **self.options)
 
     def at(self, rate: RatePoint) -> HyperEncoder:
         """The hyper-encoder of a rate."""
@@ -255,25 +241,13 @@ class VQBottleneck(Bottleneck):
             for key, encoder in encoders.items()
             if encoder.codebook_size != encoder.rate.codebook_size
         }
-        beyond = {key: encoder for key, encoder in encoders.items() if isinstance(encoder, ResidualHyperEncoder)}
-        dither = {key: encoder.dither for key, encoder in beyond.items() if encoder.dither}
-        stages = {key: encoder.num_quantizers for key, encoder in beyond.items() if encoder.num_quantizers > 1}
-        return {
-            "rates": [rate.id for rate in self.rates],
-            "codebook_sizes": sizes,
-            **self.options,
-            **({"dither": dither} if dither else {}),
-            **({"stages": stages} if stages else {}),
-        }
+        return {"rates": [rate.id for rate in self.rates], "codebook_sizes": sizes, **self.options}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], latent_channels: int) -> VQBottleneck:
         options = {name: value for name, value in config.items() if name != "kind"}
         rates = [rate_by_id(rate_id) for rate_id in options.pop("rates")]
-        by_rate = {
-            name: {int(key): value for key, value in options.pop(name, {}).items()}
-            for name in ("codebook_sizes", "dither", "stages")
-        }
+        by_rate = {name: {int(key): value for key, value in options.pop(name, {}).items()} for name in cls.by_rate}
         return cls(rates, latent_channels, **by_rate, **options)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -358,7 +332,7 @@ class VQBottleneck(Bottleneck):
     def describe(cls, config: BottleneckConfig) -> dict[str, Any]:
         own = {name: getattr(config, name) for name in ("width", "features", "codebook_dim", "kmeans_init")}
         own["rates"] = [rate.id for rate in config.rate_points()]
-        return {**own, **config.training_options(), **{name: config.by_id(name) for name in ("dither", "stages")}}
+        return {**own, **config.training_options()}
 
     @classmethod
     def is_known(cls, config: BottleneckConfig) -> bool:
@@ -377,18 +351,6 @@ class VQBottleneck(Bottleneck):
         else:
             config.rates = list(names.values())
         take(config, "bottleneck", {name: stored.get(name, VQ[name]) for name in VQ if name != "rates"})
-        kept = {rate.id for rate in config.rate_points()}
-        before = {
-            name: {names[int(key)]: value for key, value in stored.get(name, {}).items() if int(key) in kept}
-            for name in ("dither", "stages")
-        }
-        config.dither = config.dither or before["dither"]
-        own = config.by_id("stages")
-        config.stages |= {
-            bpp: value
-            for bpp, value in before["stages"].items()
-            if not any(rate_by_id(rate_id).bpp == bpp for rate_id in own)
-        }
 
     @classmethod
     def check_stage(cls, config: BottleneckConfig, stage: StageConfig) -> None:
@@ -417,10 +379,8 @@ class VQBottleneck(Bottleneck):
     # Training.
 
     def adapt(self, config: BottleneckConfig) -> None:
-        """Fewer rates, other numbers of codes for a vector, other dither."""
-        self.set_stages(config.by_id("stages"), config.by_id("start_from"))
+        """Fewer rates."""
         self.select(config.rate_points())
-        self.set_dither(config.by_id("dither"))
 
     def configure(self, config: BottleneckConfig, stage: StageConfig, factor: int) -> None:
         for rate in self.rates:
@@ -487,38 +447,6 @@ class VQBottleneck(Bottleneck):
         self.hyper_encoders = nn.ModuleDict({str(rate.id): self.at(rate) for rate in self.rates})
         self.frequencies = {rate.id: self.frequencies[rate.id] for rate in self.rates}
         self.contexts = {rate.id: self.contexts[rate.id] for rate in self.rates if rate.id in self.contexts}
-
-    def set_dither(self, dither: Mapping[int, float]) -> None:
-        """Noise of the encoder by rate id, 0 where it is not named; decoding does not depend on it."""
-        for rate in self.rates:
-            share, old = float(dither.get(rate.id, 0)), self.at(rate)
-            if share == getattr(old, "dither", 0.0):
-                continue
-            if not isinstance(old, ResidualHyperEncoder):  # the same networks, with noise
-                new = self._make(rate, old.codebook_size, share, 1)
-                new.load_state_dict(old.state_dict())
-                self.hyper_encoders[str(rate.id)] = new
-            self.at(rate).dither = share
-
-    def set_stages(self, stages: Mapping[int, int], start_from: Mapping[int, int]) -> None:
-        """Give rates (by id) a new hyper-encoder where they have another number of codes for a vector.
-
-        It is untrained, but where `start_from` names a rate, on whose weights it builds (see `ResidualHyperEncoder`).
-
-        Raises:
-            ValueError: for a number, or a rate to start from, that does not fit.
-        """
-        old = dict(self.hyper_encoders.items())
-        for rate in self.rates:
-            key = str(rate.id)
-            before = getattr(old[key], "num_quantizers", 1)
-            if stages.get(rate.id, before) == before:
-                continue
-            new = self._make(rate, old[key].codebook_size, 0, stages[rate.id])
-            if rate.id in start_from:
-                source = find_rate(rate_by_id(start_from[rate.id]).bpp, self.rates)
-                new.start_from(old[str(source.id)])
-            self.hyper_encoders[key] = new
 
 
 def need_rates(bottleneck: Bottleneck, what: str) -> VQBottleneck:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from oscar import checkpoint
 from oscar.bitstream.context import ContextModel
-from oscar.bottlenecks.vq import HyperEncoder, VQBottleneck, need_rates
+from oscar.bottlenecks.vq import HyperEncoder, need_rates
 from oscar.checkpoint import CheckpointError
 from oscar.codec import OscarCodec
 from oscar.rates import RatePoint
@@ -52,7 +52,7 @@ def merge_rates(sources: Sequence[str | Path], out: str | Path) -> OscarCodec:
         encoders, frequencies, contexts = encoders | own, frequencies | tables, contexts | models
         del codec  # and its backbone, before the next is read
     rates = sorted(encoders, key=lambda rate: rate.id)
-    bottleneck = VQBottleneck(rates, first.bottleneck.latent_channels, **first.bottleneck.options)
+    bottleneck = type(first.bottleneck)(rates, first.bottleneck.latent_channels, **first.bottleneck.options)
     bottleneck.hyper_encoders.update({str(rate.id): encoders[rate] for rate in rates})
     bottleneck.frequencies, bottleneck.contexts = frequencies, contexts
     try:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from oscar.bottlenecks.hyper_encoder import HyperEncoder
-from oscar.bottlenecks.residual_vq import USAGE_DECAY, ResidualHyperEncoder
+from oscar.bottlenecks.residual_vq import USAGE_DECAY, ResidualHyperEncoder, ResidualVQBottleneck
 from oscar.bottlenecks.vq import VQBottleneck
 from oscar.rates import PAPER_RATES, RATES, RatePoint
 
@@ -174,7 +174,7 @@ def test_dither_goes_by_rate_and_is_described() -> None:
     options = {"width": 16, "features": 16, "codebook_dim": 4}
     plain = VQBottleneck(PAPER_RATES[4:6], **options)
     assert "dither" not in plain.to_config()
-    dithered = VQBottleneck(PAPER_RATES[4:6], dither={4: 0.25}, **options)
+    dithered = ResidualVQBottleneck(PAPER_RATES[4:6], dither={4: 0.25}, **options)
     assert dithered.to_config()["dither"] == {"4": 0.25}
     assert dithered.at(PAPER_RATES[4]).dither == 0.25
     assert type(dithered.at(PAPER_RATES[5])) is HyperEncoder
@@ -246,7 +246,7 @@ def test_stages_that_do_not_fit(rate: int, stages: int, allowed: str) -> None:
 @torch.no_grad()
 def test_a_rate_gets_stages_and_starts_from_another() -> None:
     torch.manual_seed(0)
-    bottleneck = VQBottleneck(PAPER_RATES[2:6], **SMALL, kmeans_init=True).eval()
+    bottleneck = ResidualVQBottleneck(PAPER_RATES[2:6], **SMALL, kmeans_init=True).eval()
     kept = bottleneck.at(PAPER_RATES[5])
     bottleneck.set_stages({4: 4}, {4: 3})
     source, encoder = bottleneck.at(PAPER_RATES[3]), bottleneck.at(PAPER_RATES[4])
@@ -260,4 +260,4 @@ def test_a_rate_gets_stages_and_starts_from_another() -> None:
 @pytest.mark.parametrize(("start_from", "match"), [({4: 5}, "cannot start from rate 0.0781"), ({4: 7}, "0.1250?")])
 def test_rates_that_cannot_be_started_from(start_from, match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        VQBottleneck(PAPER_RATES[2:6], **SMALL).set_stages({4: 4}, start_from)
+        ResidualVQBottleneck(PAPER_RATES[2:6], **SMALL).set_stages({4: 4}, start_from)
