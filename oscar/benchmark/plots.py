@@ -112,7 +112,8 @@ def plot_rates(
 
 
 def _write(path: Path, metric: Metric, series: list[Series], title: str, heading: str) -> Path:
-    with open_figure(path, (7.2, 4.2)) as figure:
+    height = max(4.2, 1.6 + 0.19 * len(series))  # inches: the legend has a line or two for each
+    with open_figure(path, (7.2, height)) as figure:
         axes, side = figure.subplots(1, 2, width_ratios=(3.3, 1))
         lines = _draw(axes, series)
         _axis(axes, metric, series)

@@ -26,10 +26,16 @@ DATASETS = {"kodak": "Kodak", "div2k_val": "DIV2K validation", "clic2020": "CLIC
 DECIBEL = "_db"  # ends the names of MS-SSIM as BD-rate uses it
 PAPER, PEERS = "read off the paper's figure", "published by their authors"
 _PAPER_METRICS = {"lpips": "lpips_vgg", "dists": "dists", "musiq": "musiq", "clipiqa": "clipiqa+"}
+_PEER_DATASETS = {"div2k": "div2k_val"}  # others there, such as crops and other sizes, compare with nothing here
 _LABELS = {
     "oscar": "OSCAR", "bpg": "BPG", "vvc": "VVC", "hific": "HiFiC", "ms_illm": "MS-ILLM", "perco": "PerCo",
-    "dpict": "DPICT", "ctc": "CTC", "stablecodec": "StableCodec", "aeic_me": "AEIC-ME", "onedc": "OneDC",
-    "perco_sd": "PerCo (SD)", "diffeic_50": "DiffEIC-50", "rdeic_2": "RDEIC-2",
+    "dpict": "DPICT", "ctc": "CTC", "stablecodec": "StableCodec", "aeic_me": "AEIC-ME", "aeic_se": "AEIC-SE",
+    "onedc": "OneDC", "perco_sd": "PerCo (SD)", "diffeic_50": "DiffEIC-50", "rdeic_2": "RDEIC-2", "rdeic_5": "RDEIC-5",
+    "crdr_beta3.84": "CRDR (β 3.84)", "text_sketch": "Text+Sketch", "vqir": "VQIR", "control_gic": "Control-GIC",
+    "cod_latent": "CoD (latent)", "cod_latent_64bit": "CoD (latent, 64 bit)", "cod_pixel": "CoD (pixel)",
+    "cod_lite": "CoD-Lite", "dcvc_rt": "DCVC-RT", "dcvc_rt_intra": "DCVC-RT intra", "dcvc_uf_htl": "DCVC-UF HTL",
+    "dcvc_uf_hts": "DCVC-UF HTS", "dcvc_uf_intra": "DCVC-UF intra", "dcvc_uf_ld": "DCVC-UF LD", "dlf": "DLF",
+    "elic": "ELIC", "evc_small": "EVC-S", "qarv_base": "QARV", "qres34m": "QRes34M",
 }  # fmt: skip
 
 
@@ -218,7 +224,18 @@ def paper_curves(dataset: str | None = None) -> pd.DataFrame:
 
 def peer_curves(dataset: str | None = None) -> pd.DataFrame:
     """What rival codecs publish, in the columns of `paper_curves`; the sources stand in data/peers.csv."""
-    return _published(pd.read_csv(DATA / "peers.csv"), dataset, PEERS)
+    frame = pd.read_csv(DATA / "peers.csv")
+    frame = frame[frame["metric"] != "lpips"]  # of which network is not said
+    return _published(frame.assign(dataset=frame["dataset"].replace(_PEER_DATASETS)), dataset, PEERS)
+
+
+def published_latencies() -> pd.DataFrame:
+    """What rival codecs publish of their speed: codec, label, task, resolution, hardware, ms, reading and source.
+
+    `task` is encode or decode, of images or, with `_video_frame`, of frames of videos.
+    """
+    frame = pd.read_csv(DATA / "speed.csv")
+    return frame.assign(label=frame["codec"].map(_LABELS))
 
 
 def published_curves(dataset: str | None, protocol: str = "bitstream") -> pd.DataFrame:
