@@ -7,6 +7,7 @@ no torch: what is measured comes from `oscar.evaluation.calibration`, what is le
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import math
@@ -343,6 +344,34 @@ def read_calibration(config: Mapping) -> dict:
             f"timesteps.calibration is {str(path)!r}, which cannot be read ({reason}); "
             "allowed: a calibration.json of scripts/calibrate_timesteps.py"
         ) from None
+
+
+def interpolate(mapping: TimestepMapping, known: Iterable[RatePoint], rates: Iterable[RatePoint]) -> TableMapping:
+    """A mapping for further rates: a straight line over log(bpp) between the two known rates around each.
+
+    Args:
+        mapping: of the known rates.
+        known: one or more; beyond the lowest and the highest their timestep holds.
+        rates: to be added.
+
+    Returns:
+        A table of all of them, its timesteps whole unless `mapping` has others (kind learned).
+    """
+    steps = {rate: mapping(rate) for rate in sorted(known, key=lambda rate: rate.bpp)}
+    places = [math.log(rate.bpp) for rate in steps]
+    values = list(steps.values())
+    whole = all(isinstance(value, int) for value in values)
+    table: dict[int, Any] = {rate.id: value for rate, value in steps.items()}
+    for rate in rates:
+        place = math.log(rate.bpp)
+        above = bisect.bisect_left(places, place)
+        if above in (0, len(places)):
+            value = values[min(above, len(places) - 1)]
+        else:
+            share = (place - places[above - 1]) / (places[above] - places[above - 1])
+            value = values[above - 1] + share * (values[above] - values[above - 1])
+        table[rate.id] = round(value) if whole else value
+    return (TableMapping if whole else LearnedMapping)(table)
 
 
 # The one byte of a file. Integers alone, or integer tensors, so that every machine gets the same timestep.

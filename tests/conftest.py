@@ -131,6 +131,8 @@ def make_codec(make_backbone) -> Callable:
     Its `rates` are ids; further keyword arguments go to the denoiser.
     """
     from oscar import OscarCodec, checkpoint
+    from oscar.rates import PAPER_RATES, RATES
+    from oscar.timesteps import TableMapping, interpolate
 
     def make(seed: int = 0, rates=range(8), bottleneck: dict | None = None, **denoiser):
         options = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/bottleneck/tiny.yaml"))
@@ -139,7 +141,9 @@ def make_codec(make_backbone) -> Callable:
         architecture = {
             "bottleneck": {**options, "rates": list(rates), **(bottleneck or {})},
             "denoiser": {"lora_rank": 2, "prompt_tokens": 4, **denoiser},
-            "timesteps": {"kind": "table", "timesteps": "paper"},
+            "timesteps": interpolate(
+                TableMapping.paper(), PAPER_RATES, [RATES[id_] for id_ in rates if id_ >= len(PAPER_RATES)]
+            ).to_config(),
         }
         codec = OscarCodec(*checkpoint.build(architecture, backbone))
         with torch.no_grad():

@@ -17,6 +17,7 @@ from oscar.timesteps import (
     RampMapping,
     ShuffledMapping,
     TableMapping,
+    interpolate,
     mapping_from_config,
     read_calibration,
     timestep_code,
@@ -235,3 +236,14 @@ def test_a_curve_knows_no_rates() -> None:
 def test_malformed_curves(config: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         mapping_from_config({"kind": "curve", **config})
+
+
+def test_between_known_rates_timesteps_lie_on_a_line_over_log_bpp() -> None:
+    unseen = [rate for rate in RATES if rate.timestep is None]
+    table = interpolate(TableMapping.paper(), PAPER_RATES, unseen)
+    assert {rate.id: table(rate) for rate in PAPER_RATES} == TableMapping.paper().timesteps
+    # log(0.0024 / 0.0019) / log(0.0098 / 0.0019) = 0.1424 of the way from 500 to 400, and so on
+    assert [table(rate) for rate in unseen] == [486, 333, 249, 159]
+    learned = interpolate(LearnedMapping({0: 500.5, 1: 400.25}), RATES[:2], [RATES[8], RATES[7]])
+    assert learned.kind == "learned" and learned(RATES[7]) == 400.25  # beyond the last known rate
+    assert learned(RATES[8]) == pytest.approx(500.5 - 0.14241 * 100.25, abs=1e-2)

@@ -315,8 +315,8 @@ class Bottleneck(nn.Module, ABC):
         """Refuse (ConfigError) options of a stage that do not go with the bottleneck."""
 
     @classmethod
-    def default_mapping(cls) -> TimestepMapping:
-        """Pseudo-timesteps to start with."""
+    def default_mapping(cls, config: BottleneckConfig) -> TimestepMapping:
+        """Pseudo-timesteps to start with, for the points of a configuration."""
         raise ValueError(
             f"timesteps is unset; allowed with bottleneck {cls.kind}: a mapping of its points, such as "
             "timesteps=constant"

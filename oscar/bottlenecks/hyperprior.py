@@ -314,7 +314,7 @@ class HyperpriorBottleneck(Bottleneck):
             raise ConfigError(f"stage.lambdas is {list(low_high)}; allowed: [low, high] with 0 < low <= high")
 
     @classmethod
-    def default_mapping(cls) -> TimestepMapping:
+    def default_mapping(cls, config: BottleneckConfig) -> TimestepMapping:
         return CurveMapping.straight()
 
     # Training.

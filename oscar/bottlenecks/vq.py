@@ -25,7 +25,7 @@ from oscar.metrics.protocol import PAPER_MULTIPLE
 from oscar.models.modules import check_tensors, count, drop
 from oscar.models.precision import compute_finite, widen
 from oscar.rates import PAPER_RATES, PIXELS_PER_LATENT, RatePoint, find_rate, rate_by_id
-from oscar.timesteps import TableMapping, TimestepMapping
+from oscar.timesteps import TableMapping, TimestepMapping, interpolate
 from oscar.utils.errors import first_line
 from oscar.utils.rng import StepRng, choose_points
 
@@ -373,8 +373,11 @@ class VQBottleneck(Bottleneck):
                 )
 
     @classmethod
-    def default_mapping(cls) -> TimestepMapping:
-        return TableMapping.paper()
+    def default_mapping(cls, config: BottleneckConfig) -> TimestepMapping:
+        """The paper's table; rates that are not in it, which stage 1 trains for `oscar add-rates`, lie between its."""
+        paper = TableMapping.paper()
+        others = [rate for rate in config.rate_points() if rate.timestep is None]
+        return interpolate(paper, PAPER_RATES, others) if others else paper
 
     # Training.
 

@@ -1,4 +1,4 @@
-"""The `oscar` command: compress, decompress, info; convert, merge, push; doctor.
+"""The `oscar` command: compress, decompress, info; convert, merge, add-rates, push; doctor.
 
 Anything wrong ends in one line on stderr and exit code 2. Help and `info` import no torch, and all that can be checked
 without torch is checked before it is imported.
@@ -29,7 +29,7 @@ from oscar.cli.messages import (
     print_error,
     print_note,
 )
-from oscar.cli.models import convert, merge
+from oscar.cli.models import add_rates, convert, merge
 from oscar.cli.push import push
 from oscar.utils.strict_json import dumps
 
@@ -122,6 +122,7 @@ app.command(short_help=".oscar file(s) to image(s).")(decompress)
 app.command(short_help="What an .oscar file holds, or how a model was trained.")(info)
 app.command(short_help="A published checkpoint to a model folder, and back.")(convert)
 app.command(short_help="Rates that were trained apart to one model.")(merge)
+app.command("add-rates", short_help="Rates that a trained model never saw, from stage 1.")(add_rates)
 app.command(short_help="A model to the Hugging Face hub, with a card.")(push)
 
 

@@ -1,4 +1,4 @@
-"""`oscar convert` and `oscar merge`: checkpoints from elsewhere, and rates that were trained apart."""
+"""`oscar convert`, `merge` and `add-rates`: checkpoints from elsewhere, and rates that were trained apart."""
 
 from __future__ import annotations
 
@@ -65,6 +65,25 @@ def merge(
     from oscar.convert.merge import merge_rates
 
     codec = merge_rates(sources, target)
+    typer.echo(f"{target}: rates {_rate_list(codec)}")
+
+
+def add_rates(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Trained model: name, folder or hub id.")],
+    rates: Annotated[str, typer.Argument(metavar="RATES", help="Checkpoint of stage 1 with rates that MODEL lacks.")],
+    target: Annotated[Path, typer.Option("--out", metavar="OUT", help="Model folder.")],
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="calibration.json of RATES, for the timesteps; without it they lie between MODEL's own."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Add rates that the denoiser never saw to a trained model."""
+    if os.path.lexists(target) and not overwrite:
+        raise CommandError(f"{target}: exists already; allow it with --overwrite")
+    from oscar.convert.merge import add_rates as join
+
+    codec = join(model, rates, target, calibration)
     typer.echo(f"{target}: rates {_rate_list(codec)}")
 
 

@@ -147,7 +147,8 @@ class TrainConfig:
     init_from: str | None = None
     """bottleneck, joint, context: OSCAR checkpoint folder to start from. Backbone, bottleneck and denoiser are then its
     own: what is set there must be equal to it, but for `backbone.source` (where its backbone is now), fewer
-    `bottleneck.rates`, `denoiser.prompt_init`, and what is said to be the run's own"""
+    `bottleneck.rates`, `denoiser.prompt_init`, all of denoiser after stage 1, which trains none, and what is said to be
+    the run's own"""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)

@@ -1,4 +1,4 @@
-"""Rates that were trained in separate runs, put together into one checkpoint."""
+"""Rates that were trained in separate runs, put together into one checkpoint; or added to a trained model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ from oscar.bottlenecks.vq import HyperEncoder, need_rates
 from oscar.checkpoint import CheckpointError
 from oscar.codec import OscarCodec
 from oscar.rates import RatePoint
+from oscar.timesteps import (
+    LearnedMapping,
+    TableMapping,
+    TimestepMapping,
+    interpolate,
+    mapping_from_config,
+    read_calibration,
+)
 
 
 def merge_rates(sources: Sequence[str | Path], out: str | Path) -> OscarCodec:
@@ -38,7 +46,7 @@ def merge_rates(sources: Sequence[str | Path], out: str | Path) -> OscarCodec:
         raise CheckpointError(f"merge needs two or more checkpoints; got {len(sources)}")
     first = _load(sources[0])
     origin = {rate: sources[0] for rate in first.bottleneck.rates}
-    encoders, frequencies, contexts = _rates(first)
+    parts = [_rates(first)]
     for source in sources[1:]:
         codec = _load(source)
         _check_same(first, codec, sources[0], source)
@@ -48,23 +56,94 @@ def merge_rates(sources: Sequence[str | Path], out: str | Path) -> OscarCodec:
                     f"rate {rate.bpp:.4f} is in both {origin[rate]} and {source}; allowed: each rate in one checkpoint"
                 )
             origin[rate] = source
-        own, tables, models = _rates(codec)
-        encoders, frequencies, contexts = encoders | own, frequencies | tables, contexts | models
+        parts.append(_rates(codec))
         del codec  # and its backbone, before the next is read
-    rates = sorted(encoders, key=lambda rate: rate.id)
-    bottleneck = type(first.bottleneck)(rates, first.bottleneck.latent_channels, **first.bottleneck.options)
-    bottleneck.hyper_encoders.update({str(rate.id): encoders[rate] for rate in rates})
-    bottleneck.frequencies, bottleneck.contexts = frequencies, contexts
     try:
-        merged = OscarCodec(first.backbone, bottleneck, first.denoiser, first.mapping)
+        merged = OscarCodec(first.backbone, _joined(first.bottleneck, parts), first.denoiser, first.mapping)
     except ValueError as error:
         raise CheckpointError(f"merge: {error}") from None
     merged.save_pretrained(out)
     return merged
 
 
-def _load(source: str | Path) -> OscarCodec:
-    codec = OscarCodec.from_pretrained(source)
+def add_rates(
+    model: str | Path, rates: str | Path, out: str | Path, calibration: str | Path | None = None
+) -> OscarCodec:
+    """Write a trained model with rates that its denoiser never saw, from stage 1.
+
+    The denoiser stays as it is, and so does what it makes of the model's own rates; files that the model wrote before
+    are another model's, since the timesteps of all rates are part of a model.
+
+    Args:
+        model: name, folder or hub id of the trained model.
+        rates: checkpoint of stage 1 on the same VAE, with none of the model's rates. Its UNet is not looked at.
+        out: folder of the result; it appears whole or not at all, and replaces an earlier checkpoint of that name.
+        calibration: calibration.json of `rates` (scripts/calibrate_timesteps.py), whose mapping `cosine` gives the
+            timesteps of the added rates; None interpolates those of the model over log(bpp). A mapping that knows
+            every rate (log, linear, constant, per_image) stays as it is then.
+
+    Returns:
+        What was written.
+
+    Raises:
+        CheckpointError: if a checkpoint cannot be read, or they do not go together; nothing is written then.
+        ValueError: for a calibration that cannot be read, or lacks a rate.
+    """
+    own, other = _load(model), _load(rates, unet=False)
+    differences = {
+        "VAE encoders": not _equal(_encoder(own), _encoder(other))
+        or own.backbone.vae.config.scaling_factor != other.backbone.vae.config.scaling_factor,
+        "noise schedules": own.backbone.schedule.config != other.backbone.schedule.config,
+        "hyper-encoders (width, features or codebook_dim)": _shape(own) != _shape(other),
+    }
+    for what, differ in differences.items():
+        if differ:
+            raise CheckpointError(f"{model} and {rates} have different {what}; allowed: the same")
+    twice = set(own.bottleneck.rates) & set(other.bottleneck.rates)
+    if twice:
+        names = ", ".join(f"{rate.bpp:.4f}" for rate in sorted(twice, key=lambda rate: rate.bpp))
+        raise CheckpointError(f"rate {names} is in both {model} and {rates}; allowed: rates that {model} lacks")
+    mapping = _extended(own, other.bottleneck.rates, calibration)
+    bottleneck = _joined(own.bottleneck, [_rates(own), _rates(other)])
+    joined = OscarCodec(own.backbone, bottleneck, own.denoiser, mapping, provenance=own.provenance)
+    joined.save_pretrained(out)
+    return joined
+
+
+def _extended(codec: OscarCodec, rates: Sequence[RatePoint], calibration: str | Path | None) -> TimestepMapping:
+    """The mapping of a codec, for further rates too."""
+    known = codec.bottleneck.rates
+    if calibration is not None:
+        if codec.mapping.per_image:
+            raise ValueError("calibration is set, but the model measures each image's own timestep; allowed: null")
+        measured = mapping_from_config(read_calibration({"kind": "cosine", "calibration": str(calibration)}))
+        table = {rate.id: codec.mapping(rate) for rate in known} | {rate.id: measured(rate) for rate in rates}
+        return (TableMapping if all(isinstance(value, int) for value in table.values()) else LearnedMapping)(table)
+    if isinstance(codec.mapping, TableMapping):
+        return interpolate(codec.mapping, known, rates)
+    return codec.mapping
+
+
+def _encoder(codec: OscarCodec) -> dict[str, Tensor]:
+    """What latents come from."""
+    state = codec.backbone.vae.state_dict()
+    return {name: value for name, value in state.items() if name.startswith(("encoder.", "quant_conv."))}
+
+
+def _joined(first: VQBottleneck, parts: Sequence[tuple]) -> VQBottleneck:
+    """A bottleneck with all hyper-encoders, tables and context models, in the order of the rates' ids."""
+    encoders, frequencies, contexts = ({}, {}, {})
+    for own, tables, models in parts:
+        encoders, frequencies, contexts = encoders | own, frequencies | tables, contexts | models
+    rates = sorted(encoders, key=lambda rate: rate.id)
+    bottleneck = type(first)(rates, first.latent_channels, **first.options)
+    bottleneck.hyper_encoders.update({str(rate.id): encoders[rate] for rate in rates})
+    bottleneck.frequencies, bottleneck.contexts = frequencies, contexts
+    return bottleneck
+
+
+def _load(source: str | Path, unet: bool = True) -> OscarCodec:
+    codec = OscarCodec.from_pretrained(source, unet=unet)
     try:
         need_rates(codec.bottleneck, "merging")
     except ValueError as error:

@@ -203,6 +203,13 @@ class Denoiser(nn.Module):
             self.unet.unload_lora()
             self.merged = True
 
+    def discard(self) -> None:
+        """Take the adapters out of the UNet, which is then as it was before them."""
+        if not self.merged:
+            self.unet.unload_lora()
+            self.merged = True
+        self.unet.requires_grad_(True)
+
 
 def predict(unet: UNet2DConditionModel, latent: Tensor, timestep: float | Tensor, prompt: Tensor | None) -> Tensor:
     """The UNet's output (B, 4, h, w) for a latent of any size: replicated to the UNet's multiple and cropped back."""

@@ -15,6 +15,7 @@ from oscar.codec import OscarCodec
 from oscar.config import CacheLatentsConfig, ConfigError, TrainConfig
 from oscar.inference.loading import part_files
 from oscar.models.backbone import Backbone, read_configs, reading
+from oscar.models.denoiser import Denoiser
 from oscar.registry import STAGES
 from oscar.timesteps import mapping_from_config
 from oscar.training.resolve import check_shape, resolve
@@ -157,9 +158,12 @@ def _find_unet(config: TrainConfig) -> None:
 
 
 def _continue(config: TrainConfig, unet: bool) -> OscarCodec:
-    """The codec of `init_from`, with fewer rates, rates in other stages, or a new prompt, where these are set."""
+    """The codec of `init_from`, with what a run changes: fewer rates, their stages, a new prompt or denoiser."""
     codec = OscarCodec.from_pretrained(config.init_from, config.backbone.source, unet)
-    if config.denoiser.prompt_init == "noise" and codec.denoiser is not None:
+    if codec.denoiser is not None and codec.denoiser.options != config.denoiser.options():
+        codec.denoiser.discard()
+        codec.denoiser = Denoiser(codec.backbone.unet, codec.backbone.schedule, **config.denoiser.options())
+    elif config.denoiser.prompt_init == "noise" and codec.denoiser is not None:
         codec.denoiser.init_prompt_from_noise()
     try:
         codec.bottleneck.adapt(config.bottleneck)

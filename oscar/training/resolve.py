@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 from oscar import checkpoint
-from oscar.config import DENOISER, BackboneConfig, BottleneckConfig, ConfigError, TrainConfig, take
+from oscar.config import DENOISER, BackboneConfig, BottleneckConfig, ConfigError, TrainConfig, fill, take
 from oscar.models.backbone import PARTS, read_configs
 from oscar.registry import BOTTLENECKS, STAGES
 from oscar.timesteps import mapping_from_config, read_calibration
@@ -34,13 +34,14 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if config.init_from is not None:
         folder, description = checkpoint.read_description(config.init_from)
         _take_bottleneck(config.bottleneck, description["bottleneck"])
-        _take_denoiser(config, description["denoiser"])
+        if not starts_denoiser(config, description):
+            _take_denoiser(config, description["denoiser"])
         _take_backbone(config.backbone, description["backbone"], str(folder))
         if not config.timesteps:
             config.timesteps = description["timesteps"]
     if STAGES[config.stage.name].trains_codec:
         if not config.timesteps:
-            mapping = config.bottleneck.family.default_mapping()
+            mapping = config.bottleneck.family.default_mapping(config.bottleneck)
         else:
             mapping = mapping_from_config(read_calibration(config.timesteps))
         config.timesteps = mapping.to_config()
@@ -53,6 +54,33 @@ def _take_bottleneck(config: BottleneckConfig, stored: Mapping[str, Any]) -> Non
     BOTTLENECKS.find(kind)
     take(config, "bottleneck", {"kind": kind})
     config.family.take_over(config, stored)
+
+
+def starts_denoiser(config: TrainConfig, description: Mapping[str, Any]) -> bool:
+    """Whether a run begins another denoiser than that of `init_from`, which stage 1 has left untrained.
+
+    Args:
+        config: of the run; what is unset of its denoiser is filled in if so.
+        description: of the checkpoint.
+    """
+    own, stored = config.denoiser, {**DENOISER, **description["denoiser"]}
+    names = [name for name in DENOISER if name != "prompt_init"]
+    if all(getattr(own, name) in (None, stored[name]) for name in names):
+        return False
+    if not _is_untrained(description.get("provenance")):
+        return False
+    fill(own, {name: stored[name] for name in names})
+    return True
+
+
+def _is_untrained(provenance: Mapping[str, Any] | None) -> bool:
+    """Whether no run behind a checkpoint has trained a denoiser; not, if that is not known."""
+    if provenance is None:
+        return False
+    stage, origin = provenance["config"]["stage"]["name"], provenance["origin"] or {}
+    if stage not in STAGES or STAGES[stage].computes_with_unet:
+        return False
+    return "init_from" not in origin or _is_untrained(origin["provenance"])
 
 
 def _take_denoiser(config: TrainConfig, stored: Mapping[str, Any]) -> None:

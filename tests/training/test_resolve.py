@@ -218,3 +218,51 @@ def test_a_checkpoint_from_before_backbones_had_digests(named: Path, make_backbo
 def test_a_backbone_for_a_checkpoint_that_holds_its_own(tiny_folder: Path) -> None:
     with pytest.raises(CheckpointError, match="backbone is 'elsewhere', but the checkpoint holds its own"):
         OscarCodec.from_pretrained(tiny_folder, backbone="elsewhere")
+
+
+def of_stage(folder: Path, tmp_path: Path, *stages: str) -> Path:
+    """A checkpoint with the provenance of these stages, the last one first."""
+    provenance = None
+    for stage in reversed(stages):
+        origin = (
+            {"init_from": "before", "provenance": provenance} if provenance else {"backbone": "b", "provenance": None}
+        )
+        provenance = {"config": {"stage": {"name": stage}}, "origin": origin}
+    shutil.copytree(folder, tmp_path / "model")
+    path = tmp_path / "model/oscar.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "provenance": provenance}))
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    ("override", "options", "adapters"),
+    [
+        ("denoiser.lora_rank=5", {"tuning": "lora", "lora_rank": 5, "lora_alpha": 8, "prompt_tokens": 4}, 5),
+        ("denoiser.tuning=full", {"tuning": "full", "lora_rank": 2, "lora_alpha": 8, "prompt_tokens": 4}, None),
+    ],
+)
+def test_after_stage_1_a_run_may_have_another_denoiser(configure, tiny_folder, tmp_path, override, options, adapters):
+    config = resolve(configure(override, source=of_stage(tiny_folder, tmp_path, "bottleneck", "bottleneck")))
+    assert config.denoiser.options() == options and resolve(config) == config
+    codec = build_stage(config).codec
+    lora = {name: value for name, value in codec.backbone.unet.state_dict().items() if "lora_A" in name}
+    assert {value.shape[0] for value in lora.values()} == ({adapters} if adapters else set())
+    plain = OscarCodec.from_pretrained(tiny_folder)
+    plain.denoiser.discard()
+    codec.denoiser.discard()
+    own, expected = (model.backbone.unet.state_dict() for model in (codec, plain))
+    assert own.keys() == expected.keys() and all(torch.equal(own[name], expected[name]) for name in own)
+    codec.denoiser.unet(torch.zeros(1, 4, 8, 8), 3, torch.zeros(1, 4, 8))
+
+
+def test_a_denoiser_that_was_trained_stays(configure, tiny_folder, tmp_path) -> None:
+    source = of_stage(tiny_folder, tmp_path, "bottleneck", "joint")  # stage 1 again, of a trained model
+    with pytest.raises(ConfigError, match="denoiser.lora_rank is 5, but init_from has 2"):
+        resolve(configure("denoiser.lora_rank=5", source=source))
+
+
+def test_stage_1_trains_rates_that_the_paper_has_no_timestep_of(compose, photos: Path) -> None:
+    config = resolve(compose("experiment=tiny/bottleneck", f"data.train=[{photos}]", "bottleneck.rates=[0.0024,0.125]"))
+    assert config.timesteps["timesteps"]["8"] == 486 and config.timesteps["timesteps"]["7"] == 150
+    plain = resolve(compose("experiment=tiny/bottleneck", f"data.train=[{photos}]", "bottleneck.rates=[0.125]"))
+    assert list(plain.timesteps["timesteps"]) == [str(number) for number in range(8)]  # as it has always been
