@@ -36,12 +36,14 @@ HYDRA = {
     "calibrate_timesteps": schemas.CalibrateTimestepsConfig,
     "ablate_timesteps": schemas.AblateTimestepsConfig,
     "cache_latents": schemas.CacheLatentsConfig,
+    "reproduce": schemas.ReproduceConfig,
 }
 # What the pages call things, and what stands for it here.
 PLACES = {
     "../shared/data/kodak": "photos",
     "../shared/data/train": "photos",
     "/data/": "data/",
+    "runs/timesteps/images": "data",
     "{000..099}": "{000..001}",
     "hf:data/parquet#train": "photos",
     "/shared/runs": "runs",
@@ -60,6 +62,9 @@ REASONS = {
     "nano_images.py": "reads nano's photographs, which are not in the repository",
     "random/oscar.pkl": "reads what make_random_model.py writes",
     "hyper_0.0313.pkl": "files of the published stage 1: tests/test_convert.py makes such",
+    "runs/timesteps/": "reads nano's photographs, and trains for half an hour",
+    "reproduce.py study=": "needs hours, or data sets that are not here: tests/reproduce runs every study",
+    "runs/rates/final": "checkpoints that no command of the pages makes: tests/test_merge.py makes such",
     "models/low": "checkpoints that no command of the pages makes: tests/test_merge.py makes such",
     "-m pytest": "the tests themselves",
     "make ": "a target of the Makefile, which runs what is tested here",

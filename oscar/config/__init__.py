@@ -18,6 +18,7 @@ from oscar.config.model import (
     HyperpriorConfig,
 )
 from oscar.config.parse import job_name, parse, parse_job, register
+from oscar.config.reproduce import STUDIES, RecipeConfig, ReproduceConfig, StudyImagesConfig
 from oscar.config.stage import IMAGE_FIELDS, ContextConfig, CriticConfig, OptimiserConfig, StageConfig
 from oscar.config.training import LoggerConfig, TrainConfig, TrainerConfig, ValidationConfig
 
@@ -45,7 +46,11 @@ __all__ = [
     "OptimiserConfig",
     "PackagedImagesConfig",
     "ImagesConfig",
+    "RecipeConfig",
+    "ReproduceConfig",
+    "STUDIES",
     "StageConfig",
+    "StudyImagesConfig",
     "TimingConfig",
     "TrainConfig",
     "TrainerConfig",

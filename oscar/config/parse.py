@@ -15,6 +15,7 @@ from oscar.config.benchmark import BenchmarkConfig
 from oscar.config.checks import ConfigError
 from oscar.config.data import CacheLatentsConfig
 from oscar.config.evaluation import AblateTimestepsConfig, CalibrateTimestepsConfig, EvaluateConfig
+from oscar.config.reproduce import ReproduceConfig
 from oscar.config.training import TrainConfig
 
 
@@ -31,6 +32,10 @@ def register() -> None:
     ConfigStore.instance().store(name="benchmark_schema", node=BenchmarkConfig)
     ConfigStore.instance().store(name="calibrate_timesteps_schema", node=CalibrateTimestepsConfig)
     ConfigStore.instance().store(name="ablate_timesteps_schema", node=AblateTimestepsConfig)
+    reproduce = OmegaConf.structured(ReproduceConfig)
+    for options in (reproduce.variants, reproduce.grid, reproduce.tolerance, reproduce.recipe.losses):
+        OmegaConf.set_struct(options, False)
+    ConfigStore.instance().store(name="reproduce_schema", node=reproduce)
 
 
 def parse_job(config: DictConfig, schema: type = TrainConfig) -> tuple[Any, list[str]]:

@@ -2,21 +2,78 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pandas as pd
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from oscar.bitstream.coding import INDEX_CODINGS, Coding
+from oscar.bottlenecks.rdo import MAX_EFFORT
+from oscar.bottlenecks.vq import need_rates
 from oscar.codec import OscarCodec
-from oscar.data.images import to_pil, to_tensor
+from oscar.data.folders import find_images
+from oscar.data.images import read_image, to_pil, to_tensor
 from oscar.evaluation.curves import metric_title
+from oscar.inference.load import load
 from oscar.metrics.image import MetricSet
 from oscar.rates import RatePoint
+from oscar.utils.files import atomic_write
 from oscar.utils.tables import Table
 
 METRICS = ("psnr", "ms_ssim")
+
+
+def parse_arguments(description: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of scripts/compare_codings.py; None takes those of the process."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("images", type=Path, help="folder of images")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--model", default="nano", help="nano, a model folder, or an id on the hub (default: nano)")
+    parser.add_argument("--rates", nargs="+", type=float, metavar="BPP", help="nominal bpp (default: all)")
+    parser.add_argument(
+        "--efforts",
+        nargs="+",
+        type=int,
+        default=[0],
+        choices=range(MAX_EFFORT + 1),
+        metavar="EFFORT",
+        help=f"of 0 to {MAX_EFFORT} (default: 0)",
+    )
+    parser.add_argument("--metrics", action="store_true", help="decode too, for PSNR and MS-SSIM")
+    parser.add_argument("--limit", type=int, help="only so many images")
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args(arguments)
+
+
+def compare_folder(options: argparse.Namespace) -> str:
+    """Compare codings on a folder's images, write rows.csv and the tables, and return these as Markdown.
+
+    Raises:
+        ValueError: for a model without rates, or a rate that it does not have.
+    """
+    paths = find_images(options.images)[: options.limit]
+    codec = load(options.model, options.device)
+    need_rates(codec.bottleneck, "the comparison")
+    rates = codec.bottleneck.rates if options.rates is None else [codec.bottleneck.parse(bpp) for bpp in options.rates]
+    metrics = MetricSet(METRICS if options.metrics else (), options.device)
+    efforts = sorted({0, *options.efforts})
+    rows = []
+    for path in tqdm(paths, disable=not sys.stderr.isatty()):
+        image = read_image(path)
+        for rate in rates:
+            rows += compare(codec, path.name, image, rate, efforts, metrics)
+    frame = pd.DataFrame(rows)
+    options.out.mkdir(parents=True, exist_ok=True)
+    atomic_write(options.out / "rows.csv", frame.to_csv(index=False).encode())
+    tables = [codings_table(frame), *([efforts_table(frame)] if len(efforts) > 1 else [])]
+    for table in tables:
+        table.write(options.out)
+    return "\n".join(table.to_markdown() for table in tables)
 
 
 @torch.inference_mode()

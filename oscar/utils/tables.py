@@ -55,7 +55,7 @@ class Table:
         return [list(row) for row in zip(*columns, strict=True)]
 
     def to_markdown(self) -> str:
-        rows = [list(self.shown.values()), [":--" if left else "--:" for left in self._left()], *self.cells()]
+        rows = [list(self.shown.values()), [":--" if left else "--:" for left in self.left()], *self.cells()]
         lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
         notes = [f"- {note}" for note in self.notes]
         return "\n".join([self.caption, "", *lines, *(["", *notes] if notes else [])]) + "\n"
@@ -70,7 +70,7 @@ class Table:
             rf"\caption{{{escape_latex(self.caption)}}}",
             rf"\label{{tab:{self.name.replace('_', '-')}}}",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-            rf"\begin{{tabular}}{{{''.join('l' if left else 'r' for left in self._left())}}}",
+            rf"\begin{{tabular}}{{{''.join('l' if left else 'r' for left in self.left())}}}",
             r"\toprule",
             " & ".join(map(escape_latex, self.shown.values())) + r" \\",
             r"\midrule",
@@ -82,7 +82,7 @@ class Table:
         ]
         return "\n".join(lines) + "\n"
 
-    def _left(self) -> list[bool]:
+    def left(self) -> list[bool]:
         """Whether each shown column holds words, which are aligned left."""
         return [
             not pd.api.types.is_numeric_dtype(self.frame[name]) and not _is_figures(self.frame[name])
