@@ -11,7 +11,7 @@ from torch import Tensor
 
 from oscar import checkpoint
 from oscar.bitstream.context import ContextModel
-from oscar.bottlenecks.vq import HyperEncoder, need_rates
+from oscar.bottlenecks.vq import HyperEncoder, VQBottleneck, need_rates
 from oscar.checkpoint import CheckpointError
 from oscar.codec import OscarCodec
 from oscar.rates import RatePoint
@@ -93,6 +93,7 @@ def add_rates(
     differences = {
         "VAE encoders": not _equal(_encoder(own), _encoder(other))
         or own.backbone.vae.config.scaling_factor != other.backbone.vae.config.scaling_factor,
+        "kinds of bottleneck": not isinstance(own.bottleneck, type(other.bottleneck)),
         "noise schedules": own.backbone.schedule.config != other.backbone.schedule.config,
         "hyper-encoders (width, features or codebook_dim)": _shape(own) != _shape(other),
     }

@@ -16,6 +16,7 @@ from oscar.evaluation.curves import (
     paper_curves,
     peer_curves,
     published_curves,
+    published_latencies,
     to_decibel,
 )
 from oscar.rates import PAPER_RATES
@@ -184,7 +185,7 @@ def test_the_paper_s_curves_have_its_eight_rates(dataset):
         assert list(published(curves, "oscar", metric)["bpp"]) == [rate.bpp for rate in PAPER_RATES]
 
 
-@pytest.mark.parametrize(("peer", "percent"), [("stablecodec", -68), ("aeic_me", -75), ("onedc", -61), ("ms_illm", 52)])
+@pytest.mark.parametrize(("peer", "percent"), [("stablecodec", -68), ("aeic_me", -75), ("onedc", -61), ("ms_illm", 57)])
 def test_bits_of_rivals_at_equal_dists_on_kodak(peer, percent):
     """As computed elsewhere from the same published points."""
     delta = bd_delta(
@@ -195,6 +196,20 @@ def test_bits_of_rivals_at_equal_dists_on_kodak(peer, percent):
     assert delta.bd_rate_percent == pytest.approx(percent, abs=1.5)
 
 
+def test_what_rivals_publish_is_all_there_and_named():
+    peers = peer_curves()
+    assert peers.groupby("dataset").size().to_dict() == {
+        "kodak": 271, "div2k_val": 218, "clic2020": 218, "clic2020_diffeic": 162, "kodak_512": 12,
+    }  # fmt: skip
+    assert peers["label"].notna().all() and "lpips" not in set(peers["metric"])
+    point = peers[(peers["codec"] == "stablecodec") & (peers["dataset"] == "kodak") & (peers["metric"] == "psnr")]
+    assert point.set_index("bpp").loc[0.0058, "value"] == 20.27
+    latencies = published_latencies()
+    assert len(latencies) == 124 and latencies.notna().all().all()
+    one = latencies[(latencies["codec"] == "aeic_me") & (latencies["task"] == "decode")]
+    assert one.set_index(["resolution", "hardware"])["ms"]["768x512", "RTX 4090D"] == 106.7
+
+
 def test_published_curves_name_their_reading_and_our_metrics():
     found = {protocol: published_curves("kodak", protocol) for protocol in ("bitstream", "paper")}
     by_metric = {
@@ -202,7 +217,7 @@ def test_published_curves_name_their_reading_and_our_metrics():
     }
     paper, peers = ["read off the paper's figure"], ["published by their authors"]
     assert by_metric["paper"] == dict.fromkeys(["lpips_vgg", "dists", "musiq", "clipiqa+"], paper)
-    assert by_metric["bitstream"] == dict.fromkeys(["psnr", "lpips_alex", "dists"], peers)
+    assert by_metric["bitstream"] == dict.fromkeys(["psnr", "ms_ssim", "lpips_alex", "dists", "fid"], peers)
     assert all(curves.notna().all().all() for curves in found.values())
     assert published_curves(None).empty and published_curves(None, "paper").empty
     with pytest.raises(ValueError, match="'tecnick'.*allowed: kodak, div2k_val, clic2020"):
