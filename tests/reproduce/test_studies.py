@@ -76,7 +76,6 @@ def test_unseen_rates(study, stage1, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "overrides", "variants"),
     [
-        ("losses", [], ["all", "no_gan"]),
         ("lora_rank", ["~variants.rank64", "~variants.rank16", "reference=rank4"], ["rank4", "whole_unet"]),
         ("stages", ["rates=[0.125]"], ["both_stages", "without_stage1", "single_rate"]),
     ],
