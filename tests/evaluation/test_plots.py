@@ -53,8 +53,9 @@ def text_of(svg: Path) -> str:
 
 def test_plots_are_vector_files_that_name_everything(means, tmp_path):
     published = published_curves("kodak")
+    by_rivals = ("psnr", "ms_ssim", "lpips_alex", "dists", "fid")
     written = plot_rates(tmp_path, means, published, "Means over Kodak, 24 images", {"dists": "no weights"})
-    assert [path.name for path in written] == [f"rd_{name}.pdf" for name in ("psnr", "lpips_alex", "dists")]
+    assert [path.name for path in written] == [f"rd_{name}.pdf" for name in by_rivals]
     assert all(path.read_bytes().startswith(b"%PDF") for path in written)
     assert Image.open(tmp_path / "rd_psnr.png").width > 1000
     psnr = text_of(tmp_path / "rd_psnr.svg")

@@ -11,9 +11,11 @@ import pandas as pd
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from oscar.reproduce.actions import Actions
 from oscar.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
 LOSSES = ("seeds=[0]",)
 
 
@@ -158,3 +160,13 @@ def test_dry_run_does_nothing(study, stage1, tmp_path: Path, capsys) -> None:
     hours = 2 * (2 * 1800 + 3 * 2 * 100) / 3600  # variants; steps, and images at two rates
     assert last == f"4 jobs; to do: about {hours:.2f} hours of one process (times measured on a desk)"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["paper", "paper_corrected", "nano", "tiny"])
+def test_recipes_are_configurations(make_config, root: Path, tmp_path: Path, name: str) -> None:
+    recipe, actions = make_config("losses", tmp_path, f"recipe={name}").recipe, Actions(CONFIGS)
+    variants = [[], *recipe.losses.values()]
+    stages = [recipe.bottleneck, [*recipe.context, "init_from=nano"], *([*recipe.joint, *words] for words in variants)]
+    found = [actions.compose("train", [*words, f"data.train=[{root}/train]"]).stage for words in stages]
+    assert [stage.name for stage in found] == ["bottleneck", "context", *["joint"] * len(variants)]
+    assert found[2] == found[3] and all(stage != found[2] for stage in found[4:])  # all; each other is a change
