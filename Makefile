@@ -25,7 +25,7 @@ export OMP_NUM_THREADS
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4))' 2>/dev/null || echo 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo benchmark test test-fast lint docs clean
+.PHONY: help setup demo benchmark test test-fast gpu-smoke lint docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 16
@@ -53,6 +53,9 @@ test: $(STAMP)  ## run all tests, on JOBS processes
 
 test-fast: $(STAMP)  ## run the tests that take no more than a few seconds each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow' $(ARGS)
+
+gpu-smoke: $(STAMP)  ## on a machine with GPUs: two steps of every stage, a file and back, all GPUs; prints a table
+	$(BIN)/python scripts/gpu_smoke.py $(ARGS)
 
 lint: $(STAMP)  ## check style, spelling, import order and the types of the public interface
 	$(BIN)/ruff check oscar scripts tests

@@ -1,6 +1,7 @@
 """Train one stage: `python scripts/train.py experiment=nano/vae`, or several processes with `torchrun`.
 
-Every field of the configuration can be overridden on the command line; the same command run again resumes.
+Every field of the configuration can be overridden on the command line; the same command run again resumes. With
+`preflight=true` it trains nothing, and says what would stop the run or slow it down.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ def main(config: DictConfig) -> None:
     from oscar.training.resolve import resolve
     from oscar.training.trainer import Trainer, make_accelerator
 
+    if typed.preflight:
+        from oscar.training.preflight import run_preflight
+
+        run_preflight(typed)
+        return
     typed = resolve(typed)
     accelerator = make_accelerator(typed)  # before the stage, whose quantisers ask whether there are other processes
     Trainer(build_stage(typed), typed, accelerator, overrides).run()

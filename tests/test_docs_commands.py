@@ -58,6 +58,8 @@ REASONS = {
     "make_random_model.py": "writes 4.2 GB",
     "oscar push models/oscar": "sends a model to the hub: tests/test_push.py has a stand-in for it",
     "--model USER/NAME": "a model on the hub: tests/test_push.py has a stand-in for it",
+    "gpu_smoke.py": "needs a GPU: tests/test_gpu_smoke.py runs it on a CPU",
+    "sd21_hyperprior": "tests/training/test_experiments.py runs these",
     "prepare_data.py": "reads data sets that are not in the repository: tests/test_prepare_data.py makes such",
     "nano_images.py": "reads nano's photographs, which are not in the repository",
     "random/oscar.pkl": "reads what make_random_model.py writes",

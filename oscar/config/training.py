@@ -48,6 +48,8 @@ class TrainerConfig:
     """run VAE, UNet, hyper-encoders and critic through torch.compile"""
     channels_last: bool = False
     """memory layout of images and convolutions; often faster"""
+    tf32: bool = False
+    """GPUs from Ampere on: matrix products of float32 in TensorFloat-32 too, as convolutions are by torch's default"""
     cudnn_deterministic: bool = False
     """GPUs: only convolutions that repeat to the bit (published, by pyiqa); slower"""
     threads: int | None = None
@@ -143,6 +145,8 @@ class TrainConfig:
 
     output: str = "runs/train"
     """folder of logs, checkpoints and the final model"""
+    preflight: bool = False
+    """train nothing: look at weights, data, memory, disk and speed, and say what would stop the run or slow it down"""
     seed: int = 0
     init_from: str | None = None
     """bottleneck, joint, context: OSCAR checkpoint folder to start from. Backbone, bottleneck and denoiser are then its

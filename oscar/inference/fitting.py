@@ -53,7 +53,7 @@ def peak_bytes(network: nn.Module, run: Callable[[nn.Module, Tensor], object], *
     """
     known, key = _KNOWN.setdefault(network, {}), (run.__name__, shape, dtype)
     if key not in known:
-        copied, example, alive = on_meta(network), torch.empty(shape, dtype=dtype, device="meta"), _Alive()
+        copied, example, alive = on_meta(network), torch.empty(shape, dtype=dtype, device="meta"), TensorMemory()
         with torch.no_grad(), _Attention(), alive:
             run(copied, example)
         known[key] = alive.peak
@@ -79,7 +79,7 @@ def on_meta(network: nn.Module) -> nn.Module:
     return copied
 
 
-class _Alive(TorchDispatchMode):
+class TensorMemory(TorchDispatchMode):
     """Adds up the memory of what operations give, for as long as something holds it."""
 
     def __init__(self) -> None:

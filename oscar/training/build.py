@@ -35,6 +35,7 @@ def build_stage(config: TrainConfig) -> Stage:
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     torch.backends.cudnn.deterministic = config.trainer.cudnn_deterministic
+    torch.backends.cuda.matmul.allow_tf32 = config.trainer.tf32
     torch.manual_seed(config.seed)
     config = resolve(config)
     stage = _build(config)

@@ -40,12 +40,12 @@ _DIGEST = "backbone.source (its "  # keys of an identity: of the parts of a back
 # Keys, or beginnings of keys, that may be others when a run goes on, since the weights do not follow from them but for
 # rounding, or since something else stands for them.
 MAY_CHANGE = (
-    "output", "trainer.resume", "logger.",
+    "output", "preflight", "trainer.resume", "logger.",
     "trainer.max_steps",  # how long, not how: of a cosine, `schedule_steps` is part of the identity
     # their product is checked with the checkpoint
     "data.batch_size", "data.total_batch_size", "trainer.accumulation",
     "data.workers", "data.cache", "trainer.threads", "trainer.compile", "trainer.channels_last",
-    "trainer.gradient_checkpointing", "trainer.cudnn_deterministic", "stage.download",
+    "trainer.gradient_checkpointing", "trainer.cudnn_deterministic", "trainer.tf32", "stage.download",
     "trainer.checkpoint_every", "trainer.keep_last", "trainer.log_every",
     "trainer.non_finite", "trainer.max_skipped",  # of steps that train nothing
     "trainer.final", "stage.table_batches",  # how the result is made of the weights: see `result_key`
