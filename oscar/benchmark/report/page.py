@@ -146,15 +146,15 @@ def write_report(path: Path, data: ReportData) -> None:
     links = [("curves", "Rate and quality")] if metrics else []
     links += [("images", "Images")] if data.images else []
     links += [(section.id, section.title) for section in tables]
-    script = (_FOLDER / "report.js").read_text(encoding="utf-8")
-    page = Template((_FOLDER / "report.html").read_text(encoding="utf-8")).substitute(
+    script, style = (_read(f"stage.{kind}") + _read(f"report.{kind}") for kind in ("js", "css"))
+    page = Template(_read("report.html")).substitute(
         title=escape(data.title),
         summary=_list("summary", data.summary),
         navigation="".join(f'<a href="#{id_}">{title}</a>' for id_, title in links),
         curves_hidden="" if metrics else "hidden",
         images_hidden="" if data.images else "hidden",
         tables="\n".join(section.html for section in tables),
-        style=(_FOLDER / "report.css").read_text(encoding="utf-8"),
+        style=style,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         data=_json(payload),
@@ -164,6 +164,10 @@ def write_report(path: Path, data: ReportData) -> None:
 
 
 # Text
+
+
+def _read(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8")
 
 
 def _has_values(frame: pd.DataFrame, column: str) -> bool:

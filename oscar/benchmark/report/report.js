@@ -1,10 +1,8 @@
-"use strict";
-// Parts of the page: the plot, the image browser, the sortable tables. Values come as [number, text], the number null
+// Parts of the page: the plot, the image browser (with stage.js), the sortable tables. Values come as [number, text], the number null
 // where there is none and "Infinity" where JSON has no word for it.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
-const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const toNumber = (value) => (value === null || value === undefined || value === "" ? NaN : Number(value));
 
 function element(name, attributes = {}, ...children) {
@@ -229,13 +227,12 @@ function startPlot() {
 // Image browser
 
 function startBrowser() {
-  const stage = byId("stage"), handle = byId("handle");
+  const stage = byId("stage"), fit = startStage(document);
   const sides = ["left", "right"].map((side) => ({
-    select: byId(`${side}-codec`), layer: byId(`${side}-layer`), image: byId(`${side}-image`),
+    select: byId(`${side}-codec`), image: byId(`${side}-image`),
     chip: byId(`${side}-layer`).querySelector(".chip"), entry: null,
   }));
-  let current, lead, rate, split = 50;
-  let zoom = 1, originX = 0, originY = 0; // stage pixels per image pixel, and the image's corner on the stage
+  let current, lead, rate;
 
   const codecs = new Map(data.images.flatMap((item) => item.entries).map((entry) => [entry.codec, entry]));
   const ours = [...codecs.values()].find((entry) => entry.ours), other = [...codecs.values()].find((entry) => !entry.ours);
@@ -266,7 +263,6 @@ function startBrowser() {
     }
     stage.setAttribute("aria-label", `${sides[0].image.alt}, beside ${sides[1].image.alt}`);
     facts();
-    divide(split);
   }
 
   function facts() {
@@ -297,43 +293,6 @@ function startBrowser() {
       : `${current.width} × ${current.height} pixels, ${raw.toLocaleString("en")} bytes raw. ● marks the better value.`;
   }
 
-  function divide(percent) {
-    split = clamp(percent, 0, 100);
-    sides[0].layer.style.clipPath = `inset(0 ${100 - split}% 0 0)`;
-    sides[1].layer.style.clipPath = `inset(0 0 0 ${split}%)`;
-    handle.style.left = `${split}%`;
-    handle.setAttribute("aria-valuenow", split.toFixed(0));
-    handle.setAttribute("aria-valuetext", `${split.toFixed(0)} % left image`);
-  }
-
-  const fit = () => stage.clientWidth / current.width;
-  const isFit = () => zoom <= fit() * 1.001;
-
-  /** Zoom so that the image's pixel at stage position (x, y) stays there. */
-  function zoomTo(value, x = stage.clientWidth / 2, y = stage.clientHeight / 2) {
-    const next = clamp(value, fit(), Math.max(32, 4 * fit()));
-    originX = x - (x - originX) * next / zoom;
-    originY = y - (y - originY) * next / zoom;
-    zoom = next;
-    place();
-  }
-
-  function place() {
-    originX = clamp(originX, stage.clientWidth - current.width * zoom, 0);
-    originY = clamp(originY, stage.clientHeight - current.height * zoom, 0);
-    for (const { image } of sides) {
-      Object.assign(image.style, { left: `${originX}px`, top: `${originY}px`, width: `${current.width * zoom}px`, height: `${current.height * zoom}px` });
-    }
-    stage.classList.toggle("zoomed", !isFit());
-    stage.classList.toggle("pixels", zoom >= 2);
-    byId("zoom").textContent = `${Math.round(100 * zoom)} %`;
-  }
-
-  function reset() {
-    [zoom, originX, originY] = [fit(), 0, 0];
-    place();
-  }
-
   function chooseImage(index) {
     current = data.images[index];
     const points = [...new Map(leads().map((entry) => [entry.point, entry.setting]))].sort((a, b) => a[0] - b[0]);
@@ -343,72 +302,9 @@ function startBrowser() {
       rate = value;
       show();
     });
-    stage.style.setProperty("--ratio", current.width / current.height);
     show();
-    reset();
+    fit(current);
   }
-
-  // Pointers: one drags the handle (or, zoomed in, the image), two pinch.
-  const pointers = new Map();
-  let dragsHandle = false;
-  const at = (event) => {
-    const box = stage.getBoundingClientRect();
-    return { x: event.clientX - box.left, y: event.clientY - box.top };
-  };
-  stage.addEventListener("pointerdown", (event) => {
-    if (event.button) return;
-    stage.setPointerCapture(event.pointerId);
-    if (!pointers.size) dragsHandle = event.target === handle || isFit();
-    pointers.set(event.pointerId, at(event));
-  });
-  stage.addEventListener("pointermove", (event) => {
-    const before = pointers.get(event.pointerId);
-    if (!before) return;
-    const now = at(event);
-    const [second] = [...pointers].filter(([id]) => id !== event.pointerId).map(([, place]) => place);
-    pointers.set(event.pointerId, now);
-    if (second) {
-      const spread = (place) => Math.max(Math.hypot(place.x - second.x, place.y - second.y), 1);
-      zoomTo(zoom * spread(now) / spread(before), (now.x + second.x) / 2, (now.y + second.y) / 2);
-    } else if (dragsHandle) {
-      divide(100 * now.x / stage.clientWidth);
-    } else {
-      originX += now.x - before.x;
-      originY += now.y - before.y;
-      place();
-    }
-  });
-  for (const type of ["pointerup", "pointercancel"]) stage.addEventListener(type, (event) => pointers.delete(event.pointerId));
-  stage.addEventListener("dblclick", (event) => (isFit() ? zoomTo(4 * fit(), at(event).x, at(event).y) : reset()));
-  stage.addEventListener("wheel", (event) => {
-    if (event.deltaY > 0 && isFit()) return; // the page scrolls on
-    event.preventDefault();
-    zoomTo(zoom * Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.002)), at(event).x, at(event).y);
-  }, { passive: false });
-
-  handle.addEventListener("keydown", (event) => {
-    const moves = { ArrowLeft: -2, ArrowDown: -2, ArrowRight: 2, ArrowUp: 2, PageDown: -10, PageUp: 10, Home: -100, End: 100 };
-    if (!(event.key in moves)) return;
-    event.preventDefault();
-    event.stopPropagation(); // the stage would pan
-    divide(split + moves[event.key]);
-  });
-  stage.addEventListener("keydown", (event) => {
-    const pan = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] }[event.key];
-    if (pan && !isFit()) {
-      originX += pan[0];
-      originY += pan[1];
-      place();
-    } else if (event.key === "+" || event.key === "=") zoomTo(zoom * 1.5);
-    else if (event.key === "-") zoomTo(zoom / 1.5);
-    else if (event.key === "0") reset();
-    else return;
-    event.preventDefault();
-  });
-  byId("zoom-in").addEventListener("click", () => zoomTo(zoom * 1.5));
-  byId("zoom-out").addEventListener("click", () => zoomTo(zoom / 1.5));
-  byId("zoom-fit").addEventListener("click", reset);
-  byId("zoom-actual").addEventListener("click", () => zoomTo(1));
 
   for (const [side, first] of [[sides[0], other], [sides[1], ours ?? other]]) {
     side.select.append(...[["", "Original"], ...[...codecs.values()].map((entry) => [entry.codec, entry.label])].map(([value, text]) => element("option", { value }, text)));
@@ -418,12 +314,6 @@ function startBrowser() {
   if (sides[0].select.value === sides[1].select.value) sides[0].select.value = "";
   choices(byId("strip"), "image", data.images.map((item, index) => [index, element("img", { src: item.thumb, alt: "" }), element("span", {}, item.name)]), 0, chooseImage);
   chooseImage(0);
-  let width = stage.clientWidth;
-  new ResizeObserver(() => {
-    if (stage.clientWidth === width) return;
-    width = stage.clientWidth;
-    reset();
-  }).observe(stage);
 }
 
 // Tables
