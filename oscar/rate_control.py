@@ -36,7 +36,7 @@ def compress_within(codec: OscarCodec, image: Tensor, max_bytes: int) -> bytes:
     most = codec.bottleneck.max_effort
     best = _highest(points, lambda point: len(files.at(point, most)) <= max_bytes)
     if best is None:
-        smallest, largest = len(files.at(points[0], most)), len(files.at(points[-1], 0))
+        smallest, largest = files.lengths()
         pixels, what = image.shape[-2] * image.shape[-1], codec.bottleneck.point_name
         raise TargetError(
             f"max_bytes is {max_bytes}, which no {what} meets for this image; reachable: {smallest} to {largest} "
@@ -44,6 +44,12 @@ def compress_within(codec: OscarCodec, image: Tensor, max_bytes: int) -> bytes:
         )
     efforts = range(most, -1, -1)  # bytes rise along them
     return files.at(best, _bisect(efforts, lambda effort: len(files.at(best, effort)) <= max_bytes))
+
+
+@torch.inference_mode()
+def reachable(codec: OscarCodec, image: Tensor) -> tuple[int, int]:
+    """The lengths in bytes of the smallest and of the largest file of an image (1, 3, H, W) in [-1, 1]."""
+    return _Files(codec, image).lengths()
 
 
 def _highest(points: Sequence[Point], fits: Callable[[Point], bool]) -> Point | None:
@@ -79,3 +85,9 @@ class _Files:
             encoded = self.codec.quantise(self.latents[multiple], point, effort)
             (self.files[point, effort],) = self.codec.write(encoded, point, *self.image.shape[-2:])
         return self.files[point, effort]
+
+    def lengths(self) -> tuple[int, int]:
+        """Of the smallest and of the largest file."""
+        bottleneck = self.codec.bottleneck
+        points = bottleneck.all_points
+        return len(self.at(points[0], bottleneck.max_effort)), len(self.at(points[-1], 0))

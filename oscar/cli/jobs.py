@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from oscar.cli.messages import INTERRUPTED, WRONG_INPUT, error_line, is_out_of_memory, one_line, print_error, print_note
+from oscar.cli.messages import INTERRUPTED, WRONG_INPUT, error_line, one_line, print_error, print_note
+from oscar.utils.errors import is_out_of_memory
 from oscar.utils.files import STDIO, Job, Listing, Plan, atomic_write, drop_existing, list_folder
 
 OSCAR_SUFFIX = ".oscar"

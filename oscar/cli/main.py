@@ -1,4 +1,4 @@
-"""The `oscar` command: compress, decompress, info; convert, merge, add-rates, push; doctor.
+"""The `oscar` command: compress, decompress, info; convert, merge, add-rates, push; app; doctor.
 
 Anything wrong ends in one line on stderr and exit code 2. Help and `info` import no torch, and all that can be checked
 without torch is checked before it is imported.
@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from oscar import __version__
+from oscar.cli import app as page
 from oscar.cli import lean
 from oscar.cli.compress import compress
 from oscar.cli.decompress import decompress
@@ -24,13 +25,13 @@ from oscar.cli.messages import (
     INTERRUPTED,
     WRONG_INPUT,
     CommandError,
-    is_out_of_memory,
     one_line,
     print_error,
     print_note,
 )
 from oscar.cli.models import add_rates, convert, merge
 from oscar.cli.push import push
+from oscar.utils.errors import is_out_of_memory
 from oscar.utils.strict_json import dumps
 
 # Typer has Click within it in some versions and beside it in others; this is the base of both's usage errors.
@@ -124,6 +125,7 @@ app.command(short_help="A published checkpoint to a model folder, and back.")(co
 app.command(short_help="Rates that were trained apart to one model.")(merge)
 app.command("add-rates", short_help="Rates that a trained model never saw, from stage 1.")(add_rates)
 app.command(short_help="A model to the Hugging Face hub, with a card.")(push)
+app.command(name="app", short_help="A page to try models on, in the browser.")(page.app)
 
 
 @app.command(short_help="What is here, what is missing, and how to get it.")

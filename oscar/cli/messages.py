@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from oscar.utils.errors import is_out_of_memory
 from oscar.utils.files import STDIO
 
 WRONG_INPUT = 2  # exit code, as of usage errors
@@ -15,10 +16,6 @@ STDIN = "standard input"  # in messages
 
 class CommandError(Exception):
     """A command that cannot go on, whichever file it is at; the message is the line that the user sees."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower())
 
 
 def one_line(error: BaseException, path: Path | None = None) -> str:

@@ -18,6 +18,10 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower())
+
+
 def hub_reason(error: BaseException) -> str:
     """Why something is not to be had from the Hugging Face hub, which its client and diffusers wrap in other errors."""
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

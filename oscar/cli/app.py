@@ -1,0 +1,37 @@
+"""`oscar app`: a page to try models on, in the browser."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from oscar.cli.loading import Device, load_codec
+from oscar.cli.messages import CommandError, print_note
+
+SHIPPED = ("nano", "nano-hyperprior")
+
+
+def app(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...", help="Model folders or hub ids to choose from, beside those in the package."
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to serve at; 0.0.0.0 lets other machines in, without any password.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to serve at.")] = 7860,
+    device: Device = "cpu",
+) -> None:
+    """Serve a page to compress images on, and see them beside AVIF, WebP and JPEG in as many bytes."""
+    if find_spec("gradio") is None:
+        raise CommandError("app needs gradio: pip install 'oscar-codec[app]'")
+    from oscar.app import server  # before any model is loaded, so that nothing is hidden from its imports
+
+    server.check_address(host, port)
+    codecs = {name: load_codec(name, device, None) for name in dict.fromkeys([*(models or ()), *SHIPPED])}
+    print_note("the page is being opened")
+    server.serve(codecs, host, port, lambda url: print_note(f"open {url} in a browser; Ctrl-C ends it"))
