@@ -86,7 +86,7 @@ def build(models: Mapping[str, Model], uploads: Path) -> tuple[gr.Blocks, Sessio
             if session.original is None:
                 return {line: _message(_FORGOTTEN, wrong=True)}
             session.ask(Wish(model_, aim_, number))
-            return {line: _about(session, "…")}
+            return {line: _about(session, "…" if session.served < session.asked else "")}
 
         def serve(request: gr.Request) -> Iterator[dict[Any, Any]]:
             session, shown = sessions.of(_key(request)), None
@@ -124,7 +124,7 @@ def build(models: Mapping[str, Model], uploads: Path) -> tuple[gr.Blocks, Sessio
         )
         gr.on([model.input, aim.input], choose, wishes, [aim, amount], **coding).then(serve, None, shown, **coding)
         amount.release(ask, wishes, line, queue=False, **quick).then(serve, None, shown, **coding)
-        share.release(preview, share, [view, line], **coding)
+        share.release(preview, share, [view, line], **{**coding, "trigger_mode": "always_last"})
 
         def leave(request: gr.Request) -> None:
             sessions.end(_key(request))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -40,7 +39,6 @@ def serve(
     Raises:
         OSError: if the port cannot be had.
     """
-    check_address(host, port)
     blocks = None
     # A folder of its own, since Gradio serves what lies in there, and its usual one is shared with other pages.
     with (
@@ -71,14 +69,3 @@ def serve(
         finally:
             if blocks is not None:
                 blocks.close(verbose=False)
-
-
-def check_address(host: str, port: int) -> None:
-    """Refuse (OSError) an address at which nothing can be served, before models are loaded."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise OSError(f"cannot serve at {host}, port {port}: {error.strerror or error}") from error

@@ -116,7 +116,7 @@ class Session:
                 raise
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-            self.upload, self.data, self.view = upload, upload.data, None
+            self.upload, self.data, self.view, self.wish = upload, upload.data, None, None
             self.ask(Wish(writer.name, aim, 0))
             return None
         self.upload, self.data, self.view, self.wish = upload, b"", None, None
@@ -134,8 +134,9 @@ class Session:
         return scale
 
     def ask(self, wish: Wish) -> None:
-        """Note what is wanted; what is still being done for an earlier wish stops."""
-        self.wish, self.asked = wish, self.asked + 1
+        """Note what is wanted, unless it was wanted already; what is still being done for an earlier wish stops."""
+        if wish != self.wish:
+            self.wish, self.asked = wish, self.asked + 1
 
     def serve(self) -> Iterator[View]:
         """What was asked for last, more and more of it; nothing if that was served already."""

@@ -41,13 +41,17 @@ function show() {
   }
   part("viewer").classList.toggle("single", !view.original);
   images();
-  part("facts").tBodies[0].replaceChildren(...view.entries.map((entry, index) => {
+  const rows = view.entries.map((entry, index) => {
     const row = node("tr", ""), name = node("th", entry.label, index ? "" : "ours");
     name.scope = "row";
     name.append(node("small", entry.setting, entry.larger ? "warn" : ""));
     row.append(name, ...["bytes", "bpp", "psnr", "ms_ssim"].map((column) => node("td", entry[column])));
     return row;
-  }));
+  });
+  // Rows of codecs that are still at work stay, so that nothing moves under the pointer.
+  const old = view.original ? [...part("facts").tBodies[0].rows].slice(rows.length) : [];
+  for (const row of old) row.className = "old";
+  part("facts").tBodies[0].replaceChildren(...rows, ...old);
   part("packed").hidden = !view.packed;
   if (view.packed) {
     Object.assign(part("packed"), { href: view.packed.url, download: view.packed.name });

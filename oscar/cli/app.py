@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from importlib.util import find_spec
 from typing import Annotated
 
@@ -29,9 +30,21 @@ def app(
     """Serve a page to compress images on, and see them beside AVIF, WebP and JPEG in as many bytes."""
     if find_spec("gradio") is None:
         raise CommandError("app needs gradio: pip install 'oscar-codec[app]'")
+    _check_address(host, port)
     from oscar.app import server  # before any model is loaded, so that nothing is hidden from its imports
 
-    server.check_address(host, port)
     codecs = {name: load_codec(name, device, None) for name in dict.fromkeys([*(models or ()), *SHIPPED])}
     print_note("the page is being opened")
     server.serve(codecs, host, port, lambda url: print_note(f"open {url} in a browser; Ctrl-C ends it"))
+
+
+def _check_address(host: str, port: int) -> None:
+    """Refuse an address at which nothing can be served, before models are loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CommandError(f"cannot serve at --host {host} --port {port}: {reason}; allowed: another one") from error
