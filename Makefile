@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	if $(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'; \
 	then pinned="-c constraints.txt"; else pinned=""; echo "no pinned versions for this Python: newest ones are taken"; fi; \
-	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) $$pinned -e '.[eval,test,dev,docs]'
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) $$pinned -e '.[app,eval,test,dev,docs]'
 	@touch $@
 
 demo: $(STAMP)  ## compress photographs at every rate (IMAGES=folder for your own) and write $(OUT)/index.html

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import resource
+import socket
 import subprocess
 import sys
 import threading
@@ -835,3 +836,26 @@ def test_through_pipes(photo):
 
     with Image.open(io.BytesIO(oscar("decompress", oscar("compress", photo.read_bytes())))) as image:
         assert image.size == (70, 40) and image.format == "PNG" and image.info["srgb"] == 0
+
+
+# The page
+
+
+def test_the_page_needs_its_extra(loads, monkeypatch, capsys):
+    monkeypatch.setattr("oscar.cli.app.find_spec", lambda name: None)
+    assert "app needs gradio: pip install 'oscar-codec[app]'" in refuse(capsys, "app")
+    assert loads == []
+
+
+def test_an_address_that_cannot_be_had_is_refused_before_a_model_is_loaded(loads, monkeypatch, capsys):
+    monkeypatch.setattr("oscar.cli.app.find_spec", lambda name: object())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = refuse(capsys, "app", "--port", port)
+    assert f"cannot serve at --host 127.0.0.1 --port {port}: " in line and line.endswith("; allowed: another one")
+    assert "cannot serve at --host 203.0.113.1 --port 7860: " in refuse(capsys, "app", "--host", "203.0.113.1")
+    line = refuse(capsys, "app", "--port", 70000)
+    assert "'--port'" in line and "65535" in line
+    assert loads == []

@@ -53,6 +53,10 @@ PLACES = {
 }
 # Why a command is only parsed: by a part of it.
 REASONS = {
+    "oscar app": "serves until it is interrupted: tests/app has it",
+    "pip install": "fetches packages",
+    "spaces/": "tests/app/test_space.py has it",
+    "git -C SPACE": "goes to the hub",
     "parts=[training]": "full-size networks: minutes",
     "parts=[inference]": "full-size networks: minutes",
     "make_random_model.py": "writes 4.2 GB",

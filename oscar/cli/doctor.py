@@ -56,6 +56,7 @@ PACKAGES = {  # import name: distribution, what it enables, the extra that insta
     "matplotlib": ("matplotlib", "plots", "eval"),
     "skimage": ("scikit-image", "photographs to try on, without any of your own", "eval"),
     "datasets": ("datasets", "training images from Hugging Face data sets", "train"),
+    "gradio": ("gradio", "oscar app", "app"),
     "wandb": ("wandb", "logger=wandb", "wandb"),
     "hydra_plugins.hydra_submitit_launcher": ("hydra-submitit-launcher", "sweeps on Slurm", "slurm"),
 }
