@@ -34,7 +34,6 @@ def app(
     from oscar.app import server  # before any model is loaded, so that nothing is hidden from its imports
 
     codecs = {name: load_codec(name, device, None) for name in dict.fromkeys([*(models or ()), *SHIPPED])}
-    print_note("the page is being opened")
     server.serve(codecs, host, port, lambda url: print_note(f"open {url} in a browser; Ctrl-C ends it"))
 
 
