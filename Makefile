@@ -32,13 +32,13 @@ help:  ## list the targets
 
 setup: $(STAMP)  ## make $(VENV) with the package (editable) and all that demo and test need
 
-# constraints.txt was resolved for Python 3.11 and 3.12; other versions take what pyproject.toml allows.
-$(STAMP): pyproject.toml constraints.txt
+# Versions that were resolved together, for each version of Python (docs/install.md); others take what pyproject.toml allows.
+$(STAMP): pyproject.toml $(wildcard constraints/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed, PYTHON=$(PYTHON) is %d.%d" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	if $(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'; \
-	then pinned="-c constraints.txt"; else pinned=""; echo "no pinned versions for this Python: newest ones are taken"; fi; \
-	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) $$pinned -e '.[app,eval,test,dev,docs]'
+	pins=constraints/$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt; \
+	if test -f $$pins; then pins="-c $$pins"; else pins=""; echo "no pinned versions for this Python: newest ones are taken"; fi; \
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) $$pins -e '.[all,docs,dev]'
 	@touch $@
 
 demo: $(STAMP)  ## compress photographs at every rate (IMAGES=folder for your own) and write $(OUT)/index.html

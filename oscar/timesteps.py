@@ -133,7 +133,7 @@ class CalibratedMapping(TableMapping):
         if config.get("values") is None:
             raise ValueError(
                 f"timesteps.calibration is unset, but kind {kind} is measured; "
-                "allowed: a calibration.json of scripts/calibrate_timesteps.py"
+                "allowed: a calibration.json of oscar calibrate-timesteps"
             )
         timesteps = _table(config.get("timesteps"))
         values = _table(config["values"], float, "values", "cosine or variance")
@@ -328,7 +328,7 @@ def read_calibration(config: Mapping) -> dict:
     """A config whose `calibration` names a file, with what that file holds in its place; others as they are.
 
     Args:
-        config: with kind `cosine` or `snr` and the path of a calibration.json (scripts/calibrate_timesteps.py).
+        config: with kind `cosine` or `snr` and the path of a calibration.json (oscar calibrate-timesteps).
 
     Raises:
         ValueError: naming the file, if it is none.
@@ -342,7 +342,7 @@ def read_calibration(config: Mapping) -> dict:
         reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise ValueError(
             f"timesteps.calibration is {str(path)!r}, which cannot be read ({reason}); "
-            "allowed: a calibration.json of scripts/calibrate_timesteps.py"
+            "allowed: a calibration.json of oscar calibrate-timesteps"
         ) from None
 
 

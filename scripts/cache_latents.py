@@ -6,28 +6,9 @@ processes share the work: `torchrun --nproc-per-node 4`. Train on them with `sta
 
 from __future__ import annotations
 
-import hydra
-from omegaconf import DictConfig
+from oscar.cli.scripts import SCRIPTS
 
-from oscar.config import CacheLatentsConfig, parse_job, register
-from oscar.utils.errors import one_line, run_script
-
-register()
-
-
-@hydra.main(config_path="../configs", config_name="cache_latents", version_base="1.3")
-@one_line("cache_latents")
-def main(config: DictConfig) -> None:
-    typed, _ = parse_job(config, CacheLatentsConfig)
-    from oscar.training.latent_cache import cache_latents
-
-    index = cache_latents(typed)
-    print(f"{index.count} latents of {index.images} images, {index.crops} crops each, in {typed.output}")
-
-
-def run() -> None:
-    run_script(main, "cache_latents")
-
+run = SCRIPTS["cache_latents"].run
 
 if __name__ == "__main__":
     run()

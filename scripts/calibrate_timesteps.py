@@ -6,27 +6,9 @@ which training takes a mapping: `python scripts/train.py init_from=... timesteps
 
 from __future__ import annotations
 
-import hydra
-from omegaconf import DictConfig
+from oscar.cli.scripts import SCRIPTS
 
-from oscar.config import CalibrateTimestepsConfig, parse_job, register
-from oscar.utils.errors import one_line, run_script
-
-register()
-
-
-@hydra.main(config_path="../configs", config_name="calibrate_timesteps", version_base="1.3")
-@one_line("calibrate_timesteps")
-def main(config: DictConfig) -> None:
-    typed, _ = parse_job(config, CalibrateTimestepsConfig)
-    from oscar.evaluation.calibration import calibrate_config
-
-    calibrate_config(typed)
-
-
-def run() -> None:
-    run_script(main, "calibrate_timesteps")
-
+run = SCRIPTS["calibrate_timesteps"].run
 
 if __name__ == "__main__":
     run()

@@ -6,27 +6,9 @@ processes share the images: `accelerate launch --num_processes 4` with GPUs, `to
 
 from __future__ import annotations
 
-import hydra
-from omegaconf import DictConfig
+from oscar.cli.scripts import SCRIPTS
 
-from oscar.config import EvaluateConfig, parse_job, register
-from oscar.utils.errors import one_line, run_script
-
-register()
-
-
-@hydra.main(config_path="../configs", config_name="evaluate", version_base="1.3")
-@one_line("evaluate")
-def main(config: DictConfig) -> None:
-    typed, _ = parse_job(config, EvaluateConfig)
-    from oscar.evaluation.evaluate import evaluate_config
-
-    evaluate_config(typed)
-
-
-def run() -> None:
-    run_script(main, "evaluate")
-
+run = SCRIPTS["evaluate"].run
 
 if __name__ == "__main__":
     run()

@@ -18,11 +18,10 @@ from omegaconf import OmegaConf
 
 from oscar import checkpoint
 from oscar.codec import OscarCodec
+from oscar.config import config_folder
 from oscar.convert.published import export_codec
 from oscar.models.backbone import Backbone
 from oscar.utils.errors import exit_code
-
-CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def make(
@@ -36,8 +35,8 @@ def make(
         seed: of all weights.
         backbone_only: write no `oscar.pkl`.
     """
-    shapes = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"backbone/{backbone}.yaml"))
-    sizes = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"bottleneck/{bottleneck}.yaml"))
+    shapes = OmegaConf.to_container(OmegaConf.load(config_folder() / f"backbone/{backbone}.yaml"))
+    sizes = OmegaConf.to_container(OmegaConf.load(config_folder() / f"bottleneck/{bottleneck}.yaml"))
     torch.manual_seed(seed)
     base = Backbone.from_configs(shapes["vae"], shapes["unet"], shapes["scheduler"])
     base.save_pretrained(out / "backbone")

@@ -7,35 +7,9 @@ where it stopped. Started several times, or by `torchrun --nproc-per-node 8`, it
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from oscar.cli.scripts import SCRIPTS
 
-import hydra
-from omegaconf import DictConfig
-
-from oscar.config import ReproduceConfig, parse_job, register
-from oscar.utils.errors import one_line, run_script
-
-register()
-
-
-@hydra.main(config_path="../configs", config_name="reproduce", version_base="1.3")
-@one_line("reproduce")
-def main(config: DictConfig) -> None:
-    typed, overrides = parse_job(config, ReproduceConfig)
-    from oscar.reproduce.actions import leave_launcher
-
-    leave_launcher()  # before CUDA is looked at
-    from oscar.reproduce.study import run_study
-
-    code = run_study(typed, Path(__file__).parents[1] / "configs", overrides)
-    if code:
-        sys.exit(code)
-
-
-def run() -> None:
-    run_script(main, "reproduce")
-
+run = SCRIPTS["reproduce"].run
 
 if __name__ == "__main__":
     run()

@@ -36,10 +36,8 @@ def composed(*overrides: str) -> BenchmarkConfig:
 def benchmark(load_script, monkeypatch, folder: Path):
     """Runs scripts/benchmark.py in this process with some overrides."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which it sets itself, and which would stay set
-    monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")  # config_path is then relative to the script's file
     monkeypatch.chdir(folder)
     module = load_script("benchmark")
-    monkeypatch.setitem(sys.modules, "benchmark_script", module)
 
     def run(*overrides: str) -> None:
         monkeypatch.setattr(sys, "argv", ["benchmark.py", *overrides])

@@ -22,22 +22,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from oscar import config as schemas
+from oscar.cli.scripts import SCRIPTS
+from oscar.config import SCHEMAS as HYDRA
 from oscar.utils.errors import first_line
 
 ROOT = Path(__file__).parents[1]
 # The commands of extend.md need its modules: tests/test_extend.py has them.
 PAGES = sorted([ROOT / "README.md", *(page for page in (ROOT / "docs").rglob("*.md") if page.name != "extend.md")])
-NO_COMMAND = re.compile(r"#|HEAD=|(encode|decode)  ")  # lines of blocks: of a Slurm script, of a figure
-HYDRA = {
-    "train": schemas.TrainConfig,
-    "evaluate": schemas.EvaluateConfig,
-    "benchmark": schemas.BenchmarkConfig,
-    "calibrate_timesteps": schemas.CalibrateTimestepsConfig,
-    "ablate_timesteps": schemas.AblateTimestepsConfig,
-    "cache_latents": schemas.CacheLatentsConfig,
-    "reproduce": schemas.ReproduceConfig,
-}
+NO_COMMAND = re.compile(r"#|HEAD=|time |du |(encode|decode)  ")  # lines of blocks: of a Slurm script, of a figure
 # What the pages call things, and what stands for it here.
 PLACES = {
     "../shared/data/kodak": "photos",
@@ -73,8 +65,11 @@ REASONS = {
     "runs/rates/final": "checkpoints that no command of the pages makes: tests/test_merge.py makes such",
     "models/low": "checkpoints that no command of the pages makes: tests/test_merge.py makes such",
     "-m pytest": "the tests themselves",
+    "pip ": "installs packages",
+    "docker ": "builds or runs an image",
     "make ": "a target of the Makefile, which runs what is tested here",
 }  # fmt: skip
+INSTALLERS = ("pip", "uv", "docker")
 SMALL = {
     "evaluate": ["data.limit=1", "threads=1", "device=cpu"],
     "benchmark": ["data.limit=1", "threads=1", "device=cpu", "baselines=[jpeg]", "baselines.jpeg.points=[50]",
@@ -149,7 +144,7 @@ def read_commands(page: Path) -> list[Command]:
     joined = "\n".join(prose)
     for match in re.finditer(r"`([^`]+)`", joined):
         text = " ".join(match[1].split())
-        if re.match(r"oscar \w|python \S|torchrun .*scripts/|accelerate .*scripts/", text) and "\n\n" not in match[1]:
+        if re.match(r"oscar \w|python \S|(torchrun|accelerate) .*(scripts/|oscar )", text) and "\n\n" not in match[1]:
             found.append((joined[: match.start()].count("\n") + 1, text, text.startswith("oscar")))
     commands = [parse_line(f"{page.name}:{number}", *line) for number, *line in sorted(found)]
     return [command for command in commands if command is not None]
@@ -164,6 +159,16 @@ def parse_line(page: str, text: str, mention: bool = False) -> Command | None:
         return Command(page, tuple(words), pipe=text)
     while "=" in words[0] or words[0] == "srun":
         words = words[1:]
+    if words[0] not in INSTALLERS and "oscar" in words and words.index("oscar") + 1 < len(words):
+        start = words.index("oscar")
+        launcher, words = words[:start], words[start:]
+        if (script := words[1].replace("-", "_")) in SCRIPTS:  # which is the same
+            if mention and len(words) == 2:
+                return None
+            words = [*(() if launcher else ("python",)), f"scripts/{script}.py", *words[2:]]
+        if launcher:
+            assert launcher[-1] == "-m", f"{page}: {text}"
+            return Command(page, tuple(words), tuple(launcher[:-1]))
     scripts = [place for place, word in enumerate(words) if re.fullmatch(r"scripts/\w+\.py", word)]
     if scripts and words[0] != "python":
         return Command(page, tuple(words[scripts[0] :]), tuple(words[: scripts[0]]))
@@ -244,6 +249,8 @@ def test_is_parsed_as_written(command: Command, folder: Path, monkeypatch) -> No
     elif command.words[0] == "oscar":
         for words in split_pipe(command.words):
             check_oscar(words[1:], command.mention)
+    elif command.words[0] in INSTALLERS:
+        check_installer(command.words)
     elif command.words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
         assert command.words[1] in targets
@@ -255,6 +262,21 @@ def test_is_parsed_as_written(command: Command, folder: Path, monkeypatch) -> No
         compile(command.words[2], command.page, "exec")
     else:
         assert command.reason is not None, f"{command.page}: no one knows how to check {command.text!r}"
+
+
+def check_installer(words: tuple[str, ...]) -> None:
+    """That files, extras and arguments of a build which are named are there."""
+    project, recipe = ((ROOT / name).read_text() for name in ("pyproject.toml", "Dockerfile"))
+    for word in words:
+        if word.startswith("constraints/"):
+            assert (ROOT / word).is_file()
+        for extra in re.findall(r"^(?:\.|oscar-codec)\[(.*)\]$", word):
+            assert all(f"\n{name} = [" in project for name in extra.split(","))
+    for before, word in zip(words, words[1:], strict=False):
+        if before == "--extra":
+            assert f"\n{word} = [" in project
+        if before == "--build-arg":
+            assert f"\nARG {word.partition('=')[0]}=" in recipe
 
 
 def check_launcher(words: tuple[str, ...]) -> None:
@@ -332,7 +354,7 @@ def test_all_run_as_written(folder: Path, load_script, monkeypatch, capfd, quick
     monkeypatch.chdir(folder)
     for name, value in (("handlers", list(logging.root.handlers)), ("level", logging.root.level)):
         monkeypatch.setattr(logging.root, name, value)  # Hydra sets up its own, which would stay for other tests
-    for name, value in (("HYDRA_FULL_ERROR", "1"), ("HYDRA_MAIN_MODULE", "__main__"), ("OSCAR_TRACEBACK", "1")):
+    for name, value in (("HYDRA_FULL_ERROR", "1"), ("OSCAR_TRACEBACK", "1")):
         monkeypatch.setenv(name, value)
     done: set[tuple[str, ...]] = set()
     failed = []
@@ -374,12 +396,12 @@ def run(command: Command, number: int, load_script: Callable, monkeypatch) -> No
         elif command.script in ("evaluate", "benchmark") and not any(word.startswith("output=") for word in words):
             extra.append(f"output=runs/{number}")  # alternatives, which would meet in the default output
         monkeypatch.setattr(sys, "argv", [words[0], *words[1:], *extra])
-        module = load_script(command.script)
-        monkeypatch.setitem(sys.modules, f"{command.script}_script", module)
-        module.run()
+        load_script(command.script).run()
     elif command.script:
         words = [part for word in words for part in expand_braces(word)]
-        assert load_script(command.script).main([*words[1:], *SMALL[command.script]]) == 0
+        module = load_script(command.script)
+        script = getattr(module, "main", None) or SCRIPTS[command.script].main
+        assert script([*words[1:], *SMALL.get(command.script, [])]) == 0
     elif words[0] == "oscar":
         run_oscar(words[1:])
     else:

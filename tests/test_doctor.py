@@ -16,6 +16,7 @@ from oscar.cli import doctor
 from oscar.cli.doctor import Finding, run_checks
 from oscar.cli.main import main
 from oscar.metrics.weights import CACHE
+from oscar.utils.extras import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,15 +105,22 @@ def test_the_tables_follow_the_rest_of_the_project() -> None:
     assert list(doctor.BACKBONES) == sources
     assert doctor.WEIGHTS.keys() == CACHE.keys()
     project = (ROOT / "pyproject.toml").read_text()
-    for distribution, _, extra in doctor.PACKAGES.values():
-        (line,) = [part for part in project.split("\n\n") if f"\n{extra} = [" in part]
-        assert f'"{distribution}>=' in line.partition(f"\n{extra} = [")[2].partition("]\n")[0]
+    for distribution, extras in PACKAGES.values():
+        named = [extra for extra in ("train", "eval", "app") if f'"{distribution}>=' in _extra(project, extra)]
+        assert named == list(extras), distribution
+        assert f'"{distribution}>=' not in project.partition("\ndependencies = [")[2].partition("]\n")[0]
+    assert doctor.USES.keys() <= PACKAGES.keys()
+
+
+def _extra(project: str, extra: str) -> str:
+    return project.partition(f"\n{extra} = [")[2].partition("]\n")[0]
 
 
 def test_a_package_that_is_missing(monkeypatch) -> None:
-    monkeypatch.setattr(doctor, "PACKAGES", {"no_such.package": ("no-such-package", "nothing", "eval")})
+    monkeypatch.setitem(PACKAGES, "no_such.package", ("no-such-package", ("eval",)))
+    monkeypatch.setattr(doctor, "USES", {"no_such.package": "nothing"})
     assert find("packages", "no-such-package") == Finding(
-        "packages", "no-such-package", False, "not installed", "nothing", "pip install -e '.[eval]'"
+        "packages", "no-such-package", False, "not installed", "nothing", "pip install 'oscar-codec[eval]'"
     )
 
 
@@ -126,3 +134,6 @@ def test_the_command(bare: Path, capsys) -> None:
     for finding in findings:
         assert finding["section"] in text
     assert "metrics.download=true" in text and "nano" in text
+    assert text.splitlines()[-1] == "next: oscar demo"
+    packages = [Finding("packages", "scikit-image", found, "") for found in (True, False)]
+    assert doctor.next_command(packages[1:]) == "oscar compress photo.png photo.oscar"

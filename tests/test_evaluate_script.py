@@ -33,10 +33,8 @@ def folder(photos: Path, tmp_path: Path) -> Path:
 def evaluate(load_script, monkeypatch, folder: Path):
     """Runs scripts/evaluate.py in this process with some overrides."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which it sets itself, and which would stay set
-    monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")  # config_path is then relative to the script's file
     monkeypatch.chdir(folder)
     module = load_script("evaluate")
-    monkeypatch.setitem(sys.modules, "evaluate_script", module)
 
     def run(*overrides: str) -> None:
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *overrides])

@@ -123,11 +123,9 @@ def test_entries_of_lists_are_joined_where_only_the_whole_exists(folder: Path) -
 def run(load_script, monkeypatch, folder: Path):
     """Runs a script with some overrides."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which scripts set themselves, and which would stay set
-    monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")  # config_path is then relative to the script's file
 
     def run(script: str, *overrides: str) -> None:
         module = load_script(script)
-        monkeypatch.setitem(sys.modules, f"{script}_script", module)
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *overrides])
         AcceleratorState._reset_state(reset_partial_state=True)
         GlobalHydra.instance().clear()

@@ -148,7 +148,7 @@ def test_a_download(run, div2k: Path, monkeypatch, tmp_path: Path, capsys) -> No
         (["imagenet", "DATA"], "data set 'imagenet' does not exist; allowed: kodak, div2k_valid"),
         (
             ["kodak", "DATA"],
-            "data set kodak: DATA/kodak does not exist; to lay it out: python scripts/prepare_data.py kodak",
+            "data set kodak: DATA/kodak does not exist; to lay it out: oscar prepare-data kodak",
         ),
         (["div2k", "DATA", "--source", "DATA/none"], "DATA/none is no folder, zip or tar"),
         (["kodak", "DATA", "--source", "GOT"], "GOT holds no image of data set kodak"),

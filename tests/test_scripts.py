@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import csv
+import os
+import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from oscar.cli import scripts
+from oscar.cli.main import main
+from oscar.cli.scripts import SCRIPTS, Job
 from oscar.config import ConfigError, job_name
 from oscar.inference.load import load
 
@@ -65,9 +71,7 @@ def folder(photos: Path, tmp_path: Path) -> Path:
 def script(load_script, monkeypatch):
     """scripts/train.py as a module."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which it sets itself, and which would stay set
-    monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")  # config_path is then relative to the script's file
     module = load_script("train")
-    monkeypatch.setitem(sys.modules, "train_script", module)
     yield module
     GlobalHydra.instance().clear()
 
@@ -163,3 +167,44 @@ def test_names_of_jobs() -> None:
     assert job_name(["seed=1", "data.train=[/data/DIV2K]"]) == "data.train=_data_DIV2K_,seed=1"
     long = [job_name([f"data.train=[{'x' * 200}{end}]"]) for end in "ab"]
     assert all(len(name) == 120 for name in long) and long[0] != long[1]
+
+
+# As subcommands of `oscar`.
+
+
+def test_a_subcommand_does_what_the_script_does(folder: Path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    outputs = {}
+    for way, run in (("script", SCRIPTS["train"].main), ("command", lambda words: main(["train", *words]))):
+        for words in (["--help"], ["--cfg", "job", "experiment=tiny/vae"], with_experiment(["trainer.max_steps=0"])):
+            code = run(words)
+            outputs.setdefault(way, []).append((code, *capfd.readouterr()))
+    assert outputs["script"] == outputs["command"]
+    codes, texts, errors = zip(*outputs["command"], strict=True)
+    assert codes == (0, 0, 2) and errors[:2] == ("", "") and errors[2].startswith("train: data.train is empty")
+    assert texts[0].startswith("train is powered by Hydra")
+    assert "name: vae" in texts[1]
+
+
+def test_a_job_can_be_sent_elsewhere() -> None:
+    """As launchers of sweeps do."""
+    job = Job("evaluate", scripts._evaluate)
+    assert pickle.loads(pickle.dumps(job)) == job
+
+
+@pytest.mark.slow
+def test_a_wheel_needs_no_clone(tmp_path: Path, photos: Path) -> None:
+    """It has configurations and scripts in it, and finds them."""
+    from hatchling.builders.wheel import WheelBuilder
+
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    with zipfile.ZipFile(wheel) as files:
+        files.extractall(tmp_path / "site", [name for name in files.namelist() if "/assets/nano" not in name])
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
+    overrides = ["codec=jpeg", "points=[5]", "data.limit=1", f"data.images={photos}"]
+    for words in (["train", "--cfg", "job", "experiment=nano/vae"], ["evaluate", *overrides]):
+        command = [sys.executable, "-m", "oscar", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "runs/evaluate/jpeg").iterdir())

@@ -70,7 +70,6 @@ def test_python(photos, tmp_path):
 # Scripts one after another, each as if it were alone.
 SCRIPTS = """
 import importlib.util, json, os, sys
-os.environ["HYDRA_MAIN_MODULE"] = "__main__"  # the configuration is then found relative to the script's file
 for path, overrides in json.load(sys.stdin):
     from accelerate.state import AcceleratorState, GradientState
     from hydra.core.global_hydra import GlobalHydra

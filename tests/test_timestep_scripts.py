@@ -26,12 +26,10 @@ def folder(photos: Path, tiny_folder: Path, tmp_path: Path) -> Path:
 def script(load_script, monkeypatch, folder: Path):
     """Runs one of the scripts in this process."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which they set themselves, and which would stay set
-    monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")  # config_path is then relative to the script's file
     monkeypatch.chdir(folder)
 
     def run(name: str, *overrides: str) -> None:
         module = load_script(name)
-        monkeypatch.setitem(sys.modules, f"{name}_script", module)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *overrides])
         GlobalHydra.instance().clear()
         module.run()

@@ -174,7 +174,7 @@ def _set_up(config: BenchmarkConfig) -> None:
     import torch
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise EvaluationError("the benchmark runs in one process; scripts/evaluate.py runs in several")
+        raise EvaluationError("the benchmark runs in one process; oscar evaluate runs in several")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
 

@@ -12,11 +12,12 @@ import typer
 
 from oscar.cli import loading
 from oscar.cli.image_files import frames_note, list_images, parse_colour, read_image
-from oscar.cli.jobs import OSCAR_SUFFIX, BatchSize, Overwrite, SkipExisting, run
+from oscar.cli.jobs import OSCAR_SUFFIX, BatchSize, Overwrite, SkipExisting, Work, run
 from oscar.cli.loading import Backbone, Compile, Device, Dtype, Memory, Model, Threads, check_point, network_options
 from oscar.cli.messages import CommandError, print_note
+from oscar.cli.processes import group
 from oscar.rates import PAPER_RATES, RATES, find_rate
-from oscar.utils.files import Direction, Job, plan_jobs
+from oscar.utils.files import STDIO, Direction, Job, plan_jobs
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -66,12 +67,19 @@ def compress(
     compile: Compile = "off",
     memory: Memory = "auto",
     batch_size: BatchSize = 1,
+    workers: Annotated[int, typer.Option(min=0, max=64, help="Of a folder, threads that read images ahead.")] = 1,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.csv", help="Table to write: file, bytes, bpp, seconds of each.", show_default=False),
+    ] = None,
     backbone: Backbone = None,
 ) -> None:
     """Compress an image to an .oscar file, or a folder of images (recursively) to a folder of them.
 
     Colour profiles are converted to sRGB. In folders, names that begin with a dot are passed over; a.jpg becomes
-    a.oscar, but beside an a.png it becomes a.jpg.oscar."""
+    a.oscar, but beside an a.png it becomes a.jpg.oscar. Processes that torchrun starts share a folder's files; with
+    --device cuda each takes a GPU."""
+    group()  # before anything is said, which all its processes would say
     points = {"rate": rate, "quality": quality, "point": point}
     target_bytes = _target(points, effort, bpp, max_bytes)
     if rate is not None:
@@ -84,15 +92,13 @@ def compress(
     codec = functools.cache(lambda: check_point(loading.load_codec(model, device, threads, **options), points, effort))
     several: dict[Path, int] = {}  # files of more than one frame, and of how many
 
-    def convert(batch: list[Job]) -> list[tuple[bytes, str]]:
-        images = [read_image(job.source, colour, frame) for job in batch]
-        several.update(
-            {
-                job.source: image.info["frames"]
-                for job, image in zip(batch, images, strict=True)
-                if image.info["frames"] > 1
-            }
-        )
+    def read(job: Job) -> Image.Image:
+        image = read_image(job.source, colour, frame)
+        if image.info["frames"] > 1:
+            several[job.source] = image.info["frames"]
+        return image
+
+    def convert(jobs: list[Job], images: list[Image.Image]) -> list[tuple[bytes, str]]:
         if target_bytes is None:
             chosen = next((value for value in points.values() if value is not None), None)
             files = codec().compress_batch(images, chosen, effort)
@@ -107,7 +113,13 @@ def compress(
         if several and frame is None:
             print_note(frames_note(several))
 
-    run(plan, convert, "compress", overwrite, skip_existing, batch_size, note_frames)
+    work = Work("compress", read, convert, prepare=codec, close=note_frames)
+    table = None
+    if manifest is not None:
+        if target == STDIO:
+            raise CommandError("--manifest and standard output exclude each other")
+        table = manifest, target if target.is_dir() or plan.is_folder else target.parent
+    run(plan, work, overwrite, skip_existing, batch_size, workers, table)
 
 
 def _target(

@@ -10,8 +10,9 @@ import typer
 
 from oscar.cli import loading
 from oscar.cli.image_files import IMAGE_FORMATS, check_size, encode_image, image_suffix
-from oscar.cli.jobs import BatchSize, Overwrite, SkipExisting, list_oscar, run
+from oscar.cli.jobs import BatchSize, Overwrite, SkipExisting, Work, list_oscar, run
 from oscar.cli.loading import Backbone, Compile, Device, Dtype, Memory, Threads, network_options
+from oscar.cli.processes import group
 from oscar.utils.files import STDIO, Direction, Job, plan_jobs, read_source
 
 if TYPE_CHECKING:
@@ -55,16 +56,16 @@ def decompress(
     """Decompress an .oscar file to an image, or a folder of them (recursively) to a folder of images.
 
     Images are in sRGB, and .png, .tif and .webp say so."""
+    group()  # before anything is said, which all its processes would say
     suffix = image_suffix(image_format, target)
     plan = plan_jobs(source, target, Direction(list_oscar, ".oscar files", suffix, frozenset(IMAGE_FORMATS)))
     options = network_options(dtype, compile, memory, components="decoder", backbone=backbone, tiny_vae=tiny_vae)
     codec = functools.cache(lambda name: loading.load_codec(name, device, threads, **options))
 
-    def convert(batch: list[Job]) -> list[tuple[bytes, str]]:
+    def convert(jobs: list[Job], files: list[bytes]) -> list[tuple[bytes, str]]:
         from oscar.bitstream import Container
 
-        files = [read_source(job.source) for job in batch]
-        suffixes = [suffix if job.target == STDIO else job.target.suffix.lower() for job in batch]
+        suffixes = [suffix if job.target == STDIO else job.target.suffix.lower() for job in jobs]
         # What is damaged or too large is refused before a model is loaded.
         containers = [Container.unpack(data, whole=not partial) for data in files]
         for container, kind in zip(containers, suffixes, strict=True):
@@ -83,7 +84,8 @@ def decompress(
             for kind, image in ((kind, next(images[name])) for kind, name in zip(suffixes, models, strict=True))
         ]
 
-    run(plan, convert, "decompress", overwrite, skip_existing, batch_size)
+    work = Work("decompress", lambda job: read_source(job.source), convert)
+    run(plan, work, overwrite, skip_existing, batch_size)
 
 
 def _shipped_model(container: Container) -> str:

@@ -19,6 +19,7 @@ from oscar.checkpoint import CONFIG, SHIPPED
 from oscar.inference.precision import auto_dtype
 from oscar.metrics.weights import CACHE, Weights
 from oscar.utils.errors import first_line
+from oscar.utils.extras import PACKAGES, how_to_install
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,18 +48,23 @@ WEIGHTS = {  # what each file of `oscar.metrics.weights` is for
     "niqe": "metric niqe",
     "inception": "metrics fid and kid",
 }
-PACKAGES = {  # import name: distribution, what it enables, the extra that installs it
-    "pyiqa": ("pyiqa", "metrics dists, musiq, clipiqa+, niqe, fid, kid", "eval"),
-    "lpips": ("lpips", "metrics lpips_alex, lpips_vgg", "eval"),
-    "bjontegaard": ("bjontegaard", "BD-rate", "eval"),
-    "pandas": ("pandas", "evaluation tables", "eval"),
-    "pyarrow": ("pyarrow", "results as Parquet", "eval"),
-    "matplotlib": ("matplotlib", "plots", "eval"),
-    "skimage": ("scikit-image", "photographs to try on, without any of your own", "eval"),
-    "datasets": ("datasets", "training images from Hugging Face data sets", "train"),
-    "gradio": ("gradio", "oscar app", "app"),
-    "wandb": ("wandb", "logger=wandb", "wandb"),
-    "hydra_plugins.hydra_submitit_launcher": ("hydra-submitit-launcher", "sweeps on Slurm", "slurm"),
+USES = {  # of the packages that an extra installs
+    "pyiqa": "metrics dists, musiq, clipiqa+, niqe, fid, kid",
+    "lpips": "metrics lpips_alex, lpips_vgg",
+    "bjontegaard": "BD-rate",
+    "pandas": "evaluation tables",
+    "pyarrow": "results as Parquet",
+    "matplotlib": "plots",
+    "skimage": "photographs to try on, without any of your own",
+    "torchvision": "metrics, image losses",
+    "hydra": "oscar train, evaluate, benchmark, ...",
+    "peft": "models with adapters: the published checkpoint, training",
+    "transformers": "training with an empty text as the first prompt",
+    "tensorboard": "curves while training",
+    "datasets": "training images from Hugging Face data sets",
+    "gradio": "oscar app",
+    "wandb": "logger=wandb",
+    "hydra_plugins.hydra_submitit_launcher": "sweeps on Slurm",
 }
 
 
@@ -90,6 +96,12 @@ def run_checks(backbones: Iterable[str] = ()) -> list[Finding]:
         backbones: diffusers folders or hub ids to look at beside those of the configurations.
     """
     return [*_system(), *_devices(), *_models(), *_backbones(backbones), *_weights(), *_packages(), *_baselines()]
+
+
+def next_command(findings: Iterable[Finding]) -> str:
+    """What to type next: the demo, if photographs for it are here."""
+    is_ready = any(finding.found and finding.name == "scikit-image" for finding in findings)
+    return "oscar demo" if is_ready else "oscar compress photo.png photo.oscar"
 
 
 def as_table(findings: Iterable[Finding]) -> Table:
@@ -191,13 +203,13 @@ def _weights() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    for module, (distribution, enables, extra) in PACKAGES.items():
-        found = _installed(module)
+    for module, enables in USES.items():
+        distribution, found = PACKAGES[module][0], _installed(module)
         try:
             detail = version(distribution) if found else "not installed"
         except PackageNotFoundError:
             detail = "installed, version unknown"
-        yield Finding("packages", distribution, found, detail, enables, "" if found else f"pip install -e '.[{extra}]'")
+        yield Finding("packages", distribution, found, detail, enables, "" if found else how_to_install(module))
 
 
 def _installed(module: str) -> bool:

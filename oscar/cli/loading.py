@@ -8,6 +8,7 @@ import typer
 
 from oscar.cli import lean
 from oscar.cli.messages import CommandError, one_line
+from oscar.cli.processes import own_device
 
 if TYPE_CHECKING:
     from oscar.codec import OscarCodec
@@ -67,6 +68,7 @@ def load_codec(model: str, device: str, threads: int | None, dtype: str = "auto"
     """Load the model on its device; all that fails here fails for every file, hence CommandError."""
     import torch
 
+    device = own_device(device)
     with lean.imports(compiles=bool(options.get("compile"))):
         from oscar.inference.load import load
 

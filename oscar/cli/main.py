@@ -1,4 +1,4 @@
-"""The `oscar` command: compress, decompress, info; convert, merge, add-rates, push; app; doctor.
+"""The `oscar` command: compress, decompress, info; convert, merge, add-rates, push; app; doctor; and the scripts.
 
 Anything wrong ends in one line on stderr and exit code 2. Help and `info` import no torch, and all that can be checked
 without torch is checked before it is imported.
@@ -31,11 +31,15 @@ from oscar.cli.messages import (
 )
 from oscar.cli.models import add_rates, convert, merge
 from oscar.cli.push import push
+from oscar.cli.scripts import SCRIPTS, Script
 from oscar.utils.errors import is_out_of_memory
+from oscar.utils.extras import explain_missing
 from oscar.utils.strict_json import dumps
 
 # Typer has Click within it in some versions and beside it in others; this is the base of both's usage errors.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+_SCRIPTS = {name.replace("_", "-"): script for name, script in SCRIPTS.items()}
 
 app = typer.Typer(
     name="oscar",
@@ -56,19 +60,6 @@ def main(args: list[str] | None = None) -> int:
         The exit code: 0, 2 for any wrong input, 130 after an interrupt.
     """
     args = sys.argv[1:] if args is None else args
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # of libraries; stderr is for the one line
-    with _warnings_as_lines():
-        return _main(args)
-
-
-def run() -> NoReturn:
-    """The process of the `oscar` command: `main`, with a quick start and end."""
-    lean.is_own_process = True
-    lean.leave(main())
-
-
-def _main(args: list[str]) -> int:
     try:
         return app(args=args or ["--help"], prog_name="oscar", standalone_mode=False) or 0
     except _UsageError as error:
@@ -76,6 +67,10 @@ def _main(args: list[str]) -> int:
         print_error(f"{error.format_message().rstrip('.')}; see {command} --help")
     except typer.Abort:
         return INTERRUPTED
+    except ImportError as error:
+        if (line := explain_missing(error)) is None:
+            raise
+        print_error(line)
     except (CommandError, ValueError, OSError) as error:  # ours derive from ValueError
         print_error(one_line(error))
     except (RuntimeError, MemoryError) as error:
@@ -83,6 +78,15 @@ def _main(args: list[str]) -> int:
             raise
         print_error(one_line(error))
     return WRONG_INPUT
+
+
+def run() -> NoReturn:
+    """The process of the `oscar` command: `main`, with a quick start, and a quick end if it is no script's."""
+    lean.is_own_process = True
+    code = main()
+    if sys.argv[1:2] and sys.argv[1] in _SCRIPTS:
+        sys.exit(code)
+    lean.leave(code)
 
 
 @contextlib.contextmanager
@@ -111,11 +115,15 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand not in _SCRIPTS:
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")  # of libraries; stderr is for the one line
+        context.with_resource(_warnings_as_lines())
 
 
 app.command(short_help="Image(s) to .oscar file(s).")(compress)
@@ -136,7 +144,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Say which devices, backbones, weights of metrics, packages and programs are here, and how to get the others."""
-    from oscar.cli.doctor import as_table, run_checks
+    from oscar.cli.doctor import as_table, next_command, run_checks
 
     findings = run_checks(backbone or ())
     if as_json:
@@ -148,3 +156,16 @@ def doctor(
     if not console.is_terminal:
         console = Console(width=160)
     console.print(as_table(findings))
+    typer.echo(f"next: {next_command(findings)}")
+
+
+def _add_script(name: str, script: Script) -> None:
+    words = {"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False}
+
+    @app.command(name, short_help=script.help, add_help_option=False, context_settings=words)
+    def command(context: typer.Context) -> None:
+        raise typer.Exit(script.main(context.args))
+
+
+for _name, _script in _SCRIPTS.items():
+    _add_script(_name, _script)

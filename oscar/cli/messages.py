@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from oscar.cli.processes import group
 from oscar.utils.errors import is_out_of_memory
 from oscar.utils.files import STDIO
 
@@ -38,8 +39,15 @@ def error_line(message: str) -> str:
 
 
 def print_error(message: str) -> None:
-    typer.echo(error_line(message), err=True)
+    _print(error_line(message))
 
 
 def print_note(message: str) -> None:
-    typer.echo("oscar: " + " ".join(message.splitlines()), err=True)
+    _print("oscar: " + " ".join(message.splitlines()))
+
+
+def _print(line: str) -> None:
+    """Print a line on stderr; what all processes of a run have to say is said once."""
+    joined = group.cache_info().currsize
+    if not joined or group().is_first_to_say(line):
+        typer.echo(line, err=True)

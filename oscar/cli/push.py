@@ -12,7 +12,7 @@ def push(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder.")],
     repository: Annotated[str, typer.Argument(metavar="USER/NAME", help="Repository on the hub; made if it is new.")],
     results: Annotated[
-        list[Path] | None, typer.Option(help="Folder of scripts/evaluate.py for the card; may be repeated.")
+        list[Path] | None, typer.Option(help="Folder of oscar evaluate for the card; may be repeated.")
     ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="Hub id of the backbone, where the model names a folder.")

@@ -17,7 +17,7 @@ from oscar.config.model import (
     DenoiserConfig,
     HyperpriorConfig,
 )
-from oscar.config.parse import job_name, parse, parse_job, register
+from oscar.config.parse import SCHEMAS, config_folder, job_name, parse, parse_job, register
 from oscar.config.reproduce import STUDIES, RecipeConfig, ReproduceConfig, StudyImagesConfig
 from oscar.config.stage import IMAGE_FIELDS, ContextConfig, CriticConfig, OptimiserConfig, StageConfig
 from oscar.config.training import LoggerConfig, TrainConfig, TrainerConfig, ValidationConfig
@@ -49,6 +49,7 @@ __all__ = [
     "RecipeConfig",
     "ReproduceConfig",
     "STUDIES",
+    "SCHEMAS",
     "StageConfig",
     "StudyImagesConfig",
     "TimingConfig",
@@ -57,6 +58,7 @@ __all__ = [
     "TrainingSpeedConfig",
     "VQ",
     "ValidationConfig",
+    "config_folder",
     "fill",
     "job_name",
     "parse",

@@ -17,7 +17,7 @@ class DataConfig:
     """folders (searched recursively), text lists of images, WebDataset shards (.tar), patterns of these such as
     shards/{000..099}.tar, and hf:DATASET[#SPLIT] for a Hugging Face data set (`oscar.data.sources`)"""
     latents: str | None = None
-    """bottleneck, context: folder of latents that scripts/cache_latents.py made of such images; `train` is not
+    """bottleneck, context: folder of latents that `oscar cache-latents` made of such images; `train` is not
     read then"""
     crop: int = 256
     """side of the square crops in pixels; a multiple of 64, so that every rate's grid fits"""
@@ -41,7 +41,7 @@ class DataConfig:
 
         if self.latents is not None:
             if not Path(self.latents).is_dir():
-                allowed = "a folder that scripts/cache_latents.py wrote"
+                allowed = "a folder that oscar cache-latents wrote"
                 raise ConfigError(f"data.latents is {self.latents!r}, which does not exist; allowed: {allowed}")
         elif not self.train:
             raise ConfigError("data.train is empty; allowed: one or more folders or text lists of images")

@@ -6,10 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import TYPE_CHECKING, Any
 
 from oscar.config.benchmark import BenchmarkConfig
 from oscar.config.checks import ConfigError
@@ -18,24 +15,40 @@ from oscar.config.evaluation import AblateTimestepsConfig, CalibrateTimestepsCon
 from oscar.config.reproduce import ReproduceConfig
 from oscar.config.training import TrainConfig
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+SCHEMAS = {  # by the name of a job's configuration
+    "train": TrainConfig,
+    "cache_latents": CacheLatentsConfig,
+    "evaluate": EvaluateConfig,
+    "benchmark": BenchmarkConfig,
+    "calibrate_timesteps": CalibrateTimestepsConfig,
+    "ablate_timesteps": AblateTimestepsConfig,
+    "reproduce": ReproduceConfig,
+}
+
+
+def config_folder() -> Path:
+    """Where Hydra's groups are: beside the package in a clone, and in it where that was installed from a wheel."""
+    package = Path(__file__).parents[1]
+    beside = package.parent / "configs"
+    return beside if (beside / "train.yaml").is_file() else package / "configs"
+
 
 def register() -> None:
     """Give Hydra the schemas, so that every documented field can be overridden on the command line."""
     from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
 
     train = OmegaConf.structured(TrainConfig)
     for options in (train.bottleneck.options, train.timesteps, train.stage.image_losses):  # with keys of the user's
         OmegaConf.set_struct(options, False)
-    ConfigStore.instance().store(name="train_schema", node=train)
-    ConfigStore.instance().store(name="cache_latents_schema", node=CacheLatentsConfig)
-    ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
-    ConfigStore.instance().store(name="benchmark_schema", node=BenchmarkConfig)
-    ConfigStore.instance().store(name="calibrate_timesteps_schema", node=CalibrateTimestepsConfig)
-    ConfigStore.instance().store(name="ablate_timesteps_schema", node=AblateTimestepsConfig)
     reproduce = OmegaConf.structured(ReproduceConfig)
     for options in (reproduce.variants, reproduce.grid, reproduce.tolerance, reproduce.recipe.losses):
         OmegaConf.set_struct(options, False)
-    ConfigStore.instance().store(name="reproduce_schema", node=reproduce)
+    for name, schema in {**SCHEMAS, "train": train, "reproduce": reproduce}.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=schema)
 
 
 def parse_job(config: DictConfig, schema: type = TrainConfig) -> tuple[Any, list[str]]:
@@ -71,6 +84,9 @@ def parse(config: DictConfig, schema: type = TrainConfig) -> Any:
     Raises:
         ConfigError: with one line naming the field, its value and what is allowed.
     """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), config)
         typed: Any = OmegaConf.to_object(merged)

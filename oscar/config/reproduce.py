@@ -17,7 +17,7 @@ class StudyImagesConfig:
     """Where images come from."""
 
     root: str | None = None
-    """folder of data sets: ROOT/kodak, ROOT/div2k_valid, ... (scripts/prepare_data.py), or folders of your own"""
+    """folder of data sets: ROOT/kodak, ROOT/div2k_valid, ... (oscar prepare-data), or folders of your own"""
     datasets: list[str] = field(default_factory=lambda: ["kodak"])
     """names of folders in `root`; studies that retrain evaluate on them what they have trained"""
     limit: int | None = None

@@ -60,7 +60,7 @@ class Dataset:
             ValueError: in one line, if it is missing or incomplete.
         """
         folder = self.folder(root)
-        how = f"python scripts/prepare_data.py {self.name} {root}"
+        how = f"oscar prepare-data {self.name} {root}"
         if not folder.is_dir():
             raise ValueError(f"data set {self.name}: {folder} does not exist; to lay it out: {how}")
         count = len(list_images(folder))

@@ -112,7 +112,7 @@ def read_index(folder: str | Path) -> LatentIndex:
             raise ValueError(f"not an index of format {FORMAT}")
         return LatentIndex(**values)
     except FileNotFoundError:
-        raise ValueError(f"latents: no {INDEX} in {folder}; allowed: a folder of scripts/cache_latents.py") from None
+        raise ValueError(f"latents: no {INDEX} in {folder}; allowed: a folder of oscar cache-latents") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"latents: {path} cannot be read: {first_line(error)}") from None
 
@@ -164,7 +164,7 @@ def check_latents(data: DataConfig, backbone: Backbone) -> None:
     if vae_hash(backbone) != index.vae:
         raise ValueError(
             f"data.latents is {data.latents}, whose latents come from another VAE than this backbone's; "
-            "allowed: latents that scripts/cache_latents.py makes with it"
+            "allowed: latents that oscar cache-latents makes with it"
         )
 
 
@@ -192,7 +192,7 @@ class LatentDataset(Dataset):
         if missing:
             raise ValueError(
                 f"latents: {len(missing)} of {self.index.shards} shards are not in {folder} yet; "
-                "run the same scripts/cache_latents.py again"
+                "run the same oscar cache-latents again"
             )
         self.paths = read_names(self.folder)
 

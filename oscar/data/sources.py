@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from oscar.data.images import ImageError, image_suffixes, list_images, read_image
 from oscar.utils.errors import first_line
+from oscar.utils.extras import how_to_install
 from oscar.utils.patterns import HUB, expand
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def _read_hub(root: str) -> list[RowImage]:
     try:
         import datasets
     except ImportError:
-        raise ValueError(f"{root} needs the package datasets: pip install datasets") from None
+        raise ValueError(f"{root} needs the package datasets: {how_to_install('datasets')}") from None
     source, _, split = root.removeprefix(HUB).partition("#")
     try:
         table = datasets.load_dataset(source, split=split or "train")

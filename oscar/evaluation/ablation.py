@@ -6,7 +6,7 @@
     OUTPUT/plots/           quality against timestep, a panel for each rate: PDF, SVG, PNG
 
 The weights stay as they are: this asks where the checkpoint's UNet should be told to stand, not how well another
-mapping would do after training with it (`scripts/train.py init_from=... timesteps=...`).
+mapping would do after training with it (`oscar train init_from=... timesteps=...`).
 """
 
 from __future__ import annotations

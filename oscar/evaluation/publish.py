@@ -52,7 +52,7 @@ def prepare(
     Args:
         source: checkpoint folder, or the name of a model in the package.
         repository: USER/NAME.
-        results: folders of `scripts/evaluate.py`, of this model.
+        results: folders of `oscar evaluate`, of this model.
         backbone: hub id of the backbone, where the checkpoint names a folder of this machine.
         licence: its identifier on the hub.
 

@@ -142,7 +142,7 @@ def import_or_explain(module: str) -> ModuleType:
     except ImportError as error:
         package = module.partition(".")[0]
         raise WeightsUnavailable(
-            f"package {package} cannot be imported: {first_line(error)}; allowed: pip install -e '.[eval]'"
+            f"package {package} cannot be imported: {first_line(error)}; allowed: pip install 'oscar-codec[eval]'"
         ) from error
 
 

@@ -6,9 +6,12 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from torch.nn import ParameterList
+
 from oscar.utils.lean_imports import without_init
 
 CODER = "ans"
+_FORMER_NAMES = {"_matrix": "matrices", "_bias": "biases", "_factor": "factors"}
 
 
 @contextlib.contextmanager
@@ -26,9 +29,21 @@ with _alone():
 
 
 class EntropyBottleneck(entropy_models.EntropyBottleneck):
+    """CompressAI's, its parameters by their names since 1.2.7; 1.2.6 is the one that goes with NumPy 2."""
+
     def __init__(self, *args: Any, **options: Any):
         with _alone():
             super().__init__(*args, entropy_coder=CODER, **options)
+        for former, name in _FORMER_NAMES.items():
+            if not hasattr(self, name):
+                count = sum(key.startswith(former) for key in self._parameters)
+                setattr(self, name, ParameterList(self._parameters.pop(f"{former}{i}") for i in range(count)))
+
+    def __getattr__(self, name: str) -> Any:
+        former = name.rstrip("0123456789")
+        if former in _FORMER_NAMES and former != name:
+            return getattr(self, _FORMER_NAMES[former])[int(name[len(former) :])]
+        return super().__getattr__(name)
 
 
 class GaussianConditional(entropy_models.GaussianConditional):

@@ -18,6 +18,7 @@ from oscar.models.modules import check_tensors
 from oscar.models.padding import pad_to_multiple
 from oscar.models.precision import compute_finite
 from oscar.utils.errors import hub_reason
+from oscar.utils.extras import need
 
 # Adapter names of the published checkpoint: down path and conv_in; up path and conv_out; the rest.
 ADAPTERS = ("default_encoder", "default_decoder", "default_others")
@@ -101,6 +102,7 @@ class Denoiser(nn.Module):
         }
         self.merged = merged or tuning == "full"
         if not self.merged:
+            need("peft")
             from peft import LoraConfig
 
             self.unet.requires_grad_(False)

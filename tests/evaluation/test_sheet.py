@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import re
 from html.parser import HTMLParser
@@ -38,8 +39,8 @@ class JpegCodec:
 
 
 @pytest.fixture(scope="module")
-def demo(load_script) -> ModuleType:
-    return load_script("demo")
+def demo() -> ModuleType:
+    return importlib.import_module("oscar.benchmark.demo")
 
 
 def save_image(path: Path, width: int, height: int) -> None:

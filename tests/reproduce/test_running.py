@@ -91,7 +91,7 @@ MISTAKES = [
     ("study=none", ["study"]),
     ("data.root=null", ["data.root is unset"]),
     ("data.root=nowhere", ["data.root is 'nowhere'"]),
-    ("data.datasets=[kodak]", ["data set kodak", "does not exist", "prepare_data.py kodak"]),
+    ("data.datasets=[kodak]", ["data set kodak", "does not exist", "oscar prepare-data kodak"]),
     ("data.datasets=[mine]", ["data.datasets has 'mine'", "kodak"]),
     ("data.datasets=[empty]", ["no images"]),
     ("model=nowhere", ["model 'nowhere'"]),
@@ -129,7 +129,6 @@ def test_mistakes(
     load_script, stage1, root: Path, tmp_path: Path, monkeypatch, capsys, name: str, override: str, named: list[str]
 ) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which it sets itself, and which would stay set
-    monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "root/empty").mkdir(parents=True)
     (tmp_path / "root/photos").symlink_to(root / "photos")
@@ -141,7 +140,6 @@ def test_mistakes(
     words = [word for word in words if not word.startswith(f"{key}=")] + [override]
     monkeypatch.setattr(sys, "argv", ["reproduce.py", *words])
     module = load_script("reproduce")
-    monkeypatch.setitem(sys.modules, "reproduce_script", module)
     with pytest.raises(SystemExit) as end:
         module.run()
     GlobalHydra.instance().clear()

@@ -329,10 +329,8 @@ MISTAKES = [
 def script(load_script, monkeypatch, image_folder: Path, tmp_path: Path):
     """Runs scripts/cache_latents.py in this process, in a folder of its own."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which it sets itself, and which would stay set
-    monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")  # config_path is then relative to the script's file
     monkeypatch.chdir(tmp_path)
     module = load_script("cache_latents")
-    monkeypatch.setitem(sys.modules, "cache_latents_script", module)
 
     def run(*overrides: str) -> None:
         GlobalHydra.instance().clear()
