@@ -159,16 +159,16 @@ def parse_line(page: str, text: str, mention: bool = False) -> Command | None:
         return Command(page, tuple(words), pipe=text)
     while "=" in words[0] or words[0] == "srun":
         words = words[1:]
-    if words[0] not in INSTALLERS and "oscar" in words and words.index("oscar") + 1 < len(words):
-        start = words.index("oscar")
-        launcher, words = words[:start], words[start:]
+    starts = (place for place, word in enumerate(words) if word == "oscar" and words[:place][-1:] in ([], ["-m"]))
+    start = next(starts, None)
+    if start is not None and words[start + 1 :]:
+        launcher, words = words[: max(start - 1, 0)], words[start:]
         if (script := words[1].replace("-", "_")) in SCRIPTS:  # which is the same
             if mention and len(words) == 2:
                 return None
             words = [*(() if launcher else ("python",)), f"scripts/{script}.py", *words[2:]]
         if launcher:
-            assert launcher[-1] == "-m", f"{page}: {text}"
-            return Command(page, tuple(words), tuple(launcher[:-1]))
+            return Command(page, tuple(words), tuple(launcher))
     scripts = [place for place, word in enumerate(words) if re.fullmatch(r"scripts/\w+\.py", word)]
     if scripts and words[0] != "python":
         return Command(page, tuple(words[scripts[0] :]), tuple(words[: scripts[0]]))
