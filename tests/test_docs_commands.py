@@ -121,6 +121,8 @@ class Command:
     @property
     def reason(self) -> str | None:
         """Why it is not run."""
+        if self.words[0] in INSTALLERS:
+            return "installs from an index"
         return next((reason for part, reason in REASONS.items() if part in f"{self.text} "), None)
 
 

@@ -9,6 +9,8 @@ import os
 from datetime import timedelta
 from typing import Any
 
+from oscar.utils.strict_json import dumps
+
 _PATIENCE = timedelta(days=7)  # with the slowest one, at the end
 
 
@@ -38,7 +40,7 @@ class Group:
             return [value]
         self._turn += 1
         key = f"oscar/{self._turn}"
-        self._store.set(f"{key}/{self.rank}", json.dumps(value))
+        self._store.set(f"{key}/{self.rank}", dumps(value))
         values = [json.loads(self._store.get(f"{key}/{rank}")) for rank in range(self.count)]
         if self._store.add(f"{key}/read", 1) == self.count:
             self._store.set(f"{key}/all", "")

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 
 from oscar.config import TrainConfig
 from oscar.training.checkpoints import find_checkpoints
@@ -74,11 +73,3 @@ class Runs:
 @pytest.fixture(scope="session")
 def runs() -> type[Runs]:
     return Runs
-
-
-@pytest.fixture
-def fresh_accelerate():
-    """Accelerate keeps its state per process and refuses to change it."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()

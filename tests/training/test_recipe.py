@@ -76,6 +76,7 @@ TRAINER = {
     "mixed_precision": "no",  # S1, S2
     "ema_decay": None,  # T1, T2
     "gradient_checkpointing": False,  # T1, T2
+    "tf32": False,  # lib: torch's default; convolutions have it nevertheless
     "cudnn_deterministic": True,  # lib: creating a pyiqa metric sets it
     "compile": False,  # T1, T2
     "final": "last",  # T1, T2
@@ -180,7 +181,7 @@ CORRECTED = {  # what paper_corrected changes, by key, in each stage
     },
 }
 ANY = {  # keys that say where a run is, or how it is watched and resumed, and not what it computes; or of other stages
-    "output", "backbone", "data.train", "stage.table_batches", "stage.context", "bottleneck.hyperprior",
+    "output", "preflight", "backbone", "data.train", "stage.table_batches", "stage.context", "bottleneck.hyperprior",
     "bottleneck.options", "logger", "validation", "trainer.keep_last", "trainer.log_every", "trainer.resume",
     "trainer.non_finite", "trainer.max_skipped", "trainer.channels_last", "trainer.threads",
 }  # fmt: skip
