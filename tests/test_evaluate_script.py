@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from accelerate.state import AcceleratorState
 from hydra.core.global_hydra import GlobalHydra
 
 from oscar.evaluation.evaluate import load_results
@@ -40,10 +39,8 @@ def evaluate(load_script, monkeypatch, folder: Path):
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *overrides])
         module.run()
 
-    AcceleratorState._reset_state(reset_partial_state=True)
     yield run
     GlobalHydra.instance().clear()
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def in_processes(folder: Path, *command: str) -> subprocess.CompletedProcess:

@@ -133,7 +133,6 @@ def run(load_script, monkeypatch, folder: Path):
 
     yield run
     GlobalHydra.instance().clear()
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -136,10 +136,7 @@ class Stages(Retrain):
 
     def check(self) -> None:
         super().check()
-        own = self.rates_of(self.config.model)
-        for rate in self.config.rates:
-            if not any(abs(rate - other) < 5e-5 for other in own):
-                raise ConfigError(f"rates has {rate:.4f}; allowed: {', '.join(f'{bpp:.4f}' for bpp in own)}")
+        self.need_rates("rates has", self.config.rates)
 
     def runs(self) -> dict[str, tuple[str, int]]:
         """Variant and seed of each run by its name."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib import import_module
@@ -121,6 +121,13 @@ class Study(ABC):
                 f"model is {model!r}, which has no rates; allowed for study {self.config.study}: one with"
             )
         return sorted(rate_by_id(rate_id).bpp for rate_id in ids)
+
+    def need_rates(self, which: str, rates: Iterable[float]) -> None:
+        """Refuse (ConfigError) rates that the model does not have; `which` begins the message."""
+        own = self.rates_of(self.config.model)
+        for rate in rates:
+            if not any(abs(rate - other) < 5e-5 for other in own):
+                raise ConfigError(f"{which} {rate:.4f}; allowed: {', '.join(f'{bpp:.4f}' for bpp in own)}")
 
     def images_arguments(self, dataset: str) -> list[str]:
         limit = self.config.data.limit

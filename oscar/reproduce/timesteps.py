@@ -42,10 +42,7 @@ class Timesteps(Retrain):
 
     def check(self) -> None:
         super().check()
-        own = self.rates_of(self.config.model)
-        for rate in self.config.grid:
-            if not any(abs(rate - other) < 5e-5 for other in own):
-                raise ConfigError(f"grid has rate {rate:.4f}; allowed: {', '.join(f'{bpp:.4f}' for bpp in own)}")
+        self.need_rates("grid has rate", self.config.grid)
         if self.config.calibrated:
             find_images(self.calibration_folder())
 

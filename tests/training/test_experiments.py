@@ -42,7 +42,7 @@ QUICK = (
 )
 
 
-pytestmark = pytest.mark.usefixtures("quick_tables", "fresh_accelerate")
+pytestmark = pytest.mark.usefixtures("quick_tables")
 
 
 def dry_run(compose, photos: Path, output: Path, experiment: str, *overrides: str) -> TrainConfig:

@@ -22,9 +22,6 @@ from oscar.utils.rng import StepRng
 QUICK = ("logger.tensorboard=false", "trainer.threads=1", "stage.table_batches=1")
 
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
-
-
 @pytest.fixture
 def configure(compose, photos: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     def make(stage: str, *overrides: str) -> TrainConfig:

@@ -18,7 +18,7 @@ from oscar.training.stages.bottleneck import BottleneckStage
 from oscar.training.trainer import Trainer
 from oscar.utils.rng import StepRng
 
-pytestmark = pytest.mark.usefixtures("quick_tables", "fresh_accelerate")
+pytestmark = pytest.mark.usefixtures("quick_tables")
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ HARD = ("trainer.accumulation=2", "trainer.ema_decay=0.9")
 QUANTISER = ("bottleneck.kmeans_init=true", "bottleneck.dead_code_threshold=0.5")
 
 
-pytestmark = pytest.mark.usefixtures("quick_tables", "fresh_accelerate")
+pytestmark = pytest.mark.usefixtures("quick_tables")
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from oscar.config import ConfigError, TrainConfig
 from oscar.training import preflight
 from oscar.training.preflight import Finding, persistent_bytes, run_preflight
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 BRIEF = (0.01, 0.01)  # seconds of measuring
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.state import AcceleratorState, GradientState
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
@@ -188,10 +187,8 @@ ANY = {  # keys that say where a run is, or how it is watched and resumed, and n
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerate():
+def torchs_default_of_cudnn():
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
     torch.backends.cudnn.deterministic = False
 
 

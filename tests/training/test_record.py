@@ -19,7 +19,7 @@ from oscar.training.record import MAY_CHANGE, flatten, may_change
 from oscar.training.trainer import Trainer
 from oscar.utils.provenance import PROVENANCE, read_model
 
-pytestmark = pytest.mark.usefixtures("quick_tables", "fresh_accelerate")
+pytestmark = pytest.mark.usefixtures("quick_tables")
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 from oscar.bottlenecks.vq import perplexity
@@ -32,9 +31,7 @@ RATES = ("0.0313", "0.1250")
 
 @pytest.fixture(autouse=True)
 def accelerator():
-    yield Accelerator()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    return Accelerator()
 
 
 @pytest.fixture(scope="module")
