@@ -1,11 +1,11 @@
 """CompressAI's rANS coder, whose decoder checks nothing: what must be checked before it sees a payload.
 
-`PrefixDecoder` reads the same payloads from their first bytes alone, for previews.
+Where it is not installed, `oscar.bitstream.python_rans` takes its place, with the same bytes. `PrefixDecoder` reads
+payloads from their first bytes alone, for previews.
 """
 
 from __future__ import annotations
 
-import bisect
 import functools
 import importlib.machinery
 import importlib.util
@@ -13,27 +13,25 @@ import sys
 from collections.abc import Iterable, Sequence
 from types import ModuleType
 
+from oscar.bitstream import python_rans
 from oscar.bitstream.errors import PayloadError
+from oscar.bitstream.python_rans import PRECISION, SMALLEST_STATE, STATE_BYTES, STATE_LIMIT, WORD_BYTES
 
-PRECISION = 16  # bits of CompressAI's frequencies
-STATE_BYTES = 8  # the final state, first in a payload
-WORD_BYTES = 4
 MEAN_STATE_BITS = 48  # of the final state beyond what the symbols need: 32 to 64, as it falls to whole words
-_SMALLEST_STATE, _STATE_LIMIT = 2**31, 2**63
 FEWEST_SYMBOLS = 4  # that CompressAI's encoder has room for: 16 bits each at most, and 64 of the state
 _CERTAIN = [0, 2**PRECISION - 1, 2**PRECISION]  # a table of one symbol and the escape
 
 
 @functools.cache
 def ans() -> ModuleType:
-    """CompressAI's compiled coder, loaded without its package, whose import takes seconds and brings torch."""
+    """CompressAI's compiled coder without its package, whose import takes seconds and brings torch; or else our own."""
     name = "compressai.ans"
     if name not in sys.modules:
         package = importlib.util.find_spec("compressai")
         paths = package.submodule_search_locations if package else None
         spec = importlib.machinery.PathFinder.find_spec(name, paths) if paths else None
         if spec is None or spec.loader is None:
-            raise ImportError("compressai is not installed; it holds the entropy coder")
+            return python_rans
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         sys.modules[name] = module  # a later import of the package must not load the extension a second time
@@ -89,7 +87,7 @@ def check_payload(payload: bytes, smallest: int, limit: int, what: str) -> None:
             f"payload has {len(payload)} bytes; {what} take a multiple of 4 from {smallest} to {limit - 1}"
         )
     state = int.from_bytes(payload[:STATE_BYTES], "little")
-    if not _SMALLEST_STATE <= state < _STATE_LIMIT:
+    if not SMALLEST_STATE <= state < STATE_LIMIT:
         raise PayloadError(f"payload begins with coder state {state}; allowed: 2**31 to 2**63 - 1")
 
 
@@ -113,11 +111,8 @@ class PrefixDecoder:
     """
 
     def __init__(self, prefix: bytes):
-        words = [prefix[start : start + WORD_BYTES] for start in range(STATE_BYTES, len(prefix), WORD_BYTES)]
-        self._words = iter([int.from_bytes(word, "little") for word in words if len(word) == WORD_BYTES])
-        self._state: int | None = int.from_bytes(prefix[:STATE_BYTES], "little")
-        if len(prefix) < STATE_BYTES or not _SMALLEST_STATE <= self._state < _STATE_LIMIT:
-            self._state = None
+        self._stream = python_rans.RansDecoder()
+        self._stream.set_stream(prefix)
         self.asked = self.known = 0
 
     def decode_stream(
@@ -128,23 +123,11 @@ class PrefixDecoder:
         offsets: Sequence[int],
     ) -> list[int]:
         """The next symbols; arguments as CompressAI's decoder takes them."""
-        probable = functools.cache(lambda table: _most_probable(cdfs[table][: sizes[table]]))
-        symbols = []
-        for table in indexes:
-            symbol = probable(table) if self._state is None else self._next(cdfs[table][: sizes[table]])
-            symbols.append(symbol + offsets[table])
-        self.asked += len(symbols)
-        return symbols
-
-    def _next(self, cdf: Sequence[int]) -> int:
-        place = self._state & (2**PRECISION - 1)
-        symbol = bisect.bisect_right(cdf, place) - 1
-        self._state = (cdf[symbol + 1] - cdf[symbol]) * (self._state >> PRECISION) + place - cdf[symbol]
-        self.known += 1
-        if self._state < _SMALLEST_STATE:
-            word = next(self._words, None)
-            self._state = None if word is None else self._state << 8 * WORD_BYTES | word
-        return symbol
+        probable = functools.cache(lambda table: _most_probable(cdfs[table][: sizes[table]]) + offsets[table])
+        symbols = self._stream.decode_stream(indexes, cdfs, sizes, offsets)
+        self.asked += len(indexes)
+        self.known += len(symbols)
+        return symbols + [probable(table) for table in indexes[len(symbols) :]]
 
 
 def _most_probable(cdf: Sequence[int]) -> int:
