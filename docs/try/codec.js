@@ -18,6 +18,8 @@ const FEW = 64; // points that are tried one by one; of more, bytes are taken to
 /** @typedef {(graph: string, ...inputs: object[]) => Promise<object>} Run */
 
 export class Codec {
+  #latents = new WeakMap();
+
   /**
    * @param {object} config `oscar.json` of the model
    * @param {object} runtime `runtime.json`
@@ -31,7 +33,11 @@ export class Codec {
 
   /** The file of an image at an operating point. @param {Pixels} pixels @returns {Promise<Uint8Array>} */
   async compress(pixels, point) {
-    return this.#write(await this.#latent(pixels, point), pixels, point);
+    const { width, height } = pixels;
+    const symbols = await this.bottleneck.quantise(await this.#latent(pixels, point), point, this.run);
+    const { coding, side, payload } = this.bottleneck.write(symbols, point);
+    const modelTag = await this.#tag(coding, point);
+    return pack({ coding, pointCode: point, modelTag, width, height, side, timestep: null, payload });
   }
 
   /**
@@ -41,14 +47,12 @@ export class Codec {
    * @throws {RangeError} with the lengths that can be had, if there is none
    */
   async compressWithin(pixels, maxBytes, progress = () => {}) {
-    const { points, multiple } = this.bottleneck;
-    const latents = new Map();
+    const { points } = this.bottleneck;
     const files = new Map();
     const tries = points.length > FEW ? Math.ceil(Math.log2(points.length)) + 2 : points.length;
     const file = async (point) => {
       if (!files.has(point)) {
-        if (!latents.has(multiple(point))) latents.set(multiple(point), await this.#latent(pixels, point));
-        files.set(point, await this.#write(latents.get(multiple(point)), pixels, point));
+        files.set(point, await this.compress(pixels, point));
         progress(Math.min(1, files.size / tries));
       }
       return files.get(point);
@@ -92,7 +96,7 @@ export class Codec {
       throw new WrongModelError(`the file was not written by a model with ${this.bottleneck.words}, as this one`);
     }
     if (!this.bottleneck.points.includes(pointCode)) {
-      throw new UnknownRateError(`the file has ${this.bottleneck.pointName} ${pointCode}, which this model does not have`);
+      throw new UnknownRateError(`the file has ${this.bottleneck.label(pointCode)}, which this model does not have`);
     }
     const tag = await this.#tag(coding, pointCode);
     if (modelTag !== tag) {
@@ -136,15 +140,13 @@ export class Codec {
     return timesteps[below] + (timesteps[below + 1] - timesteps[below]) * (place - below);
   }
 
-  #latent(pixels, point) {
-    return this.run("vae_encoder", fromPixels(pixels, this.runtime.factor * this.bottleneck.multiple(point)));
-  }
-
-  async #write(latent, { width, height }, point) {
-    const symbols = await this.bottleneck.quantise(latent, point, this.run);
-    const { coding, side, payload } = this.bottleneck.write(symbols, point);
-    const modelTag = await this.#tag(coding, point);
-    return pack({ coding, pointCode: point, modelTag, width, height, side, timestep: null, payload });
+  /** The latent of an image, kept as long as the image is. */
+  async #latent(pixels, point) {
+    const multiple = this.runtime.factor * this.bottleneck.multiple(point);
+    const kept = this.#latents.get(pixels) ?? new Map();
+    this.#latents.set(pixels, kept);
+    if (!kept.has(multiple)) kept.set(multiple, await this.run("vae_encoder", fromPixels(pixels, multiple)));
+    return kept.get(multiple);
   }
 
   #latentShape({ height, width }) {
