@@ -100,14 +100,7 @@ class BaseCodec(nn.Module):
 
     def find_point(self, point: float | Point | None = None, **named: float | None) -> Point:
         """The operating point that is meant (ValueError if this model has none such)."""
-        own = self.bottleneck.point_name
-        for name, value in named.items():
-            if name != own and value is not None:
-                raise ValueError(
-                    f"{name} is {value}, but this model has {self.bottleneck.point_words}; allowed: {own} or max_bytes"
-                )
-            point = value if point is None else point
-        return self.bottleneck.default_point if point is None else self.bottleneck.parse(point)
+        return self.bottleneck.find(point, **named)
 
     def set_mapping(self, mapping: TimestepMapping) -> None:
         """Decode at other timesteps from now on; files written before are another model's then.

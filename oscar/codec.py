@@ -82,7 +82,7 @@ class OscarCodec(BaseCodec):
         Args:
             image: PIL image, uint8 array (H, W), (H, W, 3) or (H, W, 4), or tensor (3, H, W), uint8 or in [-1, 1].
             point: operating point, the bottleneck's default unless it or `max_bytes` is set.
-            effort: 0 to 9: the higher, the smaller the file, at a little loss (see `oscar.bottlenecks.rdo`).
+            effort: 0 to 9: the higher, the smaller the file, at a little loss (see `oscar.bitstream.rdo`).
             max_bytes: length of the file at most, in place of point and effort (see `oscar.rate_control`).
             named: `rate=` or `quality=` in place of `point`.
 
@@ -98,7 +98,8 @@ class OscarCodec(BaseCodec):
             )
         from oscar.rate_control import compress_within  # it stands above, and compresses by this class
 
-        return compress_within(self, as_batch(image), max_bytes)
+        with torch.inference_mode():
+            return compress_within(self, as_batch(image), max_bytes)
 
     def compress_batch(
         self, images: Sequence[AnyImage], point: float | Point | None = None, effort: int = 0

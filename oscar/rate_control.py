@@ -1,17 +1,15 @@
-"""A length in bytes -> an operating point: the best one whose file fits, and at it the least effort."""
+"""A length in bytes -> an operating point: the best one whose file fits, and at it the least effort. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from oscar.bottlenecks import Point
+from oscar.operating_points import Point
 
 if TYPE_CHECKING:
     from oscar.codec import OscarCodec
+    from oscar.runtime import Codec
 
 FEW = 64  # points that are tried one by one; of more, bytes are taken to rise from point to point
 
@@ -20,13 +18,12 @@ class TargetError(ValueError):
     """A size that nothing of a model's meets for an image."""
 
 
-@torch.inference_mode()
-def compress_within(codec: OscarCodec, image: Tensor, max_bytes: int) -> bytes:
+def compress_within(codec: OscarCodec | Codec, image: Any, max_bytes: int) -> bytes:
     """The file of the highest operating point that fits, and at this point of the lowest effort.
 
     Args:
         codec: the codec.
-        image: (1, 3, H, W) in [-1, 1].
+        image: (1, 3, H, W) in [-1, 1], as the codec's `encode_latent` takes it.
         max_bytes: length of the file at most.
 
     Raises:
@@ -46,8 +43,7 @@ def compress_within(codec: OscarCodec, image: Tensor, max_bytes: int) -> bytes:
     return files.at(best, _bisect(efforts, lambda effort: len(files.at(best, effort)) <= max_bytes))
 
 
-@torch.inference_mode()
-def reachable(codec: OscarCodec, image: Tensor) -> tuple[int, int]:
+def reachable(codec: OscarCodec | Codec, image: Any) -> tuple[int, int]:
     """The lengths in bytes of the smallest and of the largest file of an image (1, 3, H, W) in [-1, 1]."""
     return _Files(codec, image).lengths()
 
@@ -72,9 +68,9 @@ def _bisect(items: Sequence, fits: Callable):
 class _Files:
     """Files of one image by operating point and effort; its latents are computed once for each padding."""
 
-    def __init__(self, codec: OscarCodec, image: Tensor):
+    def __init__(self, codec: OscarCodec | Codec, image: Any):
         self.codec, self.image = codec, image
-        self.latents: dict[int, Tensor] = {}
+        self.latents: dict[int, Any] = {}
         self.files: dict[tuple[Point, int], bytes] = {}
 
     def at(self, point: Point, effort: int) -> bytes:

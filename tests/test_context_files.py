@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from oscar import OscarCodec, checkpoint
-from oscar.bitstream import BitstreamError, Coding, Container, PayloadError, WrongModelError
-from oscar.bottlenecks import Payload, rdo
-from oscar.bottlenecks.rdo import MAX_EFFORT
+from oscar.bitstream import BitstreamError, Coding, Container, PayloadError, WrongModelError, rdo
+from oscar.bitstream.coding import MAX_EFFORT
+from oscar.bottlenecks import Payload
 from oscar.checkpoint import CONFIG, WEIGHTS, CheckpointError
 from oscar.config import ContextConfig
 from oscar.data.images import to_tensor

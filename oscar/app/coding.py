@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from oscar.app.uploads import check_pixels
 from oscar.baselines import BaselineUnavailable, CodecError, encode_to_size, make_baseline
 from oscar.bitstream import BitstreamError, Container, WrongModelError
@@ -93,7 +95,8 @@ class Model:
 
     def sizes(self, image: Image.Image) -> Scale:
         """The slider of file sizes for an image."""
-        low, high = reachable(self.codec, as_batch(image))
+        with torch.inference_mode():
+            low, high = reachable(self.codec, as_batch(image))
         return Scale("File size in bytes", low, high, 1, (low + high) // 2)
 
     def compress(self, image: Image.Image, max_bytes: int | None = None, place: float | None = None) -> bytes:

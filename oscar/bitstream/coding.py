@@ -23,6 +23,7 @@ class Coding(IntEnum):
 
 
 INDEX_CODINGS = (Coding.PACKED, Coding.TABLE, Coding.CONTEXT)
+MAX_EFFORT = 9  # in choosing indices (`oscar.bitstream.rdo`)
 
 
 def bits_per_packed_index(codebook_size: int) -> int:

@@ -17,11 +17,10 @@ from oscar.bottlenecks.base import (
     Draw,
     Output,
     Payload,
-    Point,
-    Setting,
     Symbols,
     concatenate,
 )
+from oscar.operating_points import Point, Setting
 from oscar.registry import BOTTLENECKS
 
 __all__ = [

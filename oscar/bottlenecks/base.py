@@ -8,48 +8,26 @@ it. A new one is a subclass of `Bottleneck` and a call of `BOTTLENECKS.register`
 from __future__ import annotations
 
 import contextlib
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oscar.bitstream import Coding, PayloadError, UnknownRateError
+from oscar.bitstream import Coding, PayloadError
 from oscar.config import IMAGE_FIELDS, take
 from oscar.diffusion import NoiseSchedule
 from oscar.models.backbone import Components
 from oscar.models.modules import check_tensors, count
+from oscar.operating_points import OperatingPoints, Point
 from oscar.timesteps import TimestepMapping
 from oscar.utils.rng import StepRng, choose_points
 
 if TYPE_CHECKING:
     from oscar.config import BottleneckConfig, StageConfig
-
-
-class Point(Protocol):
-    """An operating point: one size of files.
-
-    Attributes:
-        value: what users say, such as nominal bits per pixel or a quality.
-        code: the whole number that files hold.
-    """
-
-    @property
-    def value(self) -> float: ...
-
-    @property
-    def code(self) -> int: ...
-
-
-class Setting(NamedTuple):
-    """A plain operating point; see `Point`."""
-
-    value: float
-    code: int
 
 
 class Symbols(NamedTuple):
@@ -101,36 +79,28 @@ class Payload(NamedTuple):
     data: bytes
 
 
-class Bottleneck(nn.Module, ABC):
+class Bottleneck(OperatingPoints, nn.Module, ABC):
     """Turns latents (B, C, h, w) into symbols, symbols into bytes, and both back.
 
     Symbols are a NamedTuple, `Symbols` or the bottleneck's own, whose tensors have the batch as their first dimension.
 
     One of your own sets `latent_channels`, `options` and `points`, and defines `forward`, `quantise`, `dequantise`,
-    `write` and `read`; all else has a default.
+    `write` and `read`; all else has a default. Its operating points are those of `OperatingPoints`.
 
     Attributes:
         kind: its name in configurations and checkpoints, set by `BOTTLENECKS.register`.
-        point_name: what an operating point is called, "rate" or "quality".
-        point_words: what a model with it has, in messages: "rates", "a hyperprior".
-        codings: of the files that it writes.
         config_fields: of `BottleneckConfig` that describe it, beside `kind`.
         stage_fields: of `StageConfig` that count with it, by stage.
         validation_field: of `ValidationConfig` that names operating points.
         latent_channels: C.
         options: arguments of the constructor beside `latent_channels`, JSON-able; configurations have them as
             `bottleneck.options`.
-        points: operating points from small to large files: all, or so many that they stand for all.
-        max_effort: the highest effort of `quantise`.
         factor: pixels per latent position that it is made for; None if any will do.
         is_published: whether protocol `paper` exists for it.
         per_image_timesteps: whether files can hold a timestep of the image's own (mapping `per_image`).
     """
 
     kind: ClassVar[str]
-    point_name: ClassVar[str] = "point"
-    point_words: ClassVar[str] = "a bottleneck of its own"
-    codings: ClassVar[tuple[Coding, ...]] = (Coding.EXTERNAL,)
     config_fields: ClassVar[tuple[str, ...]] = ("options",)
     stage_fields: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "bottleneck": ("cosine", "commitment", "sample_latents", "table_batches"),
@@ -149,51 +119,9 @@ class Bottleneck(nn.Module, ABC):
     validation_field: ClassVar[str] = "points"
     latent_channels: int
     options: dict[str, Any]
-    points: Sequence[Point]
-    max_effort: int = 0
     factor: int | None = None
     is_published: ClassVar[bool] = False
     per_image_timesteps: ClassVar[bool] = False
-
-    # Operating points.
-
-    @property
-    def default_point(self) -> Point:
-        """Where files are written unless something else is asked for; by default the middle one."""
-        return self.points[len(self.points) // 2]
-
-    @property
-    def all_points(self) -> Sequence[Point]:
-        """Every operating point that a file can have, from small to large files."""
-        return self.points
-
-    def parse(self, value: float | Point) -> Point:
-        """The operating point that a user means (ValueError, saying what is allowed)."""
-        number: Any = getattr(value, "value", value)
-        for point in self.points:
-            if math.isclose(point.value, number, rel_tol=1e-6, abs_tol=1e-9):
-                return point
-        allowed = ", ".join(self.label(point) for point in self.points)
-        raise ValueError(f"{self.point_name} {number:g} does not exist; allowed: {allowed}")
-
-    def label(self, point: Point) -> str:
-        """An operating point in messages, and in the names of columns."""
-        return f"{point.value:g}"
-
-    def point_of_code(self, code: int) -> Point:
-        """The operating point of a file (UnknownRateError if it is none of this model's)."""
-        for point in self.points:
-            if point.code == code:
-                return point
-        raise UnknownRateError(f"the file has {self.point_name} of code {code}, which this model does not have")
-
-    def multiple(self, point: Point) -> int:
-        """Sides of a latent must be multiples of this."""
-        return 1
-
-    def nominal_bpp(self, point: Point) -> float | None:
-        """The operating point's nominal rate, where it has one."""
-        return None
 
     # The two halves.
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oscar.bitstream import MAX_QUALITY, Coding
+from oscar.bitstream import Coding
 from oscar.bitstream.hyperprior import (
     ACTIVATION_STEPS,
     KNOTS,
@@ -40,6 +40,7 @@ from oscar.diffusion import NoiseSchedule
 from oscar.models.compressai import EntropyBottleneck, GaussianConditional
 from oscar.models.modules import check_tensors, count, drop
 from oscar.models.precision import compute_finite
+from oscar.operating_points import Qualities, Quality
 from oscar.registry import BOTTLENECKS
 from oscar.timesteps import CurveMapping, TimestepMapping
 from oscar.utils.errors import first_line
@@ -48,9 +49,7 @@ from oscar.utils.rng import StepRng
 if TYPE_CHECKING:
     from oscar.config import BottleneckConfig, StageConfig
 
-DEFAULT_QUALITY = 0.5
 VALIDATION_QUALITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
-POINTS = 25  # qualities that stand for all
 # CompressAI's tables, for which checkpoints keep the integers themselves; and its constants, of which float16 makes
 # a least likelihood of 0.
 _NOT_STORED = (
@@ -75,28 +74,6 @@ _LEVEL_STEP = math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1)
 _LEVEL_WEIGHT = 8.0  # of the rows that give scale levels, which run to 63, so that they learn as fast as means
 _LEAST_NORM = 1.0  # of a channel in the cosine loss: at low rates whole channels are rounded to zero
 _FIRST_GAIN, _LAST_GAIN = 0.35, 10.0  # to start with, for latents of unit variance
-
-
-class Quality(NamedTuple):
-    """A quality as a file holds it.
-
-    Attributes:
-        code: 0 to 4095.
-    """
-
-    code: int
-
-    @property
-    def value(self) -> float:
-        """0 to 1."""
-        return self.code / MAX_QUALITY
-
-    @classmethod
-    def of(cls, value: float) -> Quality:
-        """The nearest to a value (ValueError if it is not from 0 to 1)."""
-        if not 0 <= value <= 1:
-            raise ValueError(f"quality is {value}; allowed: 0 to 1")
-        return cls(round(value * MAX_QUALITY))
 
 
 class HyperpriorSymbols(NamedTuple):
@@ -124,7 +101,7 @@ class Estimate(NamedTuple):
 
 
 @BOTTLENECKS.register("hyperprior")
-class HyperpriorBottleneck(Bottleneck):
+class HyperpriorBottleneck(Qualities, Bottleneck):
     """Latents to bytes and back at any quality.
 
     Args:
@@ -140,9 +117,6 @@ class HyperpriorBottleneck(Bottleneck):
     """
 
     kind = "hyperprior"
-    point_name = "quality"
-    point_words = "a hyperprior"
-    codings = (Coding.HYPERPRIOR,)
     config_fields = ("hyperprior",)
     stage_fields = {
         "bottleneck": ("lambdas", "table_batches"),
@@ -194,30 +168,6 @@ class HyperpriorBottleneck(Bottleneck):
         self.side_model.quantiles.requires_grad_(False)  # medians stay 0, so that side information is whole numbers
         self.value_model = GaussianConditional(None, scale_bound=SCALE_MIN)
         self.coder = None
-
-    # Operating points.
-
-    @property
-    def points(self) -> tuple[Quality, ...]:
-        """So many that they stand for all."""
-        return tuple(Quality.of(step / (POINTS - 1)) for step in range(POINTS))
-
-    @property
-    def all_points(self) -> Sequence[Quality]:
-        return [Quality(code) for code in range(MAX_QUALITY + 1)]
-
-    @property
-    def default_point(self) -> Quality:
-        return Quality.of(DEFAULT_QUALITY)
-
-    def parse(self, value: float | Quality) -> Quality:
-        return value if isinstance(value, Quality) else Quality.of(value)
-
-    def label(self, point: Quality) -> str:
-        return f"{point.value:.4f}"
-
-    def point_of_code(self, code: int) -> Quality:
-        return Quality(code)
 
     # The two halves.
 

@@ -10,21 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from oscar.bitstream import Coding, UnknownRateError, WrongModelError
-from oscar.bitstream.coding import INDEX_CODINGS
+from oscar.bitstream import Coding, WrongModelError
 from oscar.bitstream.context import ContextModel, decode_grid, decode_prefix, encode_grid
 from oscar.bitstream.context import estimated_bits as context_bits
 from oscar.bitstream.entropy import check_frequencies, estimated_bits, normalise_counts, uniform_frequencies
 from oscar.bitstream.norms import dequantise_rms, quantise_rms
+from oscar.bitstream.rdo import cheaper_indices, check_effort
 from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, channel_cosines, cosine_spatial
 from oscar.bottlenecks.hyper_encoder import HyperEncoder
-from oscar.bottlenecks.rdo import MAX_EFFORT, check_effort, choose_cheaper
 from oscar.config import IMAGE_FIELDS, VQ, ConfigError, fill, take
 from oscar.diffusion import NoiseSchedule
 from oscar.metrics.protocol import PAPER_MULTIPLE
 from oscar.models.modules import check_tensors, count, drop
+from oscar.models.padding import pad_to_multiple
 from oscar.models.precision import compute_finite, widen
-from oscar.rates import PAPER_RATES, PIXELS_PER_LATENT, RatePoint, find_rate, rate_by_id
+from oscar.operating_points import Rates
+from oscar.rates import PAPER_RATES, PIXELS_PER_LATENT, RatePoint, rate_by_id
 from oscar.timesteps import TableMapping, TimestepMapping, interpolate
 from oscar.utils.errors import first_line
 from oscar.utils.rng import StepRng, choose_points
@@ -32,7 +33,6 @@ from oscar.utils.rng import StepRng, choose_points
 if TYPE_CHECKING:
     from oscar.config import BottleneckConfig, StageConfig
 
-DEFAULT_RATE = 0.0625
 _TRAINING_ONLY = ("cluster_size", "embed_avg", "initted")
 _DECODER_HALF = (".quantizer._codebook.embed", ".quantizer.codebook", ".quantizer.project_out.", ".proj.")
 # Modules of a hyper-encoder and of its quantiser that a half of the codec does without.
@@ -51,7 +51,7 @@ class VQSymbols(NamedTuple):
     rms: Tensor
 
 
-class VQBottleneck(Bottleneck):
+class VQBottleneck(Rates, Bottleneck):
     """The hyper-encoders of several rates, and how their indices are coded.
 
     Configurations and checkpoints of kind vq give `ResidualVQBottleneck`, which is this unless they say more.
@@ -69,9 +69,6 @@ class VQBottleneck(Bottleneck):
     """
 
     kind = "vq"
-    point_name = "rate"
-    point_words = "rates"
-    codings = INDEX_CODINGS
     config_fields = (
         "rates",
         "width",
@@ -91,7 +88,6 @@ class VQBottleneck(Bottleneck):
         "context": ("rate_weights", "context"),
     }  # fmt: skip
     validation_field = "rates"
-    max_effort = MAX_EFFORT
     factor = PIXELS_PER_LATENT
     is_published = True
     per_image_timesteps = True
@@ -120,44 +116,25 @@ class VQBottleneck(Bottleneck):
         """The hyper-encoder of a rate."""
         return self.hyper_encoders[str(rate.id)]
 
-    # Operating points.
-
-    @property
-    def points(self) -> tuple[RatePoint, ...]:
-        return tuple(sorted(self.rates, key=lambda rate: rate.bpp))
-
-    @property
-    def default_point(self) -> RatePoint:
-        with contextlib.suppress(ValueError):
-            return self.parse(DEFAULT_RATE)
-        return self.points[-1]
-
-    def parse(self, value: float | RatePoint) -> RatePoint:
-        return find_rate(value.bpp if isinstance(value, RatePoint) else value, self.rates)
-
-    def label(self, point: RatePoint) -> str:
-        return f"{point.bpp:.4f}"
-
-    def point_of_code(self, code: int) -> RatePoint:
-        rate = rate_by_id(code)
-        if rate not in self.rates:
-            raise UnknownRateError(f"the file has rate {rate.bpp:.4f}, which this model does not have")
-        return rate
-
-    def multiple(self, point: RatePoint) -> int:
-        return point.downsample
-
-    def nominal_bpp(self, point: RatePoint) -> float:
-        return point.bpp
-
     # The two halves.
 
     def quantise(self, latent: Tensor, point: RatePoint, effort: int = 0) -> VQSymbols:
         indices = self.at(point).encode(latent)
         if check_effort(effort):
-            table, model = self.frequencies[point.id], self.contexts.get(point.id)
-            indices = choose_cheaper(self.at(point), latent, indices, effort, table, model)
+            indices = self._cheaper(latent, indices, point, effort)
         return VQSymbols(indices, channel_rms(latent))
+
+    @torch.no_grad()
+    def _cheaper(self, latent: Tensor, indices: Tensor, point: RatePoint, effort: int) -> Tensor:
+        """The indices with cheaper ones in the place of some; see `oscar.bitstream.rdo`."""
+        encoder, table, model = self.at(point), self.frequencies[point.id], self.contexts.get(point.id)
+        features = encoder.codebook_features(pad_to_multiple(latent, point.downsample * encoder.cell)).float()
+        books = [part.detach().cpu().numpy() for part in encoder.codebooks()]
+        grids = [
+            cheaper_indices(own, *books, grid, effort, table, model)
+            for own, grid in zip(features.cpu().numpy(), indices.cpu().numpy(), strict=True)
+        ]
+        return torch.from_numpy(np.stack(grids).astype(np.int64)).to(indices.device)
 
     def dequantise(self, symbols: VQSymbols, point: RatePoint) -> Tensor:
         # Networks keep the order in memory of their input; on a CPU, torch's normalisations are most exact in this one.

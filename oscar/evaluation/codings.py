@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from oscar.bitstream.coding import INDEX_CODINGS, Coding
-from oscar.bottlenecks.rdo import MAX_EFFORT
+from oscar.bitstream.coding import INDEX_CODINGS, MAX_EFFORT, Coding
 from oscar.bottlenecks.vq import need_rates
 from oscar.codec import OscarCodec
 from oscar.data.folders import find_images

@@ -6,7 +6,7 @@ Effort e chooses, in the order in which indices are coded, the code that minimis
 
 (and the penalties of a quantiser that has some, see `oscar.bottlenecks.residual_vq`), where the bits are what the
 rate's context model, or without one its frequency table, spends on the code. The decoder knows nothing of it. Effort 0
-takes the nearest codes, as the paper does.
+takes the nearest codes, as the paper does. This module knows no torch.
 """
 
 from __future__ import annotations
@@ -14,15 +14,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from oscar.bitstream.coding import MAX_EFFORT
 from oscar.bitstream.context import ContextModel, choose_indices
 from oscar.bitstream.rans import PRECISION
-from oscar.bottlenecks.hyper_encoder import HyperEncoder
-from oscar.models.padding import pad_to_multiple
 
-MAX_EFFORT = 9
 _POSITIONS = 4096  # whose distances are computed at once; bounds the memory
 STEP = 0.03  # of the multiplier; the distance of a fine quantiser falls by about a quarter of itself per bit
 
@@ -34,44 +30,37 @@ def check_effort(effort: int) -> int:
     return effort
 
 
-@torch.no_grad()
-def choose_cheaper(
-    encoder: HyperEncoder,
-    latent: Tensor,
-    indices: Tensor,
+def cheaper_indices(
+    features: np.ndarray,
+    codebooks: np.ndarray,
+    penalties: np.ndarray,
+    indices: np.ndarray,
     effort: int,
     frequencies: np.ndarray,
     context: ContextModel | None = None,
-) -> Tensor:
+) -> np.ndarray:
     """Replace nearest codes by cheaper ones.
 
     Args:
-        encoder: of the rate.
-        latent: (B, 4, h, w).
-        indices: the encoder's own for it, int64 (B, rows, columns).
+        features: of an image, unit norm, (rows of cells, columns of cells, dimensions).
+        codebooks: (stages, K, dimensions), one stage but for residual codes.
+        penalties: (stages, K), what the search adds to the distances of codes.
+        indices: the nearest ones, (rows, columns).
         effort: 1 to 9.
         frequencies: table of the rate.
         context: context model of the rate.
 
     Returns:
-        Indices like the ones given.
+        Indices (rows, columns).
     """
-    padded = pad_to_multiple(latent, encoder.rate.downsample * encoder.cell)
-    features = encoder.codebook_features(padded).float().cpu().numpy()
-    codebooks, penalties = (part.detach().cpu().numpy() for part in encoder.codebooks())
-    result = []
-    for own, grid in zip(features, indices.cpu().numpy(), strict=True):
-        cells = _Cells(own, codebooks, penalties, grid)
-        multiplier = effort * STEP * cells.mean_distance()
-        if context is None:
-            bits = (PRECISION - np.log2(frequencies)).astype(np.float32)
-            parts = np.array_split(np.arange(grid.size), -(-grid.size // _POSITIONS))
-            chosen = [(cells.distances(part) + multiplier * bits).argmin(axis=1) for part in parts]
-            chosen = np.concatenate(chosen).reshape(grid.shape)
-        else:
-            chosen = choose_indices(cells.distances, grid.shape, context, multiplier, cells.put)
-        result.append(torch.from_numpy(chosen.astype(np.int64)))
-    return torch.stack(result).to(indices.device)
+    cells = _Cells(features, codebooks, penalties, indices)
+    multiplier = effort * STEP * cells.mean_distance()
+    if context is not None:
+        return choose_indices(cells.distances, indices.shape, context, multiplier, cells.put)
+    bits = (PRECISION - np.log2(frequencies)).astype(np.float32)
+    parts = np.array_split(np.arange(indices.size), -(-indices.size // _POSITIONS))
+    chosen = [(cells.distances(part) + multiplier * bits).argmin(axis=1) for part in parts]
+    return np.concatenate(chosen).reshape(indices.shape)
 
 
 class _Cells:
