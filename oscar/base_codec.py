@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,8 @@ import torch
 from torch import nn
 
 from oscar import checkpoint
-from oscar.bottlenecks import Bottleneck, Components, Payload, Point
+from oscar.bottlenecks import Bottleneck, Components, Point
+from oscar.file_identity import FileIdentity
 from oscar.models.backbone import Backbone
 from oscar.models.denoiser import Denoiser
 from oscar.timesteps import TimestepMapping
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class BaseCodec(nn.Module):
+class BaseCodec(FileIdentity, nn.Module):
     """The parts of a codec.
 
     Args:
@@ -133,22 +133,16 @@ class BaseCodec(nn.Module):
             self.forget_fingerprint()  # the weights are about to change
         return super().train(mode)
 
-    @property
-    def model_tag(self) -> int:
-        """The first 16 bits of the fingerprint, by which most files name their model."""
-        return int(self.fingerprint[:4], 16)
-
-    def file_tag(self, payload: Payload, point: Point) -> int:
-        """The tag that a file carries: `model_tag`, or 16 bits that depend on what its coding needs beyond, too."""
-        more = self.bottleneck.digest(payload.coding, point)
-        digest = hashlib.sha256(bytes.fromhex(self.fingerprint) + more).digest()
-        return int.from_bytes(digest[:2], "big") if more else self.model_tag
-
     def need(self, components: Components) -> None:
         """Refuse (ValueError) what these components are needed for, where they were not loaded."""
         if self.components not in ("both", components):
             what = {"encoder": "compress", "decoder": "decompress"}[components]
             raise ValueError(f"components is {self.components!r}, which cannot {what}; allowed: both, {components}")
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent position along each side."""
+        return self.backbone.factor
 
     @property
     def device(self) -> torch.device:

@@ -16,9 +16,6 @@ import contextlib
 import copy
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -28,20 +25,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from oscar import model_folder
 from oscar.bottlenecks import Bottleneck, from_config
+from oscar.model_folder import CONFIG, FORMAT, CheckpointError, identity, new_folder, sha256
 from oscar.models.backbone import Backbone, BackboneError
 from oscar.models.denoiser import Denoiser
 from oscar.registry import load_plugins
 from oscar.timesteps import TimestepMapping, mapping_from_config
-from oscar.utils.errors import first_line, hub_reason
-from oscar.utils.provenance import MODEL, SHIPPED, WEIGHTS
-
-FORMAT = 1
-CONFIG = MODEL
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be found, read or used."""
+from oscar.utils.errors import first_line
+from oscar.utils.provenance import WEIGHTS
 
 
 class Parts(NamedTuple):
@@ -141,12 +133,7 @@ def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None, pro
     Raises:
         CheckpointError: if the folder exists and is not a checkpoint.
     """
-    folder = Path(folder)
-    if folder.exists() and not (folder / CONFIG).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is not an OSCAR checkpoint; allowed: a new folder or a checkpoint")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with new_folder(Path(folder)) as temporary:
         save_file({name: _cast(value, dtype) for name, value in tensors(parts).items()}, temporary / WEIGHTS)
         bundled = bundles_backbone(parts)
         if bundled:
@@ -163,16 +150,10 @@ def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None, pro
             **({} if provenance is None else {"provenance": provenance}),
             "fingerprint": fingerprint(parts, dtype),
             "sha256": {
-                path.relative_to(temporary).as_posix(): _sha256(path) for path in temporary.rglob("*.safetensors")
+                path.relative_to(temporary).as_posix(): sha256(path) for path in temporary.rglob("*.safetensors")
             },
         }
         (temporary / CONFIG).write_text(json.dumps(config, allow_nan=False, indent=2, sort_keys=True) + "\n")
-        os.chmod(temporary, 0o755)  # mkdtemp's folder is private, and so are safetensors' files
-        for path in temporary.rglob("*.safetensors"):
-            os.chmod(path, 0o644)
-        _replace_folder(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 class Loaded(NamedTuple):
@@ -281,82 +262,18 @@ def fill(bottleneck: Bottleneck, denoiser: Denoiser | None, state: Mapping[str, 
         raise CheckpointError(first_line(error)) from None
 
 
-def identity(config: Mapping) -> str:
-    """The fingerprint that a checkpoint's description states."""
-    return f"{int(config['fingerprint'], 16):064x}"
-
-
 @contextlib.contextmanager
 def reading(source: str | Path) -> Iterator[tuple[Path, dict]]:
-    """The folder and description of a checkpoint; all that fails while it is read becomes a CheckpointError."""
+    """`oscar.model_folder.reading`, once the user's own kinds of parts are known."""
     load_plugins()  # what fails there is not the checkpoint's fault
-    folder = locate(source)
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"model {str(source)!r}: {CONFIG} cannot be read ({error})") from None
-    version = config.get("format") if isinstance(config, dict) else None
-    if version != FORMAT:
-        raise CheckpointError(f"model {str(source)!r}: format is {version!r}; allowed: {FORMAT}")
-    try:
-        yield folder, config
-    except (CheckpointError, BackboneError) as error:
-        raise CheckpointError(f"model {str(source)!r}: {error}") from None
-    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"model {str(source)!r} cannot be read: {type(error).__name__}: {error}") from None
+    with model_folder.reading(source, BackboneError) as found:
+        yield found
 
 
 def check_hashes(folder: Path, hashes: dict[str, str]) -> None:
-    for name, expected in {WEIGHTS: None, **hashes}.items():
-        if _sha256(folder / name) != expected:
-            raise CheckpointError(f"{name} is damaged (its SHA-256 is not that of {CONFIG})")
-
-
-def locate(source: str | Path) -> Path:
-    """The folder of a shipped model, a local folder, or a hub id (downloaded), in this order."""
-    shipped = SHIPPED / str(source)
-    for folder in (shipped, Path(source)):
-        if (folder / CONFIG).is_file():
-            return folder
-    if Path(source).is_dir():
-        raise CheckpointError(f"model {str(source)!r} is a folder without {CONFIG}; allowed: an OSCAR checkpoint")
-    names = sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
-    allowed = f"allowed: {', '.join([*names, 'a checkpoint folder', 'a hub id'])}"
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # the hub client raises its HTTP library's errors too
-        raise CheckpointError(f"model {str(source)!r} does not exist: {hub_reason(error)}; {allowed}") from None
+    """Refuse (CheckpointError) a folder whose files, the weights at least, are not what its JSON says of them."""
+    model_folder.check_hashes(folder, {WEIGHTS: "", **hashes})
 
 
 def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
     return value.to(dtype) if dtype is not None and value.is_floating_point() else value
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file) -> str:  # Python 3.10 has no hashlib.file_digest
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _replace_folder(new: Path, folder: Path) -> None:
-    old = None
-    if folder.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-        os.rename(folder, old / "was")
-    try:
-        os.rename(new, folder)
-    except OSError:
-        if old is not None:
-            os.rename(old / "was", folder)
-            old.rmdir()
-        raise
-    if old is not None:
-        shutil.rmtree(old)

@@ -19,9 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from oscar.base_codec import BaseCodec
-from oscar.bitstream import Container, HeaderError, WrongModelError
-from oscar.bottlenecks import Payload, Point, concatenate
-from oscar.data.images import ImageError, as_batch, to_pil
+from oscar.bitstream import Container
+from oscar.bottlenecks import Point, concatenate
+from oscar.data.images import ImageError
+from oscar.data.tensors import as_batch, to_pil
 from oscar.metrics.protocol import Protocol, check_protocol, sample_of
 from oscar.models.backbone import SampleRule
 from oscar.models.padding import pad_to_multiple
@@ -135,7 +136,7 @@ class OscarCodec(BaseCodec):
             BitstreamError: if the header is not there, is foreign or another model's, or the coding has no preview.
         """
         container, point = self.open(data, whole=False)
-        symbols, share = self.bottleneck.read_prefix(_payload(container), point, self.latent_shape(container))
+        symbols, share = self.bottleneck.read_prefix(container.coded, point, self.latent_shape(container))
         return Preview(to_pil(self.decode_files([Parsed(container, point, symbols)])[0]), share)
 
     # The encoder.
@@ -197,36 +198,11 @@ class OscarCodec(BaseCodec):
             result |= zip(positions, self.decode_files([parsed[position] for position in positions]), strict=True)
         return [result[position] for position in range(len(files))]
 
-    def open(self, data: bytes, whole: bool = True) -> tuple[Container, Point]:
-        """Bytes of a file, or unless `whole` of its start -> header and operating point, if this model wrote it.
-
-        Raises:
-            BitstreamError: if it is damaged, foreign, or was written with another model.
-        """
-        container = Container.unpack(data, whole)
-        if container.coding not in self.bottleneck.codings:
-            raise WrongModelError(
-                f"the file was written by a model with {container.coding.model}; "
-                f"this one has {self.bottleneck.codings[0].model}"
-            )
-        point = self.bottleneck.point_of_code(container.point_code)
-        tag = self.file_tag(_payload(container), point)
-        if container.model_tag != tag:
-            raise WrongModelError(f"the file was written with model {container.model_tag:04x}; this model is {tag:04x}")
-        if (container.timestep is not None) != self.mapping.per_image:
-            has, wants = ("no", "one") if self.mapping.per_image else ("a", "none")
-            raise HeaderError(f"the file has {has} timestep of its own; allowed for this model: {wants}")
-        return container, point
-
     def read(self, data: bytes) -> Parsed:
         """Bytes of a file -> symbols (BitstreamError as `open`)."""
         container, point = self.open(data)
-        symbols = self.bottleneck.read(_payload(container), point, self.latent_shape(container))
+        symbols = self.bottleneck.read(container.coded, point, self.latent_shape(container))
         return Parsed(container, point, symbols)
-
-    def latent_shape(self, container: Container) -> tuple[int, int]:
-        """Rows and columns of the latent of a file's image, before padding to the bottleneck's multiple."""
-        return -(-container.height // self.backbone.factor), -(-container.width // self.backbone.factor)
 
     @torch.inference_mode()
     def decode_files(self, parsed: Sequence[Parsed]) -> Tensor:
@@ -269,7 +245,3 @@ class OscarCodec(BaseCodec):
         symbols = encoded.symbols if paper else self.bottleneck.stored(encoded.symbols, point)
         decoded = self.decode(symbols, point, encoded.timesteps)
         return decoded._replace(image=decoded.image[..., : batch.shape[-2], : batch.shape[-1]])
-
-
-def _payload(container: Container) -> Payload:
-    return Payload(container.coding, container.side, container.payload)

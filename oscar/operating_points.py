@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from oscar.bitstream import MAX_QUALITY, Coding, UnknownRateError
+from oscar.bitstream import MAX_QUALITY, Coding, Payload, PayloadError, UnknownRateError, WrongModelError
 from oscar.bitstream.coding import INDEX_CODINGS, MAX_EFFORT
 from oscar.rates import RatePoint, find_rate, rate_by_id
+
+if TYPE_CHECKING:
+    from oscar.bitstream.context import ContextModel
 
 DEFAULT_QUALITY, DEFAULT_RATE = 0.5, 0.0625
 POINTS = 25  # qualities that stand for all
@@ -57,6 +60,11 @@ class Quality(NamedTuple):
         if not 0 <= value <= 1:
             raise ValueError(f"quality is {value}; allowed: 0 to 1")
         return cls(round(value * MAX_QUALITY))
+
+
+def no_preview(payload: Payload) -> PayloadError:
+    """What is raised for the start of a payload that only shows an image as a whole."""
+    return PayloadError(f"coding {payload.coding.name.lower()} has no preview; allowed: context, hyperprior")
 
 
 class OperatingPoints:
@@ -128,12 +136,21 @@ class OperatingPoints:
         """The operating point's nominal rate, where it has one."""
         return None
 
+    def digest(self, coding: Coding, point: Any) -> bytes:
+        """What decoding files of this coding depends on beyond the model's fingerprint; empty for nothing.
+
+        Raises:
+            WrongModelError: if this model cannot have written such a file.
+        """
+        return b""
+
 
 class Rates(OperatingPoints):
     """Those of a vector quantiser.
 
     Attributes:
         rates: that it has, in any order.
+        contexts: context model by rate id, for rates whose indices one predicts.
     """
 
     point_name = "rate"
@@ -141,6 +158,7 @@ class Rates(OperatingPoints):
     codings = INDEX_CODINGS
     max_effort = MAX_EFFORT
     rates: tuple[RatePoint, ...]
+    contexts: dict[int, ContextModel]
 
     @property
     def points(self) -> tuple[RatePoint, ...]:
@@ -169,6 +187,13 @@ class Rates(OperatingPoints):
 
     def nominal_bpp(self, point: RatePoint) -> float:
         return point.bpp
+
+    def digest(self, coding: Coding, point: RatePoint) -> bytes:
+        if coding != Coding.CONTEXT:
+            return b""
+        if point.id not in self.contexts:
+            raise WrongModelError(f"the file is coded by context; this model has none for rate {point.bpp:.4f}")
+        return self.contexts[point.id].digest
 
 
 class Qualities(OperatingPoints):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from oscar import OscarCodec, checkpoint
 from oscar.bitstream.entropy import normalise_counts
 from oscar.checkpoint import CONFIG, WEIGHTS, CheckpointError
-from oscar.data.images import to_tensor
+from oscar.data.tensors import to_tensor
 from oscar.inference.load import load
 from oscar.rates import PAPER_RATES
 
@@ -46,7 +46,7 @@ def edit_weights(folder: Path, change) -> None:
     change(state)
     save_file(state, folder / WEIGHTS)
     hashes = json.loads((folder / CONFIG).read_text())["sha256"]
-    edit_config(folder, sha256={**hashes, WEIGHTS: checkpoint._sha256(folder / WEIGHTS)})
+    edit_config(folder, sha256={**hashes, WEIGHTS: checkpoint.sha256(folder / WEIGHTS)})
 
 
 def assert_same_outputs(one: OscarCodec, other: OscarCodec, image: torch.Tensor, tolerance: float = 0.0) -> None:

@@ -17,7 +17,8 @@ from oscar.bitstream import BitstreamError, Coding, Container, HeaderError, Unkn
 from oscar.bitstream.norms import dequantise_rms, quantise_rms
 from oscar.bottlenecks.vq import channel_rms, rescale
 from oscar.codec import OscarCodec
-from oscar.data.images import ImageError, to_pil, to_tensor
+from oscar.data.images import ImageError
+from oscar.data.tensors import to_pil, to_tensor
 from oscar.diffusion import channel_cosine
 from oscar.inference.load import load
 from oscar.metrics.protocol import image_noise, sample_of

@@ -17,8 +17,9 @@ from PIL import Image, ImageCms
 
 from oscar.cli.image_files import IMAGE_FORMATS, encode_image
 from oscar.data import images
-from oscar.data.images import read_image, to_rgb, to_tensor
+from oscar.data.images import read_image, to_rgb
 from oscar.data.sources import find_images, open_source
+from oscar.data.tensors import to_tensor
 
 D50, D65 = np.array([0.9642, 1, 0.8249]), np.array([0.95047, 1, 1.08883])
 BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])

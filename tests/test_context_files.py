@@ -18,7 +18,7 @@ from oscar.bitstream.coding import MAX_EFFORT
 from oscar.bottlenecks import Payload
 from oscar.checkpoint import CONFIG, WEIGHTS, CheckpointError
 from oscar.config import ContextConfig
-from oscar.data.images import to_tensor
+from oscar.data.tensors import to_tensor
 from oscar.inference.load import load
 from oscar.rate_control import TargetError
 from oscar.rates import PAPER_RATES
@@ -190,7 +190,7 @@ def test_damaged_context_models_are_refused(folder: Path, tmp_path: Path, change
     change(state)
     save_file(state, copy / WEIGHTS)
     config = json.loads((copy / CONFIG).read_text())
-    config["sha256"][WEIGHTS] = checkpoint._sha256(copy / WEIGHTS)
+    config["sha256"][WEIGHTS] = checkpoint.sha256(copy / WEIGHTS)
     (copy / CONFIG).write_text(json.dumps(config))
     for read in (load, OscarCodec.from_pretrained):
         with pytest.raises(CheckpointError, match=message) as error:

@@ -23,7 +23,8 @@ from oscar.bottlenecks.hyperprior import Quality
 from oscar.checkpoint import CheckpointError
 from oscar.convert.merge import merge_rates
 from oscar.convert.published import export
-from oscar.data.images import ImageError, to_pil, to_tensor
+from oscar.data.images import ImageError
+from oscar.data.tensors import to_pil, to_tensor
 from oscar.evaluation.calibration import calibrate
 from oscar.evaluation.codecs import OscarImageCodec
 from oscar.inference.load import load
@@ -301,7 +302,7 @@ def test_a_checkpoint_with_damaged_integers_is_refused(folder, tmp_path) -> None
     codec.save_pretrained(tmp_path / "bad")
     save_file(state, tmp_path / "bad" / "oscar.safetensors")
     config = json.loads((tmp_path / "bad" / "oscar.json").read_text())
-    config["sha256"]["oscar.safetensors"] = checkpoint._sha256(tmp_path / "bad" / "oscar.safetensors")
+    config["sha256"]["oscar.safetensors"] = checkpoint.sha256(tmp_path / "bad" / "oscar.safetensors")
     (tmp_path / "bad" / "oscar.json").write_text(json.dumps(config))
     for read in (load, OscarCodec.from_pretrained):
         with pytest.raises(CheckpointError, match="coder"):

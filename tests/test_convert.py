@@ -32,7 +32,7 @@ from oscar.convert.published import (
     published_tensors,
     to_published,
 )
-from oscar.data.images import to_tensor
+from oscar.data.tensors import to_tensor
 from oscar.inference.load import load
 from oscar.models.backbone import Backbone, BackboneError
 from oscar.rates import PAPER_RATES, RATES

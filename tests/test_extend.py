@@ -21,7 +21,8 @@ from oscar import OscarCodec, registry
 from oscar.bitstream import BitstreamError, Container
 from oscar.cli.main import main
 from oscar.config import BenchmarkConfig, ConfigError, EvaluateConfig, parse
-from oscar.data.images import read_image, to_tensor
+from oscar.data.images import read_image
+from oscar.data.tensors import to_tensor
 from oscar.training.build import build_stage
 from oscar.training.trainer import Trainer
 

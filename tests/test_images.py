@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oscar.data.images import ImageError, image_suffixes, list_images, read_image, to_pil, to_rgb, to_tensor
+from oscar.data.images import ImageError, image_suffixes, list_images, read_image, to_rgb
+from oscar.data.tensors import to_pil, to_tensor
 
 RAMP = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
 

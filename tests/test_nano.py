@@ -9,10 +9,10 @@ from PIL import Image
 
 from oscar import OscarCodec
 from oscar.baselines import make_baseline
-from oscar.checkpoint import SHIPPED
 from oscar.inference.load import load
 from oscar.metrics.image import ms_ssim, psnr
 from oscar.rates import PAPER_RATES
+from oscar.utils.provenance import SHIPPED
 
 MEGABYTE = 10**6
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from oscar.baselines import make_baseline
-from oscar.checkpoint import SHIPPED
 from oscar.codec import OscarCodec
-from oscar.data.images import to_tensor
+from oscar.data.tensors import to_tensor
 from oscar.evaluation.codecs import OscarImageCodec
 from oscar.inference.load import load
 from oscar.metrics.image import ms_ssim, psnr
+from oscar.utils.provenance import SHIPPED
 
 MEGABYTE = 10**6
 

@@ -12,7 +12,7 @@ from oscar.app.uploads import check_pixels
 from oscar.baselines import BaselineUnavailable, CodecError, encode_to_size, make_baseline
 from oscar.bitstream import BitstreamError, Container, WrongModelError
 from oscar.bottlenecks import Payload
-from oscar.data.images import as_batch
+from oscar.data.tensors import as_batch
 from oscar.metrics.image import ms_ssim, psnr
 from oscar.rate_control import reachable
 

@@ -6,7 +6,7 @@ modules, so that reading a header (`oscar info`) does without.
 
 from __future__ import annotations
 
-from oscar.bitstream.coding import Coding, packed_length
+from oscar.bitstream.coding import Coding, Payload, packed_length
 from oscar.bitstream.container import MAX_QUALITY, MAX_SIDE, VERSION, Container
 from oscar.bitstream.errors import (
     BitstreamError,
@@ -30,6 +30,7 @@ __all__ = [
     "Container",
     "HeaderError",
     "NotAnOscarFileError",
+    "Payload",
     "PayloadError",
     "TruncatedFileError",
     "UnknownRateError",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import NamedTuple
 
 
 class Coding(IntEnum):
@@ -20,6 +21,20 @@ class Coding(IntEnum):
         return {self.HYPERPRIOR: "a hyperprior", self.EXTERNAL: "a bottleneck of its own"}.get(
             self, "a vector quantiser"
         )
+
+
+class Payload(NamedTuple):
+    """One image's symbols, coded.
+
+    Attributes:
+        coding: how.
+        side: side information of fixed length in the header; only codings of indices have any.
+        data: the coded symbols.
+    """
+
+    coding: Coding
+    side: bytes
+    data: bytes
 
 
 INDEX_CODINGS = (Coding.PACKED, Coding.TABLE, Coding.CONTEXT)

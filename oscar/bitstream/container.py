@@ -22,7 +22,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
-from oscar.bitstream.coding import INDEX_CODINGS, Coding, packed_length
+from oscar.bitstream.coding import INDEX_CODINGS, Coding, Payload, packed_length
 from oscar.bitstream.errors import (
     ChecksumError,
     HeaderError,
@@ -113,6 +113,11 @@ class Container:
                 f"payload has {length} bytes; allowed for {self.width}x{self.height} at rate "
                 f"{rate.bpp:.4f} with coding {self.coding.name.lower()}: {allowed}"
             )
+
+    @property
+    def coded(self) -> Payload:
+        """The coded symbols, with what goes with them."""
+        return Payload(self.coding, self.side, self.payload)
 
     @property
     def has_indices(self) -> bool:

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oscar.bitstream import Coding, PayloadError
+from oscar.bitstream import Payload
 from oscar.config import IMAGE_FIELDS, take
 from oscar.diffusion import NoiseSchedule
 from oscar.models.backbone import Components
 from oscar.models.modules import check_tensors, count
-from oscar.operating_points import OperatingPoints, Point
+from oscar.operating_points import OperatingPoints, Point, no_preview
 from oscar.timesteps import TimestepMapping
 from oscar.utils.rng import StepRng, choose_points
 
@@ -63,20 +63,6 @@ class Output(NamedTuple):
     losses: dict[str, Tensor]
     statistics: dict[str, Tensor]
     weight: Tensor | None = None
-
-
-class Payload(NamedTuple):
-    """One image's symbols, coded.
-
-    Attributes:
-        coding: how.
-        side: side information of fixed length in the header; only codings of indices have any.
-        data: the coded symbols.
-    """
-
-    coding: Coding
-    side: bytes
-    data: bytes
 
 
 class Bottleneck(OperatingPoints, nn.Module, ABC):
@@ -151,7 +137,7 @@ class Bottleneck(OperatingPoints, nn.Module, ABC):
         Raises:
             PayloadError: if the coding has no preview.
         """
-        raise PayloadError(f"coding {payload.coding.name.lower()} has no preview; allowed: context, hyperprior")
+        raise no_preview(payload)
 
     def check_published(self, point: Point, height: int, width: int) -> None:
         """Refuse (ValueError) what the published evaluation (protocol `paper`) cannot do for an image of this size."""
@@ -200,14 +186,6 @@ class Bottleneck(OperatingPoints, nn.Module, ABC):
     def decoder_tensors(self) -> set[str]:
         """Names among `tensors` on which decoding depends, and so the fingerprint; by default all."""
         return set(self.tensors())
-
-    def digest(self, coding: Coding, point: Point) -> bytes:
-        """What decoding files of this coding depends on beyond the fingerprint; empty for nothing.
-
-        Raises:
-            WrongModelError: if this model cannot have written such a file.
-        """
-        return b""
 
     def keep(self, components: Components, both_needed: bool = False) -> None:
         """Remove what neither coding nor these components use; the bottleneck cannot be trained then.

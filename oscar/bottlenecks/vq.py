@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from oscar.bitstream import Coding, WrongModelError
+from oscar.bitstream import Coding
 from oscar.bitstream.context import ContextModel, decode_grid, decode_prefix, encode_grid
 from oscar.bitstream.context import estimated_bits as context_bits
 from oscar.bitstream.entropy import check_frequencies, estimated_bits, normalise_counts, uniform_frequencies
@@ -284,13 +284,6 @@ class VQBottleneck(Rates, Bottleneck):
             or not name.startswith("context.")
             and any(part in name for part in _DECODER_HALF)
         }
-
-    def digest(self, coding: Coding, point: RatePoint) -> bytes:
-        if coding != Coding.CONTEXT:
-            return b""
-        if point.id not in self.contexts:
-            raise WrongModelError(f"the file is coded by context; this model has none for rate {point.bpp:.4f}")
-        return self.contexts[point.id].digest
 
     def keep(self, components: Components, both_needed: bool = False) -> None:
         if components == "encoder" and both_needed:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from oscar import __version__
 from oscar.baselines.base import BaselineUnavailable
-from oscar.checkpoint import CONFIG, SHIPPED
 from oscar.inference.precision import auto_dtype
 from oscar.metrics.weights import CACHE, Weights
+from oscar.model_folder import CONFIG, SHIPPED
 from oscar.utils.errors import first_line
 from oscar.utils.extras import PACKAGES, how_to_install
 

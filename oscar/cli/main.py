@@ -1,4 +1,4 @@
-"""The `oscar` command: compress, decompress, info; convert, merge, add-rates, push; app; doctor; and the scripts.
+"""The `oscar` command: compress, decompress, info; convert, merge, add-rates, export, push; app; doctor; and scripts.
 
 Anything wrong ends in one line on stderr and exit code 2. Help and `info` import no torch, and all that can be checked
 without torch is checked before it is imported.
@@ -20,6 +20,7 @@ from oscar.cli import app as page
 from oscar.cli import lean
 from oscar.cli.compress import compress
 from oscar.cli.decompress import decompress
+from oscar.cli.export import export
 from oscar.cli.info import info
 from oscar.cli.messages import (
     INTERRUPTED,
@@ -132,6 +133,7 @@ app.command(short_help="What an .oscar file holds, or how a model was trained.")
 app.command(short_help="A published checkpoint to a model folder, and back.")(convert)
 app.command(short_help="Rates that were trained apart to one model.")(merge)
 app.command("add-rates", short_help="Rates that a trained model never saw, from stage 1.")(add_rates)
+app.command(short_help="A model that codes without torch too: ONNX graphs beside it.")(export)
 app.command(short_help="A model to the Hugging Face hub, with a card.")(push)
 app.command(name="app", short_help="A page to try models on, in the browser.")(page.app)
 

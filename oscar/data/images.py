@@ -1,6 +1,6 @@
 """Images at the edges of the codec: files, PIL images, arrays and tensors, in and out, with nothing lost in silence.
 
-torch is imported by the two functions that need it.
+This module knows no torch; `oscar.data.tensors` does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from oscar.bitstream.container import MAX_SIDE
 from oscar.utils.files import Listing, list_folder
 
 if TYPE_CHECKING:
-    import torch
     from PIL import ImageCms
 
 logger = logging.getLogger(__name__)
@@ -28,7 +27,6 @@ logger = logging.getLogger(__name__)
 # metafiles), films, text and vector graphics.
 _NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PALM", "PDF", "WMF"})
 _OPTIONAL = {"AVIF": "avif", "JPEG": "jpg", "JPEG2000": "jpg_2000", "MPO": "jpg", "WEBP": "webp"}  # parts of a build
-_RANGE_SLACK = 1e-3  # of float pixels, for results of float arithmetic that end a little outside [-1, 1]
 _SRGB_TOLERANCE = 1  # levels by which a profile may move colours that is taken for sRGB's own
 _SRGB_GAMMA = 0.45455  # as PNG has it
 _PROFILE_DATE = bytes.fromhex("07cf 0001 0001 0000 0000 0000")  # 1 January 1999, of sRGB's standard
@@ -294,29 +292,21 @@ def _grey16_to_8(image: Image.Image) -> Image.Image:
     return grey
 
 
-def to_tensor(
-    image: Image.Image | np.ndarray | torch.Tensor, background: tuple[int, int, int] | None = None
-) -> torch.Tensor:
-    """Convert one image to a float32 tensor (1, 3, H, W) in [-1, 1].
+def to_pixels(image: Image.Image | np.ndarray, background: tuple[int, int, int] | None = None) -> np.ndarray:
+    """Convert one image to sRGB pixels, uint8 (H, W, 3).
 
     Args:
-        image: a PIL image; a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or a tensor (3, H, W) or
-            (1, 3, H, W), of uint8 or of floats in [-1, 1]. A tensor keeps its device.
+        image: a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
         background: see `to_rgb`.
 
     Raises:
-        ImageError: if the shape, type or values are not as above, or `to_rgb` refuses the image.
+        ImageError: if the shape or type is not as above, or `to_rgb` refuses the image.
     """
-    import torch
-
-    if isinstance(image, torch.Tensor):
-        return _check_tensor(image)
     if isinstance(image, np.ndarray):
         image = _array_to_pil(image)
     if not isinstance(image, Image.Image):
         raise ImageError(f"image of type {type(image).__name__} is not allowed; allowed: PIL image, array, tensor")
-    pixels = torch.from_numpy(np.array(to_rgb(image, background))).permute(2, 0, 1)[None]
-    return (pixels.float() / 127.5 - 1).contiguous()
+    return np.array(to_rgb(image, background))
 
 
 def _array_to_pil(pixels: np.ndarray) -> Image.Image:
@@ -325,43 +315,6 @@ def _array_to_pil(pixels: np.ndarray) -> Image.Image:
     if not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))) or 0 in pixels.shape:
         raise ImageError(f"array of shape {pixels.shape} is not allowed; allowed: (H, W) or (H, W, 1, 3 or 4)")
     return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels))
-
-
-def _check_tensor(pixels: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    shape = tuple(pixels.shape)
-    if shape[-3:-2] != (3,) or len(shape) not in (3, 4) or (len(shape) == 4 and shape[0] != 1) or 0 in shape:
-        raise ImageError(f"tensor of shape {shape} is not allowed; allowed: (3, H, W) or (1, 3, H, W)")
-    pixels = pixels.detach().reshape(1, *shape[-3:])
-    if pixels.dtype == torch.uint8:
-        return pixels.float() / 127.5 - 1
-    if not pixels.is_floating_point():
-        raise ImageError(f"tensor of type {pixels.dtype} is not allowed; allowed: uint8, or floats in [-1, 1]")
-    low, high = (value.item() for value in pixels.float().aminmax())
-    if not (low >= -1 - _RANGE_SLACK and high <= 1 + _RANGE_SLACK):  # so written that NaN is refused too
-        raise ImageError(f"tensor with values from {low:g} to {high:g} is not allowed; allowed: -1 to 1")
-    return pixels.float().clamp(-1, 1)
-
-
-def to_pil(pixels: torch.Tensor, truncate: bool = False) -> Image.Image:
-    """Convert a tensor (3, H, W) or (1, 3, H, W) in [-1, 1] to PIL RGB; values beyond are clamped, all are rounded.
-
-    With `truncate` they are rounded down, as by torchvision's `to_pil_image`, which the published code calls.
-
-    Raises:
-        ImageError: if the shape is another.
-    """
-    import torch
-
-    if pixels.ndim == 4 and pixels.shape[0] == 1:
-        pixels = pixels[0]
-    if pixels.ndim != 3 or pixels.shape[0] != 3:
-        raise ImageError(f"tensor of shape {tuple(pixels.shape)} is not allowed; allowed: (3, H, W) or (1, 3, H, W)")
-    pixels = pixels.detach().float()
-    levels = (pixels / 2 + 0.5) * 255 if truncate else ((pixels + 1) * 127.5).round()
-    pixels = levels.clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def scan_images(folder: str | Path, recursive: bool = True) -> Listing:
@@ -389,10 +342,7 @@ def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
     return listing.files
 
 
-def as_batch(image: Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
-    """An image as (1, 3, H, W) in [-1, 1]; ImageError if no file can hold it."""
-    batch = to_tensor(image)
-    height, width = batch.shape[-2:]
+def check_sides(height: int, width: int) -> None:
+    """Refuse (ImageError) an image that no file can hold."""
     if max(height, width) > MAX_SIDE:
         raise ImageError(f"image of {width}x{height} pixels is not allowed; allowed: {MAX_SIDE} a side")
-    return batch

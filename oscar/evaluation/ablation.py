@@ -28,7 +28,7 @@ from oscar.bottlenecks.vq import need_rates
 from oscar.checkpoint import content_hash
 from oscar.codec import OscarCodec
 from oscar.data.folders import find_images
-from oscar.data.images import to_pil, to_tensor
+from oscar.data.tensors import to_pil, to_tensor
 from oscar.evaluation.calibration import by_bpp, calibrate
 from oscar.evaluation.curves import metric_title
 from oscar.evaluation.evaluate import EvaluationError, evaluate, load_results

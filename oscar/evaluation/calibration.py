@@ -30,7 +30,8 @@ from tqdm import tqdm
 from oscar.bottlenecks.vq import need_rates, rescale
 from oscar.codec import OscarCodec
 from oscar.data.folders import find_images
-from oscar.data.images import ImageError, read_image, to_tensor
+from oscar.data.images import ImageError, read_image
+from oscar.data.tensors import to_tensor
 from oscar.diffusion import channel_cosine
 from oscar.evaluation.evaluate import EvaluationError
 from oscar.rates import RatePoint

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 import oscar
-from oscar import checkpoint
+from oscar import checkpoint, model_folder
 from oscar.baselines.base import Encoded, ImageCodec, RoundTrip
 from oscar.codec import OscarCodec, Parsed
-from oscar.data.images import to_pil, to_tensor
+from oscar.data.tensors import to_pil, to_tensor
 from oscar.inference.load import load
 from oscar.metrics.protocol import Protocol, check_protocol, paper_size, sample_of
 
@@ -177,7 +177,7 @@ def load_oscar(
     Raises:
         CheckpointError: if it cannot be found or read.
     """
-    folder = checkpoint.locate(model)
+    folder = model_folder.locate(model)
     codec = load(model, device, getattr(torch, dtype))
     sha256 = json.loads((folder / checkpoint.CONFIG).read_text())["sha256"]
     return OscarImageCodec(codec, Path(model).absolute().name, protocol, sha256, model)

@@ -16,7 +16,8 @@ from oscar.bitstream.coding import INDEX_CODINGS, MAX_EFFORT, Coding
 from oscar.bottlenecks.vq import need_rates
 from oscar.codec import OscarCodec
 from oscar.data.folders import find_images
-from oscar.data.images import read_image, to_pil, to_tensor
+from oscar.data.images import read_image
+from oscar.data.tensors import to_pil, to_tensor
 from oscar.evaluation.curves import metric_title
 from oscar.inference.load import load
 from oscar.metrics.image import MetricSet

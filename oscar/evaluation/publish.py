@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from oscar import checkpoint
+from oscar import checkpoint, model_folder
 from oscar.checkpoint import CONFIG, CheckpointError
 from oscar.data.datasets import DATASETS
 from oscar.evaluation.evaluate import EvaluationError, load_results, means_per_point, missing_notes
@@ -107,7 +107,7 @@ def make_card(
     """The model card, Markdown with YAML before it."""
     from huggingface_hub import ModelCardData
 
-    facts = {**read_model(checkpoint.locate(source)), "model": repository, "backbone": description["backbone"]}
+    facts = {**read_model(model_folder.locate(source)), "model": repository, "backbone": description["backbone"]}
     data = ModelCardData(
         license=licence,
         base_model=description["backbone"],

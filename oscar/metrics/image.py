@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from oscar.data.images import to_pil, to_rgb, to_tensor
+from oscar.data.images import to_rgb
+from oscar.data.tensors import to_pil, to_tensor
 from oscar.registry import METRICS
 
 if TYPE_CHECKING:

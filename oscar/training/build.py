@@ -9,7 +9,7 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 
-from oscar import checkpoint
+from oscar import checkpoint, model_folder
 from oscar.bottlenecks import Bottleneck
 from oscar.codec import OscarCodec
 from oscar.config import CacheLatentsConfig, ConfigError, TrainConfig
@@ -152,7 +152,7 @@ def _find_unet(config: TrainConfig) -> None:
     Raises:
         BackboneError: if they are not to be had.
     """
-    source = config.backbone.source or str(checkpoint.locate(config.init_from))
+    source = config.backbone.source or str(model_folder.locate(config.init_from))
     with reading(source):
         if not part_files(source, "unet") and Path(source).is_dir() and not list((Path(source) / "unet").glob("*.bin")):
             raise ValueError("the weights of unet are not there")

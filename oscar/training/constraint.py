@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from oscar.bitstream.entropy import normalise_counts
 from oscar.codec import OscarCodec
-from oscar.data.images import read_image, to_tensor
+from oscar.data.images import read_image
+from oscar.data.tensors import to_tensor
 from oscar.models.padding import pad_to_multiple
 from oscar.rates import RatePoint
 

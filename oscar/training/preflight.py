@@ -22,11 +22,11 @@ import torch
 
 from oscar.config import ConfigError, LoggerConfig, TrainConfig
 from oscar.inference.fitting import TensorMemory
-from oscar.inference.memory import available_memory
 from oscar.training.build import build_stage
 from oscar.training.resolve import resolve
 from oscar.training.stages.base import Stage
 from oscar.training.trainer import Trainer, make_accelerator
+from oscar.utils.free_memory import available_memory
 
 GIB = 2**30
 LOADER_SECONDS, STEP_SECONDS, MOST_STEPS = 10.0, 20.0, 20  # of measuring

@@ -33,7 +33,8 @@ from oscar.bottlenecks.vq import perplexity
 from oscar.codec import OscarCodec
 from oscar.config import ConfigError, TrainConfig
 from oscar.data.folders import find_images
-from oscar.data.images import read_image, to_pil, to_tensor
+from oscar.data.images import read_image
+from oscar.data.tensors import to_pil, to_tensor
 from oscar.metrics.image import METRICS, MetricSet
 from oscar.models.padding import pad_to_multiple
 from oscar.training.stages.base import Stage, validation_points

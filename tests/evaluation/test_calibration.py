@@ -17,7 +17,7 @@ from oscar import OscarCodec
 from oscar.bitstream import Container
 from oscar.bottlenecks.hyper_encoder import HyperEncoder
 from oscar.config import AblateTimestepsConfig, CalibrateTimestepsConfig, MetricsConfig, PackagedImagesConfig
-from oscar.data.images import to_pil, to_tensor
+from oscar.data.tensors import to_pil, to_tensor
 from oscar.evaluation import ablation, calibration
 from oscar.evaluation.ablation import BEST, OWN, TimestepCodec
 from oscar.evaluation.evaluate import EvaluationError

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from oscar.bitstream import Container
-from oscar.data.images import ImageError, to_pil, to_tensor
+from oscar.data.images import ImageError
+from oscar.data.tensors import to_pil, to_tensor
 from oscar.evaluation.codecs import OscarImageCodec, make_codec
 from oscar.metrics.image import MetricSet, metrics_of
 from oscar.metrics.protocol import image_noise, paper_size

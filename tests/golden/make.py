@@ -33,7 +33,7 @@ from safetensors.numpy import load_file, save_file
 
 from oscar import OscarCodec
 from oscar.bitstream.entropy import uniform_frequencies
-from oscar.data.images import to_tensor
+from oscar.data.tensors import to_tensor
 from oscar.inference.load import load
 from oscar.timesteps import PerImageMapping
 

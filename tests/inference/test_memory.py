@@ -9,7 +9,8 @@ import psutil
 import pytest
 import torch
 
-from oscar.inference.memory import AUTO_SHARE, MemoryBudget, available_memory
+from oscar.inference.memory import MemoryBudget
+from oscar.utils.free_memory import AUTO_SHARE, available_memory
 
 FREE = 8_000_000_000  # of the system
 NO_LIMIT = "9223372036854771712"  # of version 1

@@ -14,7 +14,8 @@ import oscar
 from oscar import OscarCodec, checkpoint
 from oscar.bottlenecks.vq import VQSymbols
 from oscar.cli.main import main
-from oscar.data.images import ImageError, to_tensor
+from oscar.data.images import ImageError
+from oscar.data.tensors import to_tensor
 from oscar.inference import load as load_module
 from oscar.inference import tiling
 from oscar.models.precision import NotFiniteError, compute_finite, without_tf32

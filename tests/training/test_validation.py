@@ -17,7 +17,7 @@ from PIL import Image
 
 from oscar.bottlenecks.vq import perplexity
 from oscar.config import ConfigError, TrainConfig
-from oscar.data.images import to_pil
+from oscar.data.tensors import to_pil
 from oscar.metrics.image import psnr
 from oscar.training import validation
 from oscar.training.build import build_stage

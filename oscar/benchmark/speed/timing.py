@@ -31,7 +31,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from oscar.baselines.base import CodecError, ImageCodec
-from oscar.data.images import to_tensor
+from oscar.data.tensors import to_tensor
 from oscar.utils.environment import hardware
 from oscar.utils.errors import first_line
 from oscar.utils.strict_json import dumps

@@ -1,0 +1,128 @@
+"""A model's folder: where it is, what its JSON says, and whether its files are whole. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from oscar.utils.errors import hub_reason
+from oscar.utils.provenance import MODEL, SHIPPED
+
+FORMAT = 1
+CONFIG = MODEL
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be found, read or used."""
+
+
+@contextlib.contextmanager
+def reading(source: str | Path, *expected: type[Exception]) -> Iterator[tuple[Path, dict]]:
+    """The folder and description of a checkpoint; all that fails while it is read becomes a CheckpointError.
+
+    Args:
+        source: name of a shipped model ("nano"), a folder, or a hub id.
+        expected: errors whose words say enough by themselves.
+    """
+    folder = locate(source)
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"model {str(source)!r}: {CONFIG} cannot be read ({error})") from None
+    version = config.get("format") if isinstance(config, dict) else None
+    if version != FORMAT:
+        raise CheckpointError(f"model {str(source)!r}: format is {version!r}; allowed: {FORMAT}")
+    try:
+        yield folder, config
+    except (CheckpointError, *expected) as error:
+        raise CheckpointError(f"model {str(source)!r}: {error}") from None
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"model {str(source)!r} cannot be read: {type(error).__name__}: {error}") from None
+
+
+def locate(source: str | Path) -> Path:
+    """The folder of a shipped model, a local folder, or a hub id (downloaded), in this order."""
+    shipped = SHIPPED / str(source)
+    for folder in (shipped, Path(source)):
+        if (folder / CONFIG).is_file():
+            return folder
+    if Path(source).is_dir():
+        raise CheckpointError(f"model {str(source)!r} is a folder without {CONFIG}; allowed: an OSCAR checkpoint")
+    names = sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
+    allowed = f"allowed: {', '.join([*names, 'a checkpoint folder', 'a hub id'])}"
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(f"model {str(source)!r} does not exist here; {allowed}") from None
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.onnx", "graphs.data"]))
+    except Exception as error:  # the hub client raises its HTTP library's errors too
+        raise CheckpointError(f"model {str(source)!r} does not exist: {hub_reason(error)}; {allowed}") from None
+
+
+def identity(config: dict) -> str:
+    """The fingerprint that a checkpoint's description states."""
+    return f"{int(config['fingerprint'], 16):064x}"
+
+
+def check_hashes(folder: Path, hashes: dict[str, str], described_by: str = CONFIG) -> None:
+    """Refuse (CheckpointError) files that are not what the JSON says of them."""
+    for name, expected in hashes.items():
+        if sha256(folder / name) != expected:
+            raise CheckpointError(f"{name} is damaged (its SHA-256 is not that of {described_by})")
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write a checkpoint to, which takes its name, and an earlier checkpoint's place, at the end.
+
+    Raises:
+        CheckpointError: if there is something of this name that is no checkpoint.
+    """
+    if folder.exists() and not (folder / CONFIG).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not an OSCAR checkpoint; allowed: a new folder or a checkpoint")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o755)  # mkdtemp's folder is private, and so are safetensors' files
+        for path in temporary.rglob("*.safetensors"):
+            os.chmod(path, 0o644)
+        _replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(new: Path, folder: Path) -> None:
+    old = None
+    if folder.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        os.rename(folder, old / "was")
+    try:
+        os.rename(new, folder)
+    except OSError:
+        if old is not None:
+            os.rename(old / "was", folder)
+            old.rmdir()
+        raise
+    if old is not None:
+        shutil.rmtree(old)
