@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -214,7 +215,7 @@ def test_an_empty_folder_and_an_old_checkpoint_are_replaced(make_codec, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("function", ["save_file", "fingerprint", "_replace_folder", "rename"])
+@pytest.mark.parametrize("function", ["save_file", "fingerprint", "_replace", "rename"])
 def test_an_interrupted_save_leaves_the_old_checkpoint(make_codec, tmp_path: Path, monkeypatch, function: str) -> None:
     codec = make_codec()
     codec.save_pretrained(tmp_path / "model")
@@ -224,10 +225,10 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(make_codec, tmp_path: Pat
         raise OSError("no space left on device")
 
     if function == "rename":  # of the new folder, after the old one was moved away
-        rename = checkpoint.os.rename
-        monkeypatch.setattr(checkpoint.os, "rename", lambda a, b: rename(a, b) if "-old-" in f"{a}{b}" else interrupt())
+        rename = os.rename
+        monkeypatch.setattr(os, "rename", lambda a, b: rename(a, b) if "-old-" in f"{a}{b}" else interrupt())
     else:
-        monkeypatch.setattr(checkpoint, function, interrupt)
+        monkeypatch.setattr(model_folder if function == "_replace" else checkpoint, function, interrupt)
     with pytest.raises(OSError, match="no space"):
         make_codec(seed=1).save_pretrained(tmp_path / "model")
     monkeypatch.undo()
