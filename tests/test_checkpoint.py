@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from oscar import OscarCodec, checkpoint
+from oscar import OscarCodec, checkpoint, model_folder
 from oscar.bitstream.entropy import normalise_counts
 from oscar.checkpoint import CONFIG, WEIGHTS, CheckpointError
 from oscar.data.tensors import to_tensor
