@@ -19,7 +19,6 @@ from oscar.benchmark.speed.timing import WHOLE, stage_costs
 from oscar.bitstream import BitstreamError, Coding, Container, PayloadError, WrongModelError
 from oscar.bitstream.container import MAX_QUALITY
 from oscar.bottlenecks import Payload
-from oscar.bottlenecks.hyperprior import Quality
 from oscar.checkpoint import CheckpointError
 from oscar.convert.merge import merge_rates
 from oscar.convert.published import export
@@ -28,6 +27,7 @@ from oscar.data.tensors import to_pil, to_tensor
 from oscar.evaluation.calibration import calibrate
 from oscar.evaluation.codecs import OscarImageCodec
 from oscar.inference.load import load
+from oscar.operating_points import Quality
 from oscar.rate_control import TargetError
 
 ROOT = Path(__file__).parents[1]

@@ -4,9 +4,8 @@ The latent is scaled by a gain of q (Cui et al., Asymmetric Gained Deep Image Co
 information z and what is already decoded say where each value is expected (Minnen et al. 2018; He et al., ELIC, CVPR
 2022). What depends on q is interpolated between knots.
 
-Training and estimates run the float networks here, whose weights and activations are rounded to the steps of
-`oscar.bitstream.hyperprior`; gradients pass the rounding as if it were not there. Files are coded by the integer model
-alone, which `HyperpriorBottleneck.update` makes of the weights.
+Training and estimates run float networks (`oscar.bottlenecks.rounded_layers`). Files are coded by the integer model
+alone (`oscar.bitstream.hyperprior`), which `HyperpriorBottleneck.update` makes of the weights.
 """
 
 from __future__ import annotations
@@ -23,18 +22,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oscar.bitstream import Coding
-from oscar.bitstream.hyperprior import (
-    ACTIVATION_STEPS,
-    KNOTS,
-    LARGEST_SIDE,
-    LARGEST_SYMBOL,
-    SCALES,
-    WEIGHT_STEPS,
-    Coded,
-    HyperpriorCoder,
-)
+from oscar.bitstream.hyperprior import Coded, HyperpriorCoder
+from oscar.bitstream.hyperprior_weights import ACTIVATION_STEPS, KNOTS, LARGEST_SIDE, SCALES
 from oscar.bitstream.rans import MEAN_STATE_BITS, PRECISION
 from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, channel_cosines
+from oscar.bottlenecks.rounded_layers import (
+    LEVEL_STEP,
+    SCALE_MIN,
+    Predictor,
+    RoundedLayer,
+    at_quality,
+    bits_of,
+    frequency_tables,
+    integer_biases,
+    integer_weights,
+    knot_weights,
+    round_activation,
+    scale_frequencies,
+    straight_through,
+)
 from oscar.config import HYPERPRIOR, IMAGE_FIELDS, ConfigError, fill, take
 from oscar.diffusion import NoiseSchedule
 from oscar.models.compressai import EntropyBottleneck, GaussianConditional
@@ -64,14 +70,7 @@ _NOT_STORED = (
 )
 _TWINS = ("up1", "up2", "predictors", "side_model", "value_model")  # modules that the integers stand for
 
-SCALE_MIN, SCALE_MAX = 0.11, 64.0
-_ACTIVATION_LIMIT, _WEIGHT_LIMIT = 32767 / ACTIVATION_STEPS, 31.0
-_SUM_STEPS, _BIAS_LIMIT = ACTIVATION_STEPS * WEIGHT_STEPS, 2**31 - 1
-_LEAST_REACH = 8  # of a table, from -8 to 8
 _TAIL = 1e-8  # probability of side information that a table leaves out
-_DEVIATIONS = 9  # that a table of symbols reaches
-_LEVEL_STEP = math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1)
-_LEVEL_WEIGHT = 8.0  # of the rows that give scale levels, which run to 63, so that they learn as fast as means
 _LEAST_NORM = 1.0  # of a channel in the cosine loss: at low rates whole channels are rounded to zero
 _FIRST_GAIN, _LAST_GAIN = 0.35, 10.0  # to start with, for latents of unit variance
 
@@ -159,10 +158,10 @@ class HyperpriorBottleneck(Qualities, Bottleneck):
             nn.ReLU(),
             nn.Conv2d(hidden, side_channels, 5, stride=2, padding=2),
         )
-        self.up1 = _Layer(side_channels, 4 * side_features, 3, (KNOTS,))
-        self.up2 = _Layer(side_features, 4 * features, 3)
+        self.up1 = RoundedLayer(side_channels, 4 * side_features, 3, (KNOTS,))
+        self.up2 = RoundedLayer(side_features, 4 * features, 3)
         self.predictors = nn.ModuleList(
-            _Predictor(sum(groups[:number]), own, features, hidden) for number, own in enumerate(groups)
+            Predictor(sum(groups[:number]), own, features, hidden) for number, own in enumerate(groups)
         )
         self.side_model = EntropyBottleneck(side_channels)
         self.side_model.quantiles.requires_grad_(False)  # medians stay 0, so that side information is whole numbers
@@ -183,7 +182,7 @@ class HyperpriorBottleneck(Qualities, Bottleneck):
 
     def dequantise(self, symbols: HyperpriorSymbols, point: Quality) -> Tensor:
         knots = knot_weights(torch.tensor([point.value], device=symbols.values.device))
-        inverse = _at(self.log_inverse.float(), knots).exp()
+        inverse = at_quality(self.log_inverse.float(), knots).exp()
         return symbols.values.float() / ACTIVATION_STEPS * inverse
 
     def write(self, symbols: HyperpriorSymbols, point: Quality) -> list[Payload]:
@@ -348,19 +347,19 @@ class HyperpriorBottleneck(Qualities, Bottleneck):
     def _estimate(self, latent: Tensor, quality: Tensor) -> Estimate:
         knots = knot_weights(quality)
         values, side = self.analyse(latent, quality)
-        side_hat = _straight_through(side, side.round())
+        side_hat = straight_through(side, side.round())
         _, likelihood = self.side_model(side)
-        bits = _bits(likelihood)
+        bits = bits_of(likelihood)
         known, value_bits = self._predict(values, self._features(side_hat, knots, values.shape[-2:]), knots)
-        return Estimate(known * _at(self.log_inverse, knots).exp(), bits + value_bits)
+        return Estimate(known * at_quality(self.log_inverse, knots).exp(), bits + value_bits)
 
     def analyse(self, latent: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
         """Encoder half: latent (B, C, h, w) -> scaled latent (B, C, h, w) and side information (B, Z, hz, wz), both
         before they are rounded."""
         knots = knot_weights(quality)
         side = compute_finite("the side information", self.hyper_encoder, nn.Module.__call__, latent)
-        side = side * _at(self.log_side_gain.float(), knots).exp()
-        return latent.float() * _at(self.log_gain.float(), knots).exp(), side
+        side = side * at_quality(self.log_side_gain.float(), knots).exp()
+        return latent.float() * at_quality(self.log_gain.float(), knots).exp(), side
 
     @torch.no_grad()
     def update(self) -> None:
@@ -372,7 +371,7 @@ class HyperpriorBottleneck(Qualities, Bottleneck):
             **{
                 f"{name}{part}": value
                 for name, layer in (("up1", self.up1), ("up2", self.up2))
-                for part, value in (("", _weights(layer.weight)), ("_bias", _biases(layer.bias)))
+                for part, value in (("", integer_weights(layer.weight)), ("_bias", integer_biases(layer.bias)))
             },
         }
         for number, predictor in enumerate(self.predictors):
@@ -386,12 +385,14 @@ class HyperpriorBottleneck(Qualities, Bottleneck):
         _, likelihood = self.side_model.eval()(whole.expand(1, self.side_model.channels, -1).contiguous())
         self.side_model.train(training)
         likelihood = likelihood[0].double().cpu().numpy()
-        return _tables(likelihood, [np.abs(np.flatnonzero(row > _TAIL) - LARGEST_SIDE).max() for row in likelihood])
+        return frequency_tables(
+            likelihood, [np.abs(np.flatnonzero(row > _TAIL) - LARGEST_SIDE).max() for row in likelihood]
+        )
 
     def _features(self, side: Tensor, knots: Tensor, shape: Sequence[int]) -> Tensor:
         """Decoded side information (B, P, h, w)."""
-        hidden = _activate(F.pixel_shuffle(self.up1(side, knots), 2)).relu()
-        return _activate(F.pixel_shuffle(self.up2(hidden), 2)).relu()[..., : shape[0], : shape[1]]
+        hidden = round_activation(F.pixel_shuffle(self.up1(side, knots), 2)).relu()
+        return round_activation(F.pixel_shuffle(self.up2(hidden), 2)).relu()[..., : shape[0], : shape[1]]
 
     def _predict(self, values: Tensor, features: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
         """Decoded values (B, C, h, w) and their bits (B,), group by group, the anchors of each first."""
@@ -402,170 +403,20 @@ class HyperpriorBottleneck(Qualities, Bottleneck):
         for own, predictor in zip(values.split(self.groups, dim=1), self.predictors, strict=True):
             common = predictor.common(decoded, features)
             first, first_levels = predictor.outputs(common, None, 0, knots)
-            known = _straight_through(own, (own - first).round() + first) * anchors
+            known = straight_through(own, (own - first).round() + first) * anchors
             second, second_levels = predictor.outputs(common, known, 1, knots)
             means = torch.where(anchors, first, second)
             levels = torch.where(anchors, first_levels, second_levels).clamp(0, SCALES - 1)
             if not self.training:
                 levels = (levels + 0.5).floor()
-            _, likelihood = self.value_model(own, SCALE_MIN * (levels * _LEVEL_STEP).exp(), means)
+            _, likelihood = self.value_model(own, SCALE_MIN * (levels * LEVEL_STEP).exp(), means)
             if not self.training:
                 likelihood = likelihood.clamp_min(2.0**-PRECISION)  # as in the tables
-            bits = bits + _bits(likelihood)
-            decoded.append(_straight_through(own, (own - means).round() + means))
+            bits = bits + bits_of(likelihood)
+            decoded.append(straight_through(own, (own - means).round() + means))
         return torch.cat(decoded, dim=1), bits
-
-
-class _Layer(nn.Module):
-    """A convolution with rounded weights whose bias may be learned at knots of q, of several passes.
-
-    Args:
-        inputs, outputs: channels.
-        size: of the kernel.
-        biases: shape of the set of biases, its last dimension KNOTS; without it there is one.
-    """
-
-    def __init__(self, inputs: int, outputs: int, size: int, biases: tuple[int, ...] = ()):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs, size, size) * (2 / (inputs * size**2)) ** 0.5)
-        self.bias = nn.Parameter(torch.zeros(*biases, outputs))
-
-    def forward(self, value: Tensor, knots: Tensor | None = None) -> Tensor:
-        result = F.conv2d(value, round_weight(self.weight), padding=self.weight.shape[-1] // 2)
-        bias = round_bias(self.bias)
-        return result + (bias[:, None, None] if knots is None else _at(bias, knots))
-
-
-class _Predictor(nn.Module):
-    """Means and scale levels of a group of channels from those before it, its own anchors, and side information."""
-
-    def __init__(self, before: int, own: int, features: int, hidden: int):
-        super().__init__()
-        self.before, self.own = before, own
-        known = torch.randn(hidden, before + own, 5, 5) * (1 / (25 * (before + own))) ** 0.5
-        self.known = nn.Parameter(known)
-        self.side = nn.Parameter(torch.randn(hidden, features, 1, 1) * (1 / features) ** 0.5)
-        self.first_bias = nn.Parameter(torch.zeros(2, KNOTS, hidden))
-        self.middle = _Layer(hidden, hidden, 1)
-        self.last = nn.Parameter(torch.randn(2 * own, hidden, 1, 1) * 0.1 * hidden**-0.5)
-        self.last_bias = nn.Parameter(torch.zeros(2 * own))
-        with torch.no_grad():
-            self.last_bias[own:] = -math.log(SCALE_MIN) / _LEVEL_STEP / _LEVEL_WEIGHT  # scale 1
-
-    def common(self, decoded: list[Tensor], features: Tensor) -> Tensor:
-        """The part of the first layer that both passes share."""
-        result = F.conv2d(features, round_weight(self.side))
-        if decoded:
-            known = _activate(torch.cat(decoded, dim=1))
-            result = result + F.conv2d(known, round_weight(self.known[:, : self.before]), padding=2)
-        return result
-
-    def outputs(self, common: Tensor, anchors: Tensor | None, turn: int, knots: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and levels, (B, own, h, w) each, of a pass: the first, or the second, which knows the anchors."""
-        if anchors is not None:
-            common = common + F.conv2d(_activate(anchors), round_weight(self.known[:, self.before :]), padding=2)
-        hidden = _activate(common + _at(round_bias(self.first_bias[turn]), knots)).relu()
-        hidden = _activate(self.middle(hidden)).relu()
-        weight, bias = self.scaled_last()
-        outputs = _activate(F.conv2d(hidden, round_weight(weight)) + round_bias(bias)[:, None, None])
-        return outputs.split(self.own, dim=1)
-
-    def integers(self) -> dict[str, np.ndarray]:
-        """Weights and biases of the integer model."""
-        weight, bias = self.scaled_last()
-        return {
-            "known": _weights(self.known),
-            "side": _weights(self.side)[..., 0, 0],
-            "first_bias": _biases(self.first_bias),
-            "middle": _weights(self.middle.weight)[..., 0, 0],
-            "middle_bias": _biases(self.middle.bias),
-            "last": _weights(weight)[..., 0, 0],
-            "last_bias": _biases(bias),
-        }
-
-    def scaled_last(self) -> tuple[Tensor, Tensor]:
-        """Weights and biases of the last layer as they are used."""
-        factor = self.last.new_ones(2 * self.own)
-        factor[self.own :] = _LEVEL_WEIGHT
-        return self.last * factor[:, None, None, None], self.last_bias * factor
 
 
 def latent_cosine(z_hat: Tensor, latent: Tensor) -> Tensor:
     """Cosine similarity of two latents (B, C, h, w), mean over the batch."""
     return F.cosine_similarity(z_hat.float().flatten(1), latent.float().flatten(1)).mean()
-
-
-def knot_weights(quality: Tensor) -> Tensor:
-    """Weights (B, KNOTS) by which values at the knots are interpolated at qualities (B,)."""
-    places = quality[:, None] * (KNOTS - 1)
-    return (1 - (places - torch.arange(KNOTS, device=quality.device)).abs()).clamp_min(0)
-
-
-def _at(values: Tensor, knots: Tensor) -> Tensor:
-    """Values at the knots (KNOTS, n) -> at the qualities of a batch, (B, n, 1, 1)."""
-    return (knots @ values)[:, :, None, None]
-
-
-def _bits(likelihood: Tensor) -> Tensor:
-    """Bits of each image from likelihoods (B, ...)."""
-    return -likelihood.flatten(1).log2().sum(dim=1)
-
-
-def _straight_through(value: Tensor, rounded: Tensor) -> Tensor:
-    return value + (rounded - value).detach() if value.requires_grad else rounded
-
-
-def _activate(value: Tensor) -> Tensor:
-    """Rounded and clipped as the integer model's activations."""
-    clipped = value.clamp(-_ACTIVATION_LIMIT, _ACTIVATION_LIMIT)
-    return _straight_through(clipped, (clipped * ACTIVATION_STEPS + 0.5).floor() / ACTIVATION_STEPS)
-
-
-def round_weight(value: Tensor) -> Tensor:
-    """Rounded and clipped as the integer model's weights."""
-    clipped = value.clamp(-_WEIGHT_LIMIT, _WEIGHT_LIMIT)
-    return _straight_through(clipped, (clipped * WEIGHT_STEPS).round() / WEIGHT_STEPS)
-
-
-def round_bias(value: Tensor) -> Tensor:
-    """Rounded as the integer model's biases."""
-    return _straight_through(value, (value * _SUM_STEPS).round() / _SUM_STEPS)
-
-
-def _weights(value: Tensor) -> np.ndarray:
-    return (round_weight(value) * WEIGHT_STEPS).cpu().numpy().astype(np.int16)
-
-
-def _biases(value: Tensor) -> np.ndarray:
-    return (value.double() * _SUM_STEPS).round().clamp(-_BIAS_LIMIT, _BIAS_LIMIT).cpu().numpy().astype(np.int32)
-
-
-def scale_frequencies() -> np.ndarray:
-    """Tables of symbols by scale level, int32 (64, 2 * M + 1)."""
-    scales = SCALE_MIN * np.exp(_LEVEL_STEP * np.arange(SCALES))
-    whole = np.broadcast_to(np.arange(-LARGEST_SYMBOL, LARGEST_SYMBOL + 1.0), (SCALES, 2 * LARGEST_SYMBOL + 1))
-    model = GaussianConditional(None, scale_bound=SCALE_MIN).double().eval()
-    _, likelihood = model(torch.from_numpy(whole.copy()), torch.from_numpy(scales)[:, None])
-    return _tables(likelihood.numpy(), np.ceil(_DEVIATIONS * scales).astype(int))
-
-
-def _tables(likelihood: np.ndarray, reaches: Sequence[int]) -> np.ndarray:
-    """Probabilities of whole numbers around 0, (n, 2 * L + 1) -> frequencies, int32 (n, 2 * R + 1), R <= L.
-
-    Each row is of 65536 and reaches as far as is said, but from -8 to 8 at least; all that it holds is above 0.
-    """
-    centre = likelihood.shape[1] // 2
-    reaches = [min(max(_LEAST_REACH, int(reach)), centre) for reach in reaches]
-    widest = max(reaches)
-    tables = np.zeros((len(likelihood), 2 * widest + 1), dtype=np.int32)
-    for table, row, own in zip(tables, likelihood, reaches, strict=True):
-        table[widest - own : widest + own + 1] = _frequencies(row[centre - own : centre + own + 1])
-    return tables
-
-
-def _frequencies(likelihood: np.ndarray) -> np.ndarray:
-    """Integers above 0 in the ratio of probabilities, as nearly as may be, that sum to 65536."""
-    total = 2**PRECISION
-    counts = 1 + np.floor(likelihood / likelihood.sum() * (total - len(likelihood))).astype(np.int64)
-    counts[np.argmax(likelihood)] += total - counts.sum()
-    return counts

@@ -10,7 +10,8 @@ import numpy as np
 from oscar.bitstream import Coding, Payload
 from oscar.bitstream.context import ContextModel, decode_grid, decode_prefix, encode_grid
 from oscar.bitstream.entropy import check_frequencies
-from oscar.bitstream.hyperprior import ACTIVATION_STEPS, KNOTS, Coded, HyperpriorCoder
+from oscar.bitstream.hyperprior import Coded, HyperpriorCoder
+from oscar.bitstream.hyperprior_weights import ACTIVATION_STEPS, KNOTS
 from oscar.bitstream.norms import dequantise_rms, quantise_rms
 from oscar.bitstream.rdo import cheaper_indices, check_effort
 from oscar.operating_points import OperatingPoints, Qualities, Quality, Rates, no_preview

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oscar.bitstream import PayloadError, hyperprior
-from oscar.bitstream.hyperprior import KNOTS, SCALES, HyperpriorCoder, side_shape
+from oscar.bitstream import PayloadError, hyperprior, hyperprior_weights
+from oscar.bitstream.hyperprior import HyperpriorCoder, side_shape
+from oscar.bitstream.hyperprior_weights import KNOTS, SCALES
 
 GOLDEN = [
     "12dbd7e89db060d2",
@@ -301,10 +302,10 @@ def test_symbols_beyond_the_tables_are_clipped() -> None:
 def test_estimates_are_the_payloads() -> None:
     model = make_model((2, 3))
     y, z = make_latent(model, (40, 40))
-    side, main = model.bits_by_part(y, z, 2000)
-    bits = 8 * len(model.encode(y, z, 2000)[0])
-    assert model.estimated_bits(y, z, 2000) == side + main
-    assert model.payload_bits(model.encode(y, z, 2000)[0], y.shape[1:], 2000) == pytest.approx(side + main)
+    payload, _ = model.encode(y, z, 2000)
+    side, *values = model.bits(model.choose(y, z, 2000)[0])
+    main, bits = sum(values), 8 * len(payload)
+    assert sum(model.bits(model.read(payload, y.shape[1:], 2000)[0])) == pytest.approx(side + main)
     assert side + main < bits <= (side + main) * 1.001 + 64
     frequencies = np.take_along_axis(model.side_frequencies, z.reshape(3, -1) + 40, axis=1)
     assert side == pytest.approx((16 - np.log2(frequencies)).sum())
@@ -441,9 +442,9 @@ def test_sums_that_are_not_exact_are_refused(monkeypatch) -> None:
     changes["side_0"] = np.zeros_like(model.side[0])
     changes["side_0"][0, :2] = 3, -3
     reached = (2 * 25 * 2**15 + 6) * 2**15 + 2**31 + 2**10  # products, bias and rounding
-    monkeypatch.setattr(hyperprior, "_EXACT", reached + 1)
+    monkeypatch.setattr(hyperprior_weights, "_EXACT", reached + 1)
     change(model, **changes)
-    monkeypatch.setattr(hyperprior, "_EXACT", reached)
+    monkeypatch.setattr(hyperprior_weights, "_EXACT", reached)
     with pytest.raises(ValueError, match=rf"known.0: sums reach {reached}; allowed: below 2\*\*53"):
         change(model, **changes)
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from oscar.bitstream import MAX_QUALITY
-from oscar.bitstream.hyperprior import KNOTS
+from oscar.bitstream.hyperprior_weights import KNOTS
 from oscar.bottlenecks import Payload, concatenate, from_config
-from oscar.bottlenecks.hyperprior import Estimate, HyperpriorBottleneck, Quality, knot_weights, scale_frequencies
+from oscar.bottlenecks.hyperprior import Estimate, HyperpriorBottleneck
+from oscar.bottlenecks.rounded_layers import knot_weights, scale_frequencies
+from oscar.operating_points import Quality
 
 CODES = (0, 1234, MAX_QUALITY)
 

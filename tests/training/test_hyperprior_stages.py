@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from oscar import OscarCodec
-from oscar.bottlenecks.hyperprior import KNOTS, Estimate, latent_cosine
+from oscar.bitstream.hyperprior_weights import KNOTS
+from oscar.bottlenecks.hyperprior import Estimate, latent_cosine
 from oscar.config import ConfigError, TrainConfig
 from oscar.inference.load import load
 from oscar.timesteps import CurveMapping
