@@ -68,5 +68,5 @@ docs: $(STAMP)  ## build the documentation site in site/, notebooks run; fails o
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:  ## remove the environment, caches and the outputs of demo and benchmark
-	rm -rf $(VENV) *.egg-info build dist site .pytest_cache .ruff_cache demo benchmark test-artefacts
+	rm -rf $(VENV) *.egg-info build dist site .cache/try .pytest_cache .ruff_cache demo benchmark test-artefacts
 	find oscar scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

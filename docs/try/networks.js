@@ -24,6 +24,7 @@ export class Networks {
    */
   run = async (name, ...inputs) => {
     const session = await this.#session(name);
+    await new Promise((resolve) => setTimeout(resolve)); // messages arrive between networks
     const feeds = inputs.map(({ data, shape, channels, height, width }, place) => [
       session.inputNames[place], new this.ort.Tensor("float32", data, shape ?? [1, channels, height, width]),
     ]);

@@ -28,7 +28,7 @@ worker.addEventListener("message", ({ data: { id, progress, result, error } }) =
   }
   const { resolve, reject } = waiting.get(id);
   waiting.delete(id);
-  if (error === undefined) resolve(result);
+  if (error === undefined || id !== jobs) resolve(result);
   else reject(new Error(error));
 });
 worker.addEventListener("error", (event) => {

@@ -88,7 +88,7 @@ const JOBS = {
     progress("Compressing");
     const [coded, encodeSeconds] = await timed(async () =>
       maxBytes
-        ? codec.compressWithin(image, maxBytes, (share) => progress(`Looking for ${maxBytes} bytes`, share))
+        ? codec.compressWithin(image, maxBytes, (share) => progress(`Looking for ${maxBytes} bytes`, share, true))
         : { data: await codec.compress(image, point), point });
     progress("Decompressing");
     const [pixels, decodeSeconds] = await timed(() => codec.decompress(coded.data));
@@ -116,12 +116,15 @@ let last = Promise.resolve(); // one job at a time
 let newest = 0;
 addEventListener("message", ({ data: { id, job, ...options } }) => {
   newest = id;
-  const progress = (text, share) => postMessage({ id, progress: { text, share } });
+  const isOld = () => id < newest && job !== "image";
+  const progress = (text, share, mayStop) => {
+    if (mayStop && isOld()) throw new Error("something else was asked");
+    postMessage({ id, progress: { text, share } });
+  };
   last = last.then(async () => {
     try {
       await new Promise((resolve) => setTimeout(resolve)); // so that what was asked meanwhile is known
-      const isOld = id < newest && job !== "image";
-      postMessage({ id, result: isOld ? null : await JOBS[job](options, progress) });
+      postMessage({ id, result: isOld() ? null : await JOBS[job](options, progress) });
     } catch (error) {
       postMessage({ id, error: String(error.message ?? error).split("\n")[0] });
     }

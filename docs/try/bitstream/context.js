@@ -55,7 +55,7 @@ export class ContextModel {
   /** Arrays of a checkpoint in the order in which they enter the digest. */
   static NAMES = ["leaf", "embedding", "hidden", "hidden_bias", "mixing", "mixing_bias", "nodes", "node_bias"];
 
-  /** @param {Record<string, {shape: number[], data: ArrayLike<number>}>} arrays by `NAMES` */
+  /** @param {Record<string, import("../safetensors.js").Tensor>} arrays by `NAMES` */
   constructor(arrays) {
     this.arrays = arrays;
     this.codes = arrays.leaf.shape[0];

@@ -32,7 +32,7 @@ export const sideShape = ([rows, columns]) => [Math.ceil(rows / 4), Math.ceil(co
 
 /** Codes latents of C channels with Z channels of side information. */
 export class HyperpriorCoder {
-  /** @param {(name: string) => {shape: number[], data: ArrayLike<number>}} array of the checkpoint, by name */
+  /** @param {(name: string) => import("../safetensors.js").Tensor} array of the checkpoint, by name */
   constructor(array) {
     this.groups = Array.from(array("groups").data);
     this.channels = this.groups.reduce((sum, size) => sum + size, 0);
@@ -200,7 +200,11 @@ export class HyperpriorCoder {
 /** A grid of vectors with a margin of zeros. */
 class Field {
   constructor(rows, columns, channels, reach) {
-    Object.assign(this, { rows, columns, channels, reach, width: columns + 2 * reach });
+    this.rows = rows;
+    this.columns = columns;
+    this.channels = channels;
+    this.reach = reach;
+    this.width = columns + 2 * reach;
     this.values = new Float64Array((rows + 2 * reach) * this.width * channels);
   }
 

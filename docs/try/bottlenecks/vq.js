@@ -158,16 +158,22 @@ function beamSearch(feature, { stages, size, width, data, penalty }, isThere) {
       beams.forEach((beam) => beam.codes.push(0));
       continue;
     }
-    const found = beams.flatMap(({ codes, residual, spent }) =>
+    const found = beams.flatMap(({ residual, spent }, beam) =>
       Array.from({ length: size }, (_, code) => {
-        const start = (stage * size + code) * width;
-        const rest = residual.map((value, place) => value - data[start + place]);
-        const cost = spent + penalty[stage * size + code];
-        return { codes: [...codes, code], residual: rest, spent: cost, error: dot(rest, rest, 0) + cost };
+        const row = stage * size + code;
+        let error = spent + penalty[row];
+        for (let place = 0; place < width; place++) error += (residual[place] - data[row * width + place]) ** 2;
+        return { beam, code, error };
       }));
-    beams = found.sort((one, other) => one.error - other.error).slice(0, BEAM);
+    found.sort((one, other) => one.error - other.error);
+    beams = found.slice(0, BEAM).map(({ beam, code, error }) => {
+      const { codes, residual, spent } = beams[beam];
+      const row = stage * size + code;
+      const rest = residual.map((value, place) => value - data[row * width + place]);
+      return { codes: [...codes, code], residual: rest, spent: spent + penalty[row], error };
+    });
   }
-  return beams.reduce((best, beam) => (beam.error < best.error ? beam : best)).codes;
+  return beams[0].codes;
 }
 
 function dot(one, other, start) {
