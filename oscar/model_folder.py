@@ -16,6 +16,7 @@ from oscar.utils.provenance import MODEL, SHIPPED
 
 FORMAT = 1
 CONFIG = MODEL
+RUNTIME, DATA = "runtime.json", "graphs.data"  # of a model with graphs (`oscar export`)
 
 
 class CheckpointError(ValueError):
@@ -61,7 +62,7 @@ def locate(source: str | Path) -> Path:
     except ImportError:
         raise CheckpointError(f"model {str(source)!r} does not exist here; {allowed}") from None
     try:
-        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.onnx", "graphs.data"]))
+        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.onnx", DATA]))
     except Exception as error:  # the hub client raises its HTTP library's errors too
         raise CheckpointError(f"model {str(source)!r} does not exist: {hub_reason(error)}; {allowed}") from None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from oscar.utils.errors import exit_code
 
@@ -22,15 +23,25 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=200, help="images with targets (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--engine", choices=("torch", "onnx"), default="torch", help="that codes (default: torch)")
     options = parser.parse_args(args)
     return exit_code("evaluate_targets", lambda: print(evaluate(options)))
+
+
+def load(options: argparse.Namespace) -> Any:
+    if options.engine == "onnx":
+        from oscar.runtime import Codec
+
+        return Codec(options.model, options.device)
+    import oscar
+
+    return oscar.load(options.model, options.device)
 
 
 def evaluate(options: argparse.Namespace) -> str:
     import pandas as pd
     from tqdm import tqdm
 
-    import oscar
     from oscar.data.folders import find_images
     from oscar.evaluation.rate_control import draw_pairs, meet, targets_table
     from oscar.utils.files import atomic_write
@@ -38,7 +49,7 @@ def evaluate(options: argparse.Namespace) -> str:
     if options.pairs < 1:
         raise ValueError(f"--pairs is {options.pairs}; allowed: at least 1")
     paths = find_images(options.images)
-    codec = oscar.load(options.model, options.device)
+    codec = load(options)
     pairs = draw_pairs(len(paths), options.pairs, options.seed)
     rows = [meet(codec, paths[number], share) for number, share in tqdm(pairs, disable=not sys.stderr.isatty())]
     frame = pd.DataFrame(rows)

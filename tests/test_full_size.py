@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -20,6 +21,7 @@ from oscar.bitstream import Container
 from oscar.cli.main import main
 from oscar.models.backbone import Backbone
 from oscar.rates import PAPER_RATES
+from oscar.runtime import Codec
 from oscar.training.build import build_stage
 from oscar.training.trainer import Trainer
 
@@ -112,6 +114,11 @@ def test_the_hyperprior_from_training_to_images(
         assert Container.unpack(packed.read_bytes()).quality == pytest.approx(float(quality), abs=1e-3)
         with Image.open(unpacked) as decoded:
             assert decoded.size == (160, 120) and max(high - low for low, high in decoded.getextrema()) > 0
+    # Its adapters merged, as graphs: compared with torch by the command itself.
+    assert main(["export", model[1], str(tmp_path / "graphs")]) == 0
+    decoded = Codec(tmp_path / "graphs", threads=1).decompress((tmp_path / "1.oscar").read_bytes())
+    with Image.open(tmp_path / "1.png") as expected:
+        assert np.abs(np.asarray(decoded, dtype=int) - np.asarray(expected)).max() <= 1
 
 
 def test_a_configuration_that_does_not_exist(make_random_model, tmp_path: Path, capsys) -> None:

@@ -34,7 +34,7 @@ class Hub:
             path.write_bytes(data if isinstance(data, bytes) else Path(data).read_bytes())
 
     def snapshot_download(self, repository: str, allow_patterns: list[str]) -> str:
-        assert allow_patterns == ["*.json", "*.safetensors"]
+        assert allow_patterns == ["*.json", "*.safetensors", "*.onnx", "graphs.data"]
         return str(self.folder / repository)
 
 

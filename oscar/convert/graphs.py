@@ -28,15 +28,16 @@ from oscar.bottlenecks.vq import VQBottleneck
 from oscar.codec import OscarCodec
 from oscar.inference.fitting import SLACK, peak_bytes
 from oscar.inference.load import read
-from oscar.model_folder import identity, new_folder
+from oscar.model_folder import DATA, RUNTIME, identity, new_folder
 from oscar.models.backbone import unet_multiple
 from oscar.runtime import Codec
-from oscar.runtime.files import DATA, FORMAT, RUNTIME, RuntimeModelError
+from oscar.runtime.files import FORMAT, RuntimeModelError
 from oscar.utils.extras import need
 from oscar.utils.strict_json import dumps
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir
 
 OPSET = 20
 _INLINE = 64  # numbers up to which a tensor stays in its graph
@@ -127,7 +128,7 @@ def export(source: str | Path, target: str | Path, dtype: torch.dtype = torch.fl
             for part in parts:
                 graph = _trace(part)
                 _point_to(graph, stored, data, narrow)
-                (temporary / f"{part.name}.onnx").write_bytes(graph.SerializeToString())
+                (temporary / f"{part.name}.onnx").write_bytes(_as_proto(graph).SerializeToString())
         if not (temporary / DATA).stat().st_size:
             (temporary / DATA).unlink()
         added = sorted(path for path in temporary.iterdir() if path.suffix == ".onnx" or path.name == DATA)
@@ -218,7 +219,7 @@ def _rate_parts(bottleneck: VQBottleneck, latent: Tensor) -> Iterator[_Part]:
         yield _Part(f"hyper_decoder_{rate.id}", decode, {"codes": codes}, "z_hat", {"codes": (1, 2)})
 
 
-def _trace(part: _Part) -> onnx.ModelProto:
+def _trace(part: _Part) -> onnx_ir.Model:
     """The graph of a part, its weights within it."""
     free = torch.export.Dim.DYNAMIC
     shapes = tuple({place: free for place in part.grids.get(name, ())} for name in part.inputs)
@@ -243,13 +244,7 @@ def _trace(part: _Part) -> onnx.ModelProto:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-    graph = program.model_proto
-    graph.ClearField("metadata_props")
-    del graph.graph.value_info[:]
-    for node in graph.graph.node:  # where it came from in the source
-        node.ClearField("metadata_props")
-        node.ClearField("doc_string")
-    return graph
+    return program.model
 
 
 def _stored(folder: Path) -> dict[bytes, _Place]:
@@ -274,33 +269,50 @@ def _digest(numbers: bytes) -> bytes:
     return hashlib.sha256(numbers).digest()
 
 
-def _point_to(model: onnx.ModelProto, stored: dict[bytes, _Place], data: BinaryIO, narrow: bool) -> None:
+def _point_to(model: onnx_ir.Model, stored: dict[bytes, _Place], data: BinaryIO, narrow: bool) -> None:
     """Have a graph find its weights in files; what is in none is written to `data`."""
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx_ir import DataType, ExternalTensor
 
-    casts = []
-    for tensor in model.graph.initializer:
-        numbers = numpy_helper.to_array(tensor)
-        if tensor.data_type != TensorProto.FLOAT or numbers.size < _INLINE:
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor.dtype != DataType.FLOAT or tensor.size < _INLINE:
             continue
+        numbers = tensor.numpy()
         key = _digest(numbers.tobytes())
         if key not in stored:
             content = numbers.astype(np.float16 if narrow else np.float32).tobytes()
             stored[key] = _Place(DATA, data.tell(), len(content), narrow)
             data.write(content)
-        place, name = stored[key], tensor.name
-        tensor.ClearField("raw_data")
-        tensor.ClearField("float_data")
-        tensor.data_location = TensorProto.EXTERNAL
-        del tensor.external_data[:]
-        for field, value in (("location", place.file), ("offset", place.offset), ("length", place.length)):
-            tensor.external_data.add(key=field, value=str(value))
-        if place.narrow:
-            tensor.data_type, tensor.name = TensorProto.FLOAT16, f"{name}.float16"
+        place = stored[key]
+        value.const_value = ExternalTensor(
+            place.file,
+            place.offset,
+            place.length,
+            DataType.FLOAT16 if place.narrow else DataType.FLOAT,
+            shape=tensor.shape,
+            name=name,
+        )
+
+
+def _as_proto(model: onnx_ir.Model) -> onnx.ModelProto:
+    """The file of a graph: without notes of where it came from, weights in float16 widened where they are used."""
+    from onnx import TensorProto, helper
+    from onnx_ir import to_proto
+
+    proto, casts = to_proto(model), []
+    proto.ClearField("metadata_props")
+    del proto.graph.value_info[:]
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:
+            name, tensor.name = tensor.name, f"{tensor.name}.float16"
             casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    nodes = [*casts, *proto.graph.node]
+    for node in nodes:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return proto
 
 
 def _bytes_per_pixel(codec: OscarCodec) -> dict[str, float]:

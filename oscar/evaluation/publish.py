@@ -5,6 +5,7 @@ The card has what the checkpoint's provenance and results of `oscar.evaluation.e
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from oscar.checkpoint import CONFIG, CheckpointError
 from oscar.data.datasets import DATASETS
 from oscar.evaluation.evaluate import EvaluationError, load_results, means_per_point, missing_notes
 from oscar.metrics.image import METRICS
+from oscar.model_folder import RUNTIME
 from oscar.utils.errors import hub_reason
 from oscar.utils.provenance import as_text, read_model
 from oscar.utils.strict_json import dumps
@@ -33,7 +35,7 @@ class Publication:
 
     Attributes:
         texts: small files by their path there: the card, and the checkpoint's description.
-        files: all others: safetensors and JSON.
+        files: all others: safetensors, JSON, and graphs if there are any.
     """
 
     texts: dict[str, str]
@@ -69,6 +71,8 @@ def prepare(
         raise CheckpointError(f"model {str(source)!r} has weights in {pickled[0]}; allowed: safetensors")
     if description["backbone"] is None:
         names += ["vae/config.json", "unet/config.json", "scheduler/scheduler_config.json"]
+    if (folder / RUNTIME).is_file():
+        names += [RUNTIME, *json.loads((folder / RUNTIME).read_text())["sha256"]]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(f"model {str(source)!r} lacks {missing[0]}")

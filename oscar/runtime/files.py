@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from oscar import model_folder
+from oscar.model_folder import RUNTIME
 from oscar.utils.errors import first_line
 from oscar.utils.provenance import WEIGHTS
 
-RUNTIME, DATA = "runtime.json", "graphs.data"
 FORMAT = 1
 # ONNX Runtime's names by device.
 PROVIDERS = {

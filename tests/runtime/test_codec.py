@@ -83,7 +83,7 @@ def test_size_targets(model: str, largest: int) -> None:
     own, image = load(model), photo(131, 67)
     low = len(own.compress(image, own.points[0], own.bottleneck.max_effort))
     high = len(own.compress(image, own.points[-1]))
-    targets = np.random.default_rng(0).integers(low, min(high, largest), 12)
+    targets = np.random.default_rng(0).integers(low, min(high, largest), 12)  # 200: scripts/evaluate_targets.py
     for target in targets:
         data = own.compress(image, max_bytes=int(target))
         assert len(data) <= target
@@ -149,6 +149,16 @@ def test_an_image_too_large_for_the_memory(monkeypatch) -> None:
     monkeypatch.setattr(codec, "available_memory", lambda: 1_000_000)
     with pytest.raises(ImageError, match=r"pixels take 0\.0 GB to decode, of which 0\.0 are free; allowed: fewer"):
         load("nano-hyperprior").decompress(data)
+
+
+def test_shipped_graphs_are_of_the_shipped_weights() -> None:
+    """Whoever replaces a shipped model exports it anew (`oscar export NAME oscar/assets/NAME --overwrite`)."""
+    shipped = [path.parent for path in locate("nano").parent.glob("*/oscar.json")]
+    assert len(shipped) >= 2
+    for folder in shipped:
+        description = json.loads((folder / "runtime.json").read_text())
+        assert description["fingerprint"] == json.loads((folder / "oscar.json").read_text())["fingerprint"]
+        assert {path.name for path in folder.glob("*.onnx")} == set(description["sha256"]) - {"graphs.data"}
 
 
 def test_damaged_models(copy: Path) -> None:
