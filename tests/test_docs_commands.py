@@ -57,6 +57,7 @@ REASONS = {
     "gpu_smoke.py": "needs a GPU: tests/test_gpu_smoke.py runs it on a CPU",
     "sd21_hyperprior": "tests/training/test_experiments.py runs these",
     "prepare_data.py": "reads data sets that are not in the repository: tests/test_prepare_data.py makes such",
+    "browser_speed.py": "needs Chromium and npm: tests/web/test_page.py serves by it",
     "nano_images.py": "reads nano's photographs, which are not in the repository",
     "random/oscar.pkl": "reads what make_random_model.py writes",
     "hyper_0.0313.pkl": "files of the published stage 1: tests/test_convert.py makes such",

@@ -59,8 +59,8 @@ def contents() -> Iterator[tuple[str, Path]]:
             for path in sorted(folder.glob(pattern)):
                 yield f"models/{name}/{path.relative_to(folder).as_posix()}", path
     modules = install()
-    for name in RUNTIME:
-        yield f"ort/{name}", modules / name
+    for name in RUNTIME:  # some servers do not know that .mjs are scripts, and browsers then refuse them
+        yield f"ort/{name.replace('.mjs', '.js')}", modules / name
 
 
 def manifest(paths: list[tuple[str, Path]]) -> dict:

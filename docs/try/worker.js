@@ -58,9 +58,10 @@ async function load(name, progress) {
 }
 
 async function startRuntime(files) {
-  const [script, binary] = ["mjs", "wasm"].map((suffix) => [...files.keys()].find((path) => path.endsWith(`threaded.${suffix}`)));
-  const ort = await import(at("ort/ort.wasm.min.mjs"));
-  Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary: files.get(binary), wasmPaths: { mjs: at(`ort/${script}`).href } });
+  const ort = await import(at("ort/ort.wasm.min.js"));
+  const name = "ort-wasm-simd-threaded";
+  const wasmPaths = { mjs: at(`ort/${name}.js`).href };
+  Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary: files.get(`${name}.wasm`), wasmPaths });
   return ort;
 }
 

@@ -23,7 +23,7 @@ def run_node(*arguments: str, text: str | None = None) -> subprocess.CompletedPr
 
 
 def test_golden_and_damaged_files():
-    done = run_node("--test", "--test-reporter=tap", "tests/web/bitstream.test.mjs")
+    done = run_node("--test", "--test-reporter=tap", "tests/web/bitstream.test.mjs", "tests/web/codec.test.mjs")
     assert done.returncode == 0, "\n".join(done.stdout.split("\nnot ok ")[1:])
     assert "\n# fail 0\n" in done.stdout and "\n# pass 0\n" not in done.stdout
 

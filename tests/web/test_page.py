@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
-import json
-import logging
-import threading
 from collections.abc import Callable, Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -24,31 +21,18 @@ pytest.importorskip("mkdocs", reason="the site needs the extra `docs`")
 ROOT = Path(__file__).parents[2]
 ARTEFACTS = ROOT / "test-artefacts"
 GOLDEN = ROOT / "tests/golden"
-PLACE = "some/where"  # the site is not at the root of its server
+PLACE = "some/where/"  # the site is not at the root of its server
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Iterator[str]:
+def site(load_script, tmp_path_factory) -> Iterator[str]:
     """The address of a server of the site, of which only this page is built."""
-    from mkdocs.commands.build import build
-    from mkdocs.config import load_config
-
-    folder = tmp_path_factory.mktemp("site")
-    options = {"plugins": [], "nav": [{"Try it here": "try.md"}], "strict": False}
-    logging.getLogger("mkdocs").setLevel(logging.ERROR)
-    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder / PLACE), **options))
-    facts = json.loads((folder / PLACE / "try/manifest.json").read_text())
-    if "missing" in facts:
-        pytest.skip(facts["missing"])
-
-    class Handler(SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/{PLACE}/"
-        server.shutdown()
+    with contextlib.ExitStack() as stack:
+        try:
+            url = stack.enter_context(load_script("browser_speed").serve(tmp_path_factory.mktemp("site"), PLACE))
+        except ValueError as missing:
+            pytest.skip(str(missing))
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +138,8 @@ def test_files_of_python(page, codecs, path):
     data = (GOLDEN / "shipped" / f"{path}.oscar").read_bytes()
     work(page, lambda: give(page, data, f"{stem}.oscar"))
     assert page.is_checked(f"input[value={name}]") and not page.is_visible("#amount")
+    ARTEFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=ARTEFACTS / "try-file.png", full_page=True)
     assert levels(download(page, "#image"), codecs(name).decompress(data)) <= 1
     if page.is_visible("#preview"):
         page.focus("#share")
@@ -165,7 +151,7 @@ def test_files_of_python(page, codecs, path):
         assert levels(download(page, "#image"), codecs(name).decompress_prefix(head).image) <= 1
 
 
-def test_bad_files_are_a_line_and_change_nothing(page, make_image):
+def test_bad_files_are_a_line_and_change_nothing(page):
     good = (GOLDEN / "shipped/nano/0.0625_131x67.oscar").read_bytes()
     damaged = bytearray(good)
     damaged[-1] ^= 1
@@ -187,4 +173,5 @@ def test_bad_files_are_a_line_and_change_nothing(page, make_image):
         page.wait_for_function("([name, text]) => document.querySelector('#line.wrong')?.textContent"
                                ".startsWith(`${name}: ${text}`)", arg=[name, expected])  # fmt: skip
     assert page.inner_html("#viewer") == before
+    ARTEFACTS.mkdir(exist_ok=True)
     page.screenshot(path=ARTEFACTS / "try-wrong.png", full_page=True)
