@@ -14,6 +14,8 @@ PIP_FLAGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RUNTIME_VENV ?= .venv-runtime
+RUNTIME_STAMP := $(RUNTIME_VENV)/.installed
 
 # Threads of the numerical libraries: every core that we may use, at most 8, unless the caller has chosen.
 ifndef OMP_NUM_THREADS
@@ -25,7 +27,7 @@ export OMP_NUM_THREADS
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4))' 2>/dev/null || echo 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo benchmark test test-fast gpu-smoke lint docs clean
+.PHONY: help setup demo benchmark test test-fast test-runtime gpu-smoke lint docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 16
@@ -33,13 +35,21 @@ help:  ## list the targets
 setup: $(STAMP)  ## make $(VENV) with the package (editable) and all that demo and test need
 
 # Versions that were resolved together, for each version of Python (docs/install.md); others take what pyproject.toml allows.
+# $(1): environment, $(2): what to install there
+define install
+	$(PYTHON) -m venv $(1)
+	pins=constraints/$$($(1)/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt; \
+	if test -f $$pins; then pins="-c $$pins"; else pins=""; echo "no pinned versions for this Python: newest ones are taken"; fi; \
+	$(1)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) $$pins $(2)
+	@touch $(1)/.installed
+endef
+
 $(STAMP): pyproject.toml $(wildcard constraints/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed, PYTHON=$(PYTHON) is %d.%d" % sys.version_info[:2])'
-	$(PYTHON) -m venv $(VENV)
-	pins=constraints/$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt; \
-	if test -f $$pins; then pins="-c $$pins"; else pins=""; echo "no pinned versions for this Python: newest ones are taken"; fi; \
-	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) $$pins -e '.[all,docs,dev]'
-	@touch $@
+	$(call install,$(VENV),-e '.[all,docs,dev]')
+
+$(RUNTIME_STAMP): pyproject.toml $(wildcard constraints/*.txt)
+	$(call install,$(RUNTIME_VENV),-e . pytest)
 
 demo: $(STAMP)  ## compress photographs at every rate (IMAGES=folder for your own) and write $(OUT)/index.html
 	$(BIN)/python scripts/demo.py --model '$(MODEL)' --out '$(OUT)' $(if $(IMAGES),--images '$(IMAGES)')
@@ -53,6 +63,9 @@ test: $(STAMP)  ## run all tests, on JOBS processes
 
 test-fast: $(STAMP)  ## run the tests that take no more than a few seconds each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow' $(ARGS)
+
+test-runtime: $(RUNTIME_STAMP)  ## test the base installation in an environment of its own, which has no torch
+	OMP_NUM_THREADS=1 $(RUNTIME_VENV)/bin/python -m pytest -m 'not slow' tests/runtime tests/bitstream $(ARGS)
 
 gpu-smoke: $(STAMP)  ## on a machine with GPUs: two steps of every stage, a file and back, all GPUs; prints a table
 	$(BIN)/python scripts/gpu_smoke.py $(ARGS)
@@ -68,5 +81,6 @@ docs: $(STAMP)  ## build the documentation site in site/, notebooks run; fails o
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:  ## remove the environment, caches and the outputs of demo and benchmark
-	rm -rf $(VENV) *.egg-info build dist site .cache/try .pytest_cache .ruff_cache demo benchmark test-artefacts
+	rm -rf $(VENV) $(RUNTIME_VENV) *.egg-info build dist site .cache/try .pytest_cache .ruff_cache demo benchmark \
+		test-artefacts
 	find oscar scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

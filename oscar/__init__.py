@@ -1,7 +1,8 @@
 """OSCAR: a one-step diffusion image codec; one model, many bit-rates.
 
-`oscar.load("nano")` gives a codec that is ready for use, `OscarCodec` is its class. torch is imported when one of them
-is first asked for, so that `import oscar` and the light commands of the command line start at once.
+`oscar.load("nano")` gives a codec that is ready for use, `OscarCodec` is its class. torch, of the extra `torch`, is
+imported when one of them is first asked for, so that `import oscar` and the light commands of the command line start at
+once. `oscar.runtime` does without it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ __all__ = ["OscarCodec", "__version__", "load"]
 
 
 def __getattr__(name: str) -> object:
+    if name in ("OscarCodec", "load"):
+        from oscar.utils.extras import need
+
+        need("torch")
     if name == "OscarCodec":
         from oscar.codec import OscarCodec
 

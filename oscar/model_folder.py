@@ -47,12 +47,16 @@ def reading(source: str | Path, *expected: type[Exception]) -> Iterator[tuple[Pa
         raise CheckpointError(f"model {str(source)!r} cannot be read: {type(error).__name__}: {error}") from None
 
 
+def find_here(source: str | Path) -> Path | None:
+    """The folder of a shipped model, or a local folder, in this order; None if it is neither."""
+    folders = (SHIPPED / str(source), Path(source))
+    return next((folder for folder in folders if (folder / CONFIG).is_file()), None)
+
+
 def locate(source: str | Path) -> Path:
     """The folder of a shipped model, a local folder, or a hub id (downloaded), in this order."""
-    shipped = SHIPPED / str(source)
-    for folder in (shipped, Path(source)):
-        if (folder / CONFIG).is_file():
-            return folder
+    if (folder := find_here(source)) is not None:
+        return folder
     if Path(source).is_dir():
         raise CheckpointError(f"model {str(source)!r} is a folder without {CONFIG}; allowed: an OSCAR checkpoint")
     names = sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))

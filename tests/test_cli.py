@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -19,10 +20,12 @@ from PIL import Image
 
 import oscar
 from oscar.bitstream import Coding, Container, WrongModelError
-from oscar.cli import loading
+from oscar.cli import engine, loading
 from oscar.cli import main as cli
 from oscar.cli.image_files import IMAGE_FORMATS
+from oscar.cli.messages import CommandError
 from oscar.data.images import image_suffixes
+from oscar.model_folder import CONFIG, RUNTIME
 from oscar.rate_control import TargetError
 from oscar.rates import PAPER_RATES, RatePoint, find_rate
 from oscar.utils import files as jobs
@@ -470,13 +473,81 @@ def test_batches_of_a_folder(tmp_path, loads, capsys, monkeypatch):
 def test_options_of_the_networks(tmp_path, photo, oscar_file, loads, capsys):
     assert run("compress", photo, tmp_path / "a.oscar", "--dtype", "bfloat16", "--compile", "graphs") == 0
     assert run("decompress", oscar_file, tmp_path / "a.png", "--memory", "none", "--tiny-vae", "taesd") == 0
-    plain = {"dtype": "auto", "compile": False, "memory": "auto", "backbone": None}
+    plain = {"engine": "auto", "dtype": "auto", "compile": False, "memory": "auto", "backbone": None}
     assert loads[0][-1] == plain | {"components": "encoder", "dtype": "bfloat16", "compile": "graphs"}
     assert loads[1][-1] == plain | {"components": "decoder", "memory": None, "tiny_vae": "taesd"}
     for name, value, allowed in (("dtype", "int8", "auto, float32"), ("compile", "max", "off, on, graphs")):
         line = refuse(capsys, "compress", photo, tmp_path / "b.oscar", f"--{name}", value)
         assert f"--{name} '{value}' does not exist; allowed: {allowed}" in line
     assert len(loads) == 2
+
+
+# Engines
+
+
+@pytest.fixture
+def with_graphs(tmp_path) -> str:
+    """A folder that looks like a model with graphs."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in (CONFIG, RUNTIME):
+        (folder / name).write_text("{}")
+    return str(folder)
+
+
+def lacks(monkeypatch, *modules: str) -> None:
+    monkeypatch.setattr(engine, "is_installed", lambda module: module not in modules)
+
+
+def test_the_engine_that_auto_takes(with_graphs, tmp_path, monkeypatch) -> None:
+    plain = {"dtype": "auto", "compile": False, "memory": "auto", "backbone": None, "components": "encoder"}
+    others = ({"dtype": "bfloat16"}, {"compile": True}, {"memory": None}, {"backbone": "sd"}, {"tiny_vae": "taesd"})
+
+    def choose(model=with_graphs, device="cpu", engine_name="auto", **options) -> str:
+        return engine.choose_engine(engine_name, model, device, plain | options)
+
+    assert choose() == choose(dtype="float32") == choose(device="coreml") == choose(device="directml") == "onnx"
+    assert choose(engine_name="torch") == choose(model=str(tmp_path)) == choose(model="user/name") == "torch"
+    assert choose(device="cuda") == choose(device="cuda:1") == choose(device="mps") == "torch"
+    for options in others:
+        assert choose(**options) == "torch"
+    lacks(monkeypatch, "onnxruntime")
+    assert choose() == "torch"
+    lacks(monkeypatch, "torch")
+    assert choose() == choose(device="cuda") == "onnx"
+    get = "torch, which is not installed; allowed: pip install 'oscar-codec[torch]'"
+    for options in others:
+        name = "--" + next(iter(options)).replace("_", "-")
+        with pytest.raises(CommandError, match=re.escape(f"{name} needs {get}")):
+            choose(**options)
+    with pytest.raises(CommandError, match=re.escape(f"--device mps needs {get}")):
+        choose(device="mps")
+    assert choose(model="no-such") == "onnx"  # which says what there is
+    (Path(with_graphs) / RUNTIME).unlink()
+    line = f"model {with_graphs}, which has no graphs (runtime.json), needs {get}"
+    with pytest.raises(CommandError, match=re.escape(line)):
+        choose()
+
+
+def test_what_onnx_cannot_do_is_refused_at_once(tmp_path, photo, oscar_file, loads, capsys) -> None:
+    compress = ("compress", photo, tmp_path / "a.oscar", "--engine", "onnx")
+    decompress = ("decompress", oscar_file, tmp_path / "a.png", "--engine", "onnx")
+    both = [
+        ("--dtype", "float16"),
+        ("--compile", "on"),
+        ("--memory", "4GB"),
+        ("--memory", "none"),
+        ("--backbone", "sd"),
+    ]
+    for words in both:
+        for command in (compress, decompress):
+            assert f"--engine onnx and {words[0]} exclude each other" in refuse(capsys, *command, *words)
+    assert "--engine onnx and --tiny-vae exclude" in refuse(capsys, *decompress, "--tiny-vae", "taesd")
+    line = refuse(capsys, *compress, "--device", "mps")
+    assert "--device is mps; allowed with --engine onnx: cpu, cuda, coreml, directml" in line
+    line = refuse(capsys, "compress", photo, tmp_path / "a.oscar", "--engine", "tf")
+    assert "--engine 'tf' does not exist; allowed: auto, torch, onnx" in line
+    assert loads == []
 
 
 def test_an_empty_folder_is_no_failure(tmp_path, loads, capsys):

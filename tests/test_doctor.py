@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -106,7 +107,12 @@ def test_the_tables_follow_the_rest_of_the_project() -> None:
     assert doctor.WEIGHTS.keys() == CACHE.keys()
     project = (ROOT / "pyproject.toml").read_text()
     for distribution, extras in PACKAGES.values():
-        named = [extra for extra in ("train", "eval", "app") if f'"{distribution}>=' in _extra(project, extra)]
+        with_torch = '"oscar-codec[torch]"' if distribution in _extra(project, "torch") else "none"
+        named = [
+            extra
+            for extra in ("torch", "train", "eval", "app")
+            if f'"{distribution}>=' in _extra(project, extra) or with_torch in _extra(project, extra)
+        ]
         assert named == list(extras), distribution
         assert f'"{distribution}>=' not in project.partition("\ndependencies = [")[2].partition("]\n")[0]
     assert doctor.USES.keys() <= PACKAGES.keys()
@@ -114,6 +120,21 @@ def test_the_tables_follow_the_rest_of_the_project() -> None:
 
 def _extra(project: str, extra: str) -> str:
     return project.partition(f"\n{extra} = [")[2].partition("]\n")[0]
+
+
+def test_without_torch(bare: Path, monkeypatch) -> None:
+    """What the light runtime has, and that the extra would bring the rest."""
+    for module in PACKAGES:
+        monkeypatch.setitem(sys.modules, module, None)
+    findings = run_checks([str(bare)])
+    sections = Counter(finding.section for finding in findings)
+    assert list(sections) == ["system", "devices", "models", "backbones", "packages", "baselines"]
+    found = {finding.name: finding for finding in findings}
+    assert found["onnxruntime cpu"].enables.endswith("--engine onnx --device cpu") and found["nano"].found
+    assert not found["torch"].found and found["torch"].get == "pip install 'oscar-codec[torch]'"
+    assert found["onnxruntime"].found
+    assert found[str(bare)].detail == "folder lacks vae, unet, scheduler"
+    assert doctor.next_command(findings) == "oscar compress photo.png photo.oscar"
 
 
 def test_a_package_that_is_missing(monkeypatch) -> None:
@@ -135,5 +156,5 @@ def test_the_command(bare: Path, capsys) -> None:
         assert finding["section"] in text
     assert "metrics.download=true" in text and "nano" in text
     assert text.splitlines()[-1] == "next: oscar demo"
-    packages = [Finding("packages", "scikit-image", found, "") for found in (True, False)]
-    assert doctor.next_command(packages[1:]) == "oscar compress photo.png photo.oscar"
+    photographs = Finding("packages", "scikit-image", True, "")  # without torch
+    assert doctor.next_command([photographs]) == "oscar compress photo.png photo.oscar"

@@ -41,7 +41,7 @@ def stderr_of(*args: str, cwd: Path, feed: str = "", code: int = 0) -> str:
 def test_commands(photos, tiny_folder, tmp_path):
     lines = [
         f"compress {photos}/0.png a.oscar",
-        f"compress {photos} files --model nano-hyperprior --batch-size 2",
+        f"compress {photos} files --model nano-hyperprior --batch-size 2 --engine torch",
         "decompress a.oscar a.png",
         "decompress files images --dtype bfloat16",
         "info a.oscar",

@@ -17,6 +17,7 @@ from PIL import Image
 from oscar.baselines.base import BaselineUnavailable, CodecError, Encoded, ImageCodec, RoundTrip, check_choice
 from oscar.baselines.framing import pack_size, split_size
 from oscar.utils.errors import first_line
+from oscar.utils.extras import need
 from oscar.utils.lean_imports import quiet
 
 if TYPE_CHECKING:
@@ -62,10 +63,11 @@ class ZooCodec(ImageCodec):
     ):
         check_choice(name, "metric", metric, ("mse", "ms-ssim"))
         try:
+            need("compressai")
             with quiet():
                 from compressai.zoo.image import model_urls
         except ImportError as error:
-            raise BaselineUnavailable(f"{name}: {first_line(error)}; pip install compressai") from error
+            raise BaselineUnavailable(f"{name}: {first_line(error)}") from error
         self.name, self.label = name, LABELS[name]
         self.metric, self.device = metric, device
         self.folder = _hub_folder() if weights is None else Path(weights)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from oscar.cli import loading
+from oscar.cli.engine import Engine
 from oscar.cli.image_files import frames_note, list_images, parse_colour, read_image
 from oscar.cli.jobs import OSCAR_SUFFIX, BatchSize, Overwrite, SkipExisting, Work, run
 from oscar.cli.loading import Backbone, Compile, Device, Dtype, Memory, Model, Threads, check_point, network_options
@@ -66,6 +67,7 @@ def compress(
     dtype: Dtype = "auto",
     compile: Compile = "off",
     memory: Memory = "auto",
+    engine: Engine = "auto",
     batch_size: BatchSize = 1,
     workers: Annotated[int, typer.Option(min=0, max=64, help="Of a folder, threads that read images ahead.")] = 1,
     manifest: Annotated[
@@ -88,7 +90,7 @@ def compress(
         raise CommandError(f"--quality is {quality}; allowed: 0 to 1")
     colour = parse_colour(background)
     plan = plan_jobs(source, target, Direction(list_images, "images", OSCAR_SUFFIX, frozenset({OSCAR_SUFFIX})))
-    options = network_options(dtype, compile, memory, components="encoder", backbone=backbone)
+    options = network_options(dtype, compile, memory, engine, device, components="encoder", backbone=backbone)
     codec = functools.cache(lambda: check_point(loading.load_codec(model, device, threads, **options), points, effort))
     several: dict[Path, int] = {}  # files of more than one frame, and of how many
 

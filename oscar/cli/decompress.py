@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from oscar.cli import loading
+from oscar.cli.engine import Engine
 from oscar.cli.image_files import IMAGE_FORMATS, check_size, encode_image, image_suffix
 from oscar.cli.jobs import BatchSize, Overwrite, SkipExisting, Work, list_oscar, run
 from oscar.cli.loading import Backbone, Compile, Device, Dtype, Memory, Threads, network_options
@@ -44,6 +45,7 @@ def decompress(
     dtype: Dtype = "auto",
     compile: Compile = "off",
     memory: Memory = "auto",
+    engine: Engine = "auto",
     batch_size: BatchSize = 1,
     backbone: Backbone = None,
     tiny_vae: Annotated[
@@ -59,7 +61,9 @@ def decompress(
     group()  # before anything is said, which all its processes would say
     suffix = image_suffix(image_format, target)
     plan = plan_jobs(source, target, Direction(list_oscar, ".oscar files", suffix, frozenset(IMAGE_FORMATS)))
-    options = network_options(dtype, compile, memory, components="decoder", backbone=backbone, tiny_vae=tiny_vae)
+    options = network_options(
+        dtype, compile, memory, engine, device, components="decoder", backbone=backbone, tiny_vae=tiny_vae
+    )
     codec = functools.cache(lambda name: loading.load_codec(name, device, threads, **options))
 
     def convert(jobs: list[Job], files: list[bytes]) -> list[tuple[bytes, str]]:

@@ -9,17 +9,14 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oscar import __version__
 from oscar.baselines.base import BaselineUnavailable
-from oscar.inference.precision import auto_dtype
-from oscar.metrics.weights import CACHE, Weights
-from oscar.model_folder import CONFIG, SHIPPED
+from oscar.model_folder import CONFIG, RUNTIME, SHIPPED
 from oscar.utils.errors import first_line
-from oscar.utils.extras import PACKAGES, how_to_install
+from oscar.utils.extras import PACKAGES, how_to_install, is_installed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,6 +46,9 @@ WEIGHTS = {  # what each file of `oscar.metrics.weights` is for
     "inception": "metrics fid and kid",
 }
 USES = {  # of the packages that an extra installs
+    "torch": "models without graphs, backbones, training, evaluation, GPUs",
+    "compressai": "entropy coding at its fastest, training",
+    "onnxscript": "oscar export",
     "pyiqa": "metrics dists, musiq, clipiqa+, niqe, fid, kid",
     "lpips": "metrics lpips_alex, lpips_vgg",
     "bjontegaard": "BD-rate",
@@ -90,17 +90,27 @@ class Finding:
 
 
 def run_checks(backbones: Iterable[str] = ()) -> list[Finding]:
-    """Look for everything.
+    """Look for everything; without torch, for what does without it and for the extras that would bring more.
 
     Args:
         backbones: diffusers folders or hub ids to look at beside those of the configurations.
     """
-    return [*_system(), *_devices(), *_models(), *_backbones(backbones), *_weights(), *_packages(), *_baselines()]
+    has_torch = is_installed("torch")
+    return [
+        *_system(),
+        *_runtime_devices(),
+        *(_torch_devices() if has_torch else ()),
+        *_models(),
+        *_backbones(backbones),
+        *(_weights() if has_torch else ()),
+        *_packages(),
+        *_baselines(),
+    ]
 
 
 def next_command(findings: Iterable[Finding]) -> str:
     """What to type next: the demo, if photographs for it are here."""
-    is_ready = any(finding.found and finding.name == "scikit-image" for finding in findings)
+    is_ready = {"scikit-image", "torch"} <= {finding.name for finding in findings if finding.found}
     return "oscar demo" if is_ready else "oscar compress photo.png photo.oscar"
 
 
@@ -125,19 +135,37 @@ def as_table(findings: Iterable[Finding]) -> Table:
 
 
 def _system() -> Iterator[Finding]:
-    from oscar.utils.environment import hardware, versions
+    import psutil
 
-    machine = hardware()
+    from oscar.utils.environment import cores, processor, versions
+
     yield Finding("system", "oscar", True, __version__)
     for name, number in versions().items():
-        if name in ("python", "torch", "diffusers"):
-            yield Finding("system", name, number is not None, number or "")
-    yield Finding("system", "processor", True, f"{machine['processor']}, {machine['cores']} cores")
-    yield Finding("system", "memory", True, f"{machine['memory_gib']:g} GiB")
+        if name in ("python", "onnxruntime", "torch", "diffusers") and number is not None:
+            yield Finding("system", name, True, number)
+    yield Finding("system", "processor", True, f"{processor()}, {cores()} cores")
+    yield Finding("system", "memory", True, f"{psutil.virtual_memory().total / 2**30:.1f} GiB")
 
 
-def _devices() -> Iterator[Finding]:
+def _runtime_devices() -> Iterator[Finding]:
+    enables = "models with graphs, without torch: --engine onnx --device "
+    if not is_installed("onnxruntime"):
+        yield Finding("devices", "onnxruntime", False, "not installed", enables + "cpu", "pip install onnxruntime")
+        return
+    import onnxruntime
+
+    from oscar.runtime.files import PROVIDERS
+
+    found = onnxruntime.get_available_providers()
+    for device, provider in PROVIDERS.items():
+        if provider in found:
+            yield Finding("devices", f"onnxruntime {device}", True, provider, enables + device)
+
+
+def _torch_devices() -> Iterator[Finding]:
     import torch
+
+    from oscar.inference.precision import auto_dtype
 
     def precision(device: str) -> str:
         return f"large models by default in {str(auto_dtype(device)).removeprefix('torch.')}"
@@ -162,7 +190,8 @@ def _devices() -> Iterator[Finding]:
 def _models() -> Iterator[Finding]:
     for path in sorted(SHIPPED.glob(f"*/{CONFIG}")):
         name, tag = path.parent.name, json.loads(path.read_text())["fingerprint"][:4]
-        yield Finding("models", name, True, f"in the package, model tag {tag}", f"--model {name}")
+        graphs = ", with graphs" if path.with_name(RUNTIME).is_file() else ""
+        yield Finding("models", name, True, f"in the package, model tag {tag}{graphs}", f"--model {name}")
 
 
 def _backbones(others: Iterable[str]) -> Iterator[Finding]:
@@ -184,12 +213,16 @@ def _find(source: str, file: str) -> bool:
     """Whether a file of a backbone is in its folder, or in the hub's cache."""
     if Path(source).is_dir():
         return (Path(source) / file).is_file()
+    if not is_installed("huggingface_hub"):
+        return False
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(source, file), str)
 
 
 def _weights() -> Iterator[Finding]:
+    from oscar.metrics.weights import CACHE, Weights
+
     users = {
         "metric": Weights(key="metrics.files", switch="metrics.download"),
         "training": Weights(key="stage.network_files", switch="stage.download"),
@@ -204,19 +237,12 @@ def _weights() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     for module, enables in USES.items():
-        distribution, found = PACKAGES[module][0], _installed(module)
+        distribution, found = PACKAGES[module][0], is_installed(module)
         try:
             detail = version(distribution) if found else "not installed"
         except PackageNotFoundError:
             detail = "installed, version unknown"
         yield Finding("packages", distribution, found, detail, enables, "" if found else how_to_install(module))
-
-
-def _installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ImportError:  # of the package that would hold it
-        return False
 
 
 def _baselines() -> Iterator[Finding]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from oscar.cli import lean
+from oscar.cli.engine import check_engine, choose_engine
 from oscar.cli.messages import CommandError, one_line
 from oscar.cli.processes import own_device
 
 if TYPE_CHECKING:
     from oscar.codec import OscarCodec
+    from oscar.runtime import Codec
 
 DTYPES = ("float32", "float16", "bfloat16")
 _COMPILE = {"off": False, "on": True, "graphs": "graphs"}  # as the codec has them
 Model = Annotated[str, typer.Option(help="nano, a model folder, or an id on the hub.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...; of ONNX Runtime cpu, cuda, coreml, directml.")]
 Dtype = Annotated[
     str,
     typer.Option(
@@ -33,18 +36,20 @@ Memory = Annotated[
 Backbone = Annotated[
     str | None, typer.Option(help="Where the model's backbone is now, if it has moved.", show_default=False)
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads on the CPU; by default torch's choice.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads on the CPU; by default the engine's choice.")]
 
 
-def network_options(dtype: str, compile: str, memory: str, **others: Any) -> dict[str, Any]:
-    """Arguments of `oscar.load` but for the dtype, which is still a name; checked without torch."""
+def network_options(dtype: str, compile: str, memory: str, engine: str, device: str, **others: Any) -> dict[str, Any]:
+    """Arguments of `load_codec` beside model, device and threads; checked without torch."""
     for name, value, allowed in (("dtype", dtype, ("auto", *DTYPES)), ("compile", compile, tuple(_COMPILE))):
         if value not in allowed:
             raise CommandError(f"--{name} {value!r} does not exist; allowed: {', '.join(allowed)}")
-    return {"dtype": dtype, "compile": _COMPILE[compile], "memory": None if memory == "none" else memory, **others}
+    options = {"dtype": dtype, "compile": _COMPILE[compile], "memory": None if memory == "none" else memory, **others}
+    check_engine(engine, device, options)
+    return {"engine": engine, **options}
 
 
-def check_point(codec: OscarCodec, points: dict[str, float | None], effort: int) -> OscarCodec:
+def check_point(codec: OscarCodec | Codec, points: dict[str, float | None], effort: int) -> OscarCodec | Codec:
     """Refuse, for every file, an operating point or an effort that the model does not have."""
     bottleneck = codec.bottleneck
     own = bottleneck.point_name if bottleneck.point_name in points else "point"
@@ -64,11 +69,38 @@ def check_point(codec: OscarCodec, points: dict[str, float | None], effort: int)
     return codec
 
 
-def load_codec(model: str, device: str, threads: int | None, dtype: str = "auto", **options: Any) -> OscarCodec:
-    """Load the model on its device; all that fails here fails for every file, hence CommandError."""
+def load_codec(
+    model: str, device: str, threads: int | None, dtype: str = "auto", engine: str = "torch", **options: Any
+) -> OscarCodec | Codec:
+    """Load the model on its device; all that fails here fails for every file, hence CommandError.
+
+    Args:
+        model: name, folder or hub id.
+        device, threads: of the networks.
+        dtype: of the networks, a name.
+        engine: `oscar.cli.engine`.
+        options: of `oscar.load`.
+    """
+    chosen = choose_engine(engine, model, device, {"dtype": dtype, **options})
+    try:
+        if chosen == "onnx":
+            from oscar.runtime import Codec
+
+            return Codec(model, device=device, threads=threads or _environment_threads())
+        return _load_torch(model, own_device(device), threads, dtype, options)
+    except (ValueError, OSError) as error:
+        raise CommandError(one_line(error)) from error
+
+
+def _environment_threads() -> int | None:
+    """What the environment says of threads, which torch follows by itself, and ONNX Runtime does not."""
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    return int(text) if text.isdecimal() and int(text) else None
+
+
+def _load_torch(model: str, device: str, threads: int | None, dtype: str, options: dict[str, Any]) -> OscarCodec:
     import torch
 
-    device = own_device(device)
     with lean.imports(compiles=bool(options.get("compile"))):
         from oscar.inference.load import load
 
@@ -80,8 +112,4 @@ def load_codec(model: str, device: str, threads: int | None, dtype: str = "auto"
         raise CommandError(
             f"--device {device} is not available here; allowed: cpu, or cuda, mps, ... where torch finds one"
         ) from error
-    try:
-        precision = "auto" if dtype == "auto" else getattr(torch, dtype)
-        return load(model, device, precision, **options)
-    except (ValueError, OSError) as error:
-        raise CommandError(one_line(error)) from error
+    return load(model, device, "auto" if dtype == "auto" else getattr(torch, dtype), **options)

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from oscar.utils.extras import is_installed
 from oscar.utils.strict_json import as_read, write_json
 
 PACKAGE = Path(__file__).parents[1]
-LIBRARIES = ("torch", "diffusers", "compressai", "pyiqa", "lpips", "pillow", "numpy")
+LIBRARIES = ("torch", "diffusers", "compressai", "pyiqa", "lpips", "pillow", "numpy", "onnxruntime")
 
 
 def describe_environment() -> dict:
@@ -59,9 +60,10 @@ def versions() -> dict[str, str | None]:
             result[name] = version(name)
         except PackageNotFoundError:
             result[name] = None
-    import torch
+    if is_installed("torch"):
+        import torch
 
-    result["torch"] = torch.__version__  # with its build, which the metadata may lack
+        result["torch"] = torch.__version__  # with its build, which the metadata may lack
     return result
 
 
@@ -71,15 +73,21 @@ def hardware() -> dict:
     import torch
 
     return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processor": processor(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 
-def _processor() -> str:
+def cores() -> int | None:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def processor() -> str:
+    """Its name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -8,28 +8,42 @@ import sys
 from collections.abc import Iterator
 
 # Name of the import: the distribution, and the extras that install it.
+_TORCH = ("torch", "train", "eval", "app")  # the others include it
 PACKAGES = {
+    "accelerate": ("accelerate", _TORCH),
     "bjontegaard": ("bjontegaard", ("eval",)),
+    "compressai": ("compressai", _TORCH),
     "datasets": ("datasets", ("train",)),
+    "diffusers": ("diffusers", _TORCH),
     "gradio": ("gradio", ("app",)),
     "hydra": ("hydra-core", ("train", "eval")),
+    "huggingface_hub": ("huggingface-hub", _TORCH),
     "hydra_plugins.hydra_submitit_launcher": ("hydra-submitit-launcher", ("train",)),
     "lpips": ("lpips", ("eval",)),
-    "onnx": ("onnx", ("export",)),
-    "onnxruntime": ("onnxruntime", ("export",)),
-    "onnxscript": ("onnxscript", ("export",)),
     "matplotlib": ("matplotlib", ("eval",)),
     "omegaconf": ("omegaconf", ("train", "eval")),
+    "onnx": ("onnx", _TORCH),
+    "onnxscript": ("onnxscript", _TORCH),
     "pandas": ("pandas", ("eval",)),
     "peft": ("peft", ("train",)),
     "pyarrow": ("pyarrow", ("eval",)),
     "pyiqa": ("pyiqa", ("eval",)),
     "skimage": ("scikit-image", ("eval",)),
     "tensorboard": ("tensorboard", ("train",)),
+    "torch": ("torch", _TORCH),
     "torchvision": ("torchvision", ("train", "eval")),
     "transformers": ("transformers", ("train",)),
+    "vector_quantize_pytorch": ("vector-quantize-pytorch", _TORCH),
     "wandb": ("wandb", ("train",)),
 }
+
+
+def is_installed(module: str) -> bool:
+    """Whether a package is there, without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # of the package that would hold it
+        return False
 
 
 def how_to_install(module: str, extra: str | None = None) -> str:
@@ -57,7 +71,7 @@ def need(module: str) -> None:
     Raises:
         ModuleNotFoundError: if the package is not installed, with the line of `explain_missing`.
     """
-    if importlib.util.find_spec(module) is None:
+    if not is_installed(module):
         error = ModuleNotFoundError(name=module)
         raise ModuleNotFoundError(explain_missing(error), name=module)
 

@@ -19,10 +19,13 @@ SPACE = ROOT / "spaces"
 
 def test_it_asks_for_what_the_package_asks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert (SPACE / "requirements.txt").read_text().splitlines() == project["dependencies"]
+    assert (SPACE / "requirements.txt").read_text().splitlines() == [
+        *project["dependencies"],
+        *project["optional-dependencies"]["torch"],
+    ]
     card = yaml.safe_load((SPACE / "README.md").read_text().split("---")[1])
     assert f"gradio=={card['sdk_version']}" in (ROOT / "constraints/3.12.txt").read_text().splitlines()
-    (needed,) = project["optional-dependencies"]["app"]
+    needed, _ = project["optional-dependencies"]["app"]
     assert card["sdk"] == needed.partition(">=")[0] and card["sdk_version"].startswith(needed.partition(">=")[2])
     assert card["license"] == project["license"].lower() and (SPACE / card["app_file"]).is_file()
 

@@ -22,6 +22,7 @@ from oscar.bitstream.entropy import (
 from oscar.bitstream.rans import ans
 from oscar.rates import RATES
 
+needs_compressai = pytest.mark.skipif(find_spec("compressai") is None, reason="CompressAI is not installed")
 RATE_SIZES = [rate.codebook_size for rate in RATES]
 
 
@@ -174,7 +175,7 @@ def test_table_payloads_have_one_form():
         decode_indices(payload, Coding.TABLE, 1000, normalise_counts(skewed_counts(256)[::-1]))
 
 
-@pytest.mark.skipif(find_spec("compressai") is None, reason="our own coder writes no escapes")
+@needs_compressai
 def test_escape_is_refused():
     """A payload of CompressAI's that does use the escape symbol."""
     frequencies = normalise_counts(skewed_counts(16))
@@ -258,6 +259,7 @@ BESIDE_COMPRESSAI = """
 """
 
 
+@needs_compressai
 def test_compressai_works_after_its_coder_was_loaded_alone():
     command = textwrap.dedent(BESIDE_COMPRESSAI)
     result = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, timeout=120)
