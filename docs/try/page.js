@@ -33,7 +33,7 @@ worker.addEventListener("message", ({ data: { id, progress, result, error } }) =
 });
 worker.addEventListener("error", (event) => {
   event.preventDefault();
-  fail("this browser cannot run the codec: it needs WebAssembly and modules in workers");
+  fail(`this browser cannot run the codec: ${event.message ?? "it has no modules in workers"}`);
 });
 
 /** Have the worker do something. */
@@ -125,7 +125,7 @@ async function encode() {
   const facts = [
     [`${count(coded.length)} bytes`, name],
     [`${bpp} bpp`, label(name, result.point)],
-    [`${result.psnr.toFixed(2)} dB`, "PSNR"],
+    [Number.isFinite(result.psnr) ? `${result.psnr.toFixed(2)} dB` : "lossless", "PSNR"],
     [`${result.encodeSeconds.toFixed(1)} s`, "to compress"],
     [`${result.decodeSeconds.toFixed(1)} s`, "to decompress"],
   ];
@@ -155,9 +155,9 @@ async function decode(wanted) {
 async function preview() {
   const number = jobs + 1;
   const part = Number(share.value) / 100;
-  const { pixels } = await ask("decode", { data: coded, share: part });
+  const result = await ask("decode", { data: coded, share: part });
   if (number !== jobs) return;
-  await setImage("right", pixels, part < 1 ? `First ${share.value} % of the file` : `${count(coded.length)} bytes`);
+  await setImage("right", result.pixels, part < 1 ? `First ${share.value} % of the file` : `${count(coded.length)} bytes`);
   say("");
 }
 
