@@ -38,6 +38,8 @@ class BaseCodec(FileIdentity, nn.Module):
         ValueError: if these do not go together.
     """
 
+    bottleneck: Bottleneck
+
     def __init__(
         self,
         backbone: Backbone,

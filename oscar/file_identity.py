@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
+from typing import Any
 
 from oscar.bitstream import Container, HeaderError, Payload, WrongModelError
-from oscar.operating_points import OperatingPoints, Point
+from oscar.operating_points import Point
 from oscar.timesteps import TimestepMapping
 
 
@@ -13,16 +15,22 @@ class FileIdentity:
     """The part of a codec that opens files.
 
     Attributes:
-        bottleneck: its operating points and codings.
+        bottleneck: `OperatingPoints`.
         mapping: pseudo-timesteps.
-        fingerprint: SHA-256 of what decoding depends on, in hexadecimal.
-        factor: pixels per latent position along each side.
     """
 
-    bottleneck: OperatingPoints
+    bottleneck: Any
     mapping: TimestepMapping
-    fingerprint: str
-    factor: int
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 of what decoding depends on, in hexadecimal."""
+
+    @property
+    @abstractmethod
+    def factor(self) -> int:
+        """Pixels per latent position along each side."""
 
     @property
     def model_tag(self) -> int:

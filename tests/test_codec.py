@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from oscar import checkpoint
+from oscar import checkpoint, model_folder
 from oscar.bitstream import BitstreamError, Coding, Container, HeaderError, UnknownRateError, WrongModelError
 from oscar.bitstream.norms import dequantise_rms, quantise_rms
 from oscar.bottlenecks.vq import channel_rms, rescale
@@ -399,7 +399,7 @@ def test_a_mapping_is_stored(make_codec, make_image, tmp_path, mapping) -> None:
 
 def test_the_shipped_model_keeps_its_tag() -> None:
     """Files that it wrote must stay readable: neither the mapping's description nor anything else may change it."""
-    stored = json.loads((checkpoint.SHIPPED / "nano/oscar.json").read_text())
+    stored = json.loads((model_folder.SHIPPED / "nano/oscar.json").read_text())
     codec = OscarCodec.from_pretrained("nano")
     assert checkpoint.fingerprint(codec, torch.float16) == stored["fingerprint"] == codec.fingerprint
     assert codec.mapping == TableMapping.paper()

@@ -42,10 +42,16 @@ class Codec(FileIdentity):
 
     def __init__(self, source: str | Path = "nano", device: str = "cpu", threads: int | None = None):
         self.files = ModelFiles(source, device, threads)
-        description = self.files.description
-        self.fingerprint, self.factor = description["fingerprint"], description["factor"]
         self.mapping = mapping_from_config(self.files.checkpoint["timesteps"])
         self.bottleneck: Any = make(self.files)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.files.description["fingerprint"]
+
+    @property
+    def factor(self) -> int:
+        return self.files.description["factor"]
 
     @property
     def points(self) -> tuple[float, ...]:
