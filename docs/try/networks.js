@@ -26,7 +26,8 @@ export class Networks {
     const session = await this.#session(name);
     await new Promise((resolve) => setTimeout(resolve)); // messages arrive between networks
     const feeds = inputs.map(({ data, shape, channels, height, width }, place) => [
-      session.inputNames[place], new this.ort.Tensor("float32", data, shape ?? [1, channels, height, width]),
+      session.inputNames[place],
+      new this.ort.Tensor("float32", data, shape ?? [1, channels, height, width]),
     ]);
     const { data, dims } = (await session.run(Object.fromEntries(feeds)))[session.outputNames[0]];
     return { data, channels: dims[1], height: dims[2], width: dims[3] };
@@ -34,7 +35,9 @@ export class Networks {
 
   #session(name) {
     if (!this.#sessions.has(name)) {
-      const externalData = [...this.files].filter(([path]) => WEIGHTS.test(path)).map(([path, data]) => ({ path, data }));
+      const externalData = [...this.files]
+        .filter(([path]) => WEIGHTS.test(path))
+        .map(([path, data]) => ({ path, data }));
       const graph = this.files.get(`${name}.onnx`);
       this.#sessions.set(name, this.ort.InferenceSession.create(graph, { executionProviders: ["wasm"], externalData }));
     }

@@ -7,7 +7,9 @@ const MAX_PIXELS = 2048 * 2048;
 const FEW_BYTES = 64 << 20; // an `.oscar` file of an image that is not too large has far fewer
 
 const byId = (id) => document.getElementById(id);
-const [drop, file, line, bar, quality, size, share] = ["drop", "file", "line", "bar", "quality", "size", "share"].map(byId);
+const [drop, file, line, bar, quality, size, share] = ["drop", "file", "line", "bar", "quality", "size", "share"].map(
+  byId,
+);
 const count = (number) => number.toLocaleString("en");
 const isNano = () => model() === "nano";
 const model = () => document.querySelector("input[name=model]:checked").value;
@@ -90,7 +92,8 @@ async function open(blob) {
   try {
     const start = new Uint8Array(await blob.slice(0, 2).arrayBuffer());
     if (/\.oscar$/i.test(blob.name) || (start[0] === 5 && start[1] >> 4 === 12)) {
-      if (blob.size > FEW_BYTES) throw new Error(`${count(blob.size)} bytes are too many; allowed: ${count(FEW_BYTES)}`);
+      if (blob.size > FEW_BYTES)
+        throw new Error(`${count(blob.size)} bytes are too many; allowed: ${count(FEW_BYTES)}`);
       const data = new Uint8Array(await blob.arrayBuffer());
       const { width, height } = unpack(data);
       checkPixels(width, height);
@@ -157,7 +160,11 @@ async function preview() {
   const part = Number(share.value) / 100;
   const result = await ask("decode", { data: coded, share: part });
   if (number !== jobs) return;
-  await setImage("right", result.pixels, part < 1 ? `First ${share.value} % of the file` : `${count(coded.length)} bytes`);
+  await setImage(
+    "right",
+    result.pixels,
+    part < 1 ? `First ${share.value} % of the file` : `${count(coded.length)} bytes`,
+  );
   say("");
 }
 
@@ -174,11 +181,13 @@ const run = (work) => async () => {
 // What comes out.
 
 async function show({ name, stem, pixels, url }, result, facts, chip) {
-  byId("facts").replaceChildren(...facts.map(([value, what]) => {
-    const cell = document.createElement("div");
-    cell.append(Object.assign(document.createElement("b"), { textContent: value }), what);
-    return cell;
-  }));
+  byId("facts").replaceChildren(
+    ...facts.map(([value, what]) => {
+      const cell = document.createElement("div");
+      cell.append(Object.assign(document.createElement("b"), { textContent: value }), what);
+      return cell;
+    }),
+  );
   byId("try").classList.add("open");
   byId("viewer").hidden = false;
   byId("viewer").classList.toggle("single", !pixels);
@@ -225,10 +234,10 @@ function setLink(link, url, name) {
 
 const nanoPoints = () => RATES.slice(0, 8).map(({ id }) => id); // the paper's, from small to large files
 const label = (name, point) =>
-  (name === "nano" ? `rate ${RATES[point].bpp.toFixed(4)}` : `quality ${(point / MAX_QUALITY).toFixed(2)}`);
+  name === "nano" ? `rate ${RATES[point].bpp.toFixed(4)}` : `quality ${(point / MAX_QUALITY).toFixed(2)}`;
 
 const pointOfSlider = () =>
-  (isNano() ? nanoPoints()[quality.value] : Math.round((Number(quality.value) / Number(quality.max)) * MAX_QUALITY));
+  isNano() ? nanoPoints()[quality.value] : Math.round((Number(quality.value) / Number(quality.max)) * MAX_QUALITY);
 
 function setSlider(point) {
   quality.value = isNano() ? nanoPoints().indexOf(point) : (point / MAX_QUALITY) * Number(quality.max);
@@ -248,8 +257,8 @@ function showControls() {
   const sum = (sizes) => Object.values(sizes).reduce((total, each) => total + each, 0) / 1e6;
   const [own, ort] = [sum(manifest.models[model()]), sum(manifest.ort)];
   byId("fetched").textContent =
-    `${model()} has ${own.toFixed(1)} MB, and ONNX Runtime, which runs it, ${ort.toFixed(1)} MB. Both are fetched from this site ` +
-    "with your first file. Your file is sent nowhere.";
+    `${model()} has ${own.toFixed(1)} MB, and ONNX Runtime, which runs it, ${ort.toFixed(1)} MB. Both are fetched from this ` +
+    "site with your first file. Your file is sent nowhere.";
 }
 
 for (const radio of document.querySelectorAll("input[name=model]")) {

@@ -8,12 +8,13 @@ const LEVELS = Float32Array.from({ length: 256 }, (_, level) => Math.fround(leve
 
 const upTo = (side, multiple) => Math.ceil(side / multiple) * multiple;
 
-/** An image, its last row and column repeated until both sides are multiples. @param {Pixels} pixels @returns {Planes} */
+/** An image with its last row and column repeated to multiples. @param {Pixels} pixels @returns {Planes} */
 export function fromPixels(pixels, multiple) {
   const plane = pixels.width * pixels.height;
   const data = new Float32Array(3 * plane);
   for (let place = 0; place < plane; place++) {
-    for (let channel = 0; channel < 3; channel++) data[channel * plane + place] = LEVELS[pixels.data[4 * place + channel]];
+    for (let channel = 0; channel < 3; channel++)
+      data[channel * plane + place] = LEVELS[pixels.data[4 * place + channel]];
   }
   return pad({ channels: 3, height: pixels.height, width: pixels.width, data }, multiple);
 }
@@ -43,7 +44,8 @@ export function resize(planes, height, width) {
   for (let channel = 0; channel < planes.channels; channel++) {
     for (let row = 0; row < height; row++) {
       const from = (channel * planes.height + Math.min(row, planes.height - 1)) * planes.width;
-      for (let column = 0; column < width; column++) data[next++] = planes.data[from + Math.min(column, planes.width - 1)];
+      for (let column = 0; column < width; column++)
+        data[next++] = planes.data[from + Math.min(column, planes.width - 1)];
     }
   }
   return { channels: planes.channels, height, width, data };

@@ -11,7 +11,7 @@ const at = (path) => new URL(path, import.meta.url);
 const codecs = new Map();
 let manifest, runtime, image;
 
-/** Fetch files of the site. @param {Record<string, number>} sizes in bytes by path @returns {Promise<Map<string, Uint8Array>>} */
+/** Fetch files. @param {Record<string, number>} sizes by path @returns {Promise<Map<string, Uint8Array>>} */
 async function fetchAll(sizes, folder, arrived) {
   const files = new Map();
   for (const [path, size] of Object.entries(sizes)) {
@@ -19,7 +19,7 @@ async function fetchAll(sizes, folder, arrived) {
     if (!response.ok) throw new Error(`${folder}/${path} cannot be fetched: ${response.status} ${response.statusText}`);
     const bytes = new Uint8Array(size);
     let length = 0;
-    for (const reader = response.body.getReader(); ; ) {
+    for (const reader = response.body.getReader(); ;) {
       const { done, value } = await reader.read();
       if (done) break;
       if (length + value.length <= size) bytes.set(value, length);
@@ -37,7 +37,9 @@ async function load(name, progress) {
   if (codecs.has(name)) return codecs.get(name);
   manifest ??= await (await fetch(at("manifest.json"))).json();
   const wanted = { ...(runtime ? {} : { ort: manifest.ort }), [name]: manifest.models[name] };
-  const total = Object.values(wanted).flatMap(Object.values).reduce((sum, size) => sum + size, 0);
+  const total = Object.values(wanted)
+    .flatMap(Object.values)
+    .reduce((sum, size) => sum + size, 0);
   let length = 0;
   const arrived = (bytes) => {
     length += bytes;
@@ -90,7 +92,8 @@ const JOBS = {
     const [coded, encodeSeconds] = await timed(async () =>
       maxBytes
         ? codec.compressWithin(image, maxBytes, (share) => progress(`Looking for ${maxBytes} bytes`, share, true))
-        : { data: await codec.compress(image, point), point });
+        : { data: await codec.compress(image, point), point },
+    );
     progress("Decompressing");
     const [pixels, decodeSeconds] = await timed(() => codec.decompress(coded.data));
     return { ...coded, pixels, encodeSeconds, decodeSeconds, psnr: psnr(pixels), hasPreview: hasPreview(coded.data) };
@@ -105,7 +108,8 @@ const JOBS = {
     const container = await codec.open(data);
     const part = { ...container, payload: payload.slice(0, Math.round(share * payload.length)) };
     const [pixels, decodeSeconds] = await timed(() =>
-      codec.decode(share < 1 ? codec.readPrefix(part) : codec.read(container), container));
+      codec.decode(share < 1 ? codec.readPrefix(part) : codec.read(container), container),
+    );
     return { model, point: container.pointCode, pixels, decodeSeconds, hasPreview: hasPreview(data) };
   },
 };

@@ -1,4 +1,5 @@
-// The page's bitstream against the golden files: equal symbols, equal bytes, and named errors only. `node --test tests/web`
+// The page's bitstream against the golden files: equal symbols, equal bytes, and named errors only.
+// `node --test tests/web` runs it.
 
 import assert from "node:assert/strict";
 import { readFileSync, readdirSync } from "node:fs";
@@ -36,7 +37,9 @@ function load(name) {
   const tensors = new Tensors(read(join(folder, "oscar.safetensors")));
   const codec = new Codec(config, { factor: FACTORS[name] ?? 8 }, tensors, () => assert.fail("no network is needed"));
   const expected = new Tensors(read(join(files, "arrays.safetensors")));
-  const paths = readdirSync(files).filter((path) => path.endsWith(".oscar")).sort();
+  const paths = readdirSync(files)
+    .filter((path) => path.endsWith(".oscar"))
+    .sort();
   const cases = paths.map((path) => ({ name: basename(path, ".oscar"), data: read(join(files, path)) }));
   assert.ok(cases.length >= 6);
   return { codec, expected, cases };
@@ -63,16 +66,23 @@ for (const name of Object.keys(MODELS)) {
       assert.deepEqual(Int32Array.from(symbols.grid ?? symbols.values), expected.get(`${path}.symbols`).data);
       const { coding, side, payload } = codec.bottleneck.write(symbols, container.pointCode);
       assert.deepEqual(pack({ ...container, coding, side, payload }), data);
-      const { share, ...all } = container.coding < Coding.CONTEXT ? { share: 1, ...symbols } : codec.readPrefix(container);
+      const { share, ...all } =
+        container.coding < Coding.CONTEXT ? { share: 1, ...symbols } : codec.readPrefix(container);
       assert.equal(share, 1);
       assert.deepEqual(all, symbols);
     });
 
     test(`${name}/${path}: equal bytes from the latent`, async () => {
       const container = await codec.open(data);
-      const { shape: [, channels, height, width], data: latent } = expected.get(`${path}.latent`);
+      const {
+        shape: [, channels, height, width],
+        data: latent,
+      } = expected.get(`${path}.latent`);
       if (hasIndices(container.coding)) {
-        assert.deepEqual(Uint8Array.from(channelRms({ channels, height, width, data: latent }), quantiseRms), container.side);
+        assert.deepEqual(
+          Uint8Array.from(channelRms({ channels, height, width, data: latent }), quantiseRms),
+          container.side,
+        );
         return;
       }
       const { coder } = codec.bottleneck;
@@ -82,9 +92,18 @@ for (const name of Object.keys(MODELS)) {
         const [channel, position] = [Math.floor(place / (rows * columns)), place % (rows * columns)];
         return coded.symbols[position * coder.sideChannels + channel];
       });
-      const run = async () => ({ channels: coder.sideChannels, height: rows, width: columns, data: Float32Array.from(z) });
+      const run = async () => ({
+        channels: coder.sideChannels,
+        height: rows,
+        width: columns,
+        data: Float32Array.from(z),
+      });
       codec.bottleneck.sideGains = { shape: [2, coder.sideChannels], data: new Float32Array(2 * coder.sideChannels) };
-      const symbols = await codec.bottleneck.quantise({ channels, height, width, data: latent }, container.pointCode, run);
+      const symbols = await codec.bottleneck.quantise(
+        { channels, height, width, data: latent },
+        container.pointCode,
+        run,
+      );
       assert.deepEqual(symbols.coded, coded);
       assert.deepEqual(codec.bottleneck.write(symbols).payload, container.payload);
     });
@@ -154,14 +173,17 @@ test("rANS gives back what it was given, also at the edges of its state", () => 
   const random = randomNumbers(2);
   for (let round = 0; round < 200; round++) {
     const cuts = new Set([0, 65536]);
-    for (let cut = 0; cut < 1 + round % 40; cut++) cuts.add(Math.floor(65536 * random() ** (1 + (round % 5) * 3)));
+    for (let cut = 0; cut < 1 + (round % 40); cut++) cuts.add(Math.floor(65536 * random() ** (1 + (round % 5) * 3)));
     const table = [...cuts].sort((one, other) => one - other);
     const symbols = Array.from({ length: 4 + round * 3 }, () => Math.floor(random() * (table.length - 1)));
     const encoder = new Encoder();
     for (const symbol of symbols) encoder.push(table, symbol);
     const payload = encoder.finish();
     const decoder = new Decoder(payload);
-    assert.deepEqual(symbols.map(() => decoder.next(table)), symbols);
+    assert.deepEqual(
+      symbols.map(() => decoder.next(table)),
+      symbols,
+    );
     assert.equal(decoder.known, symbols.length);
   }
 });

@@ -26,7 +26,10 @@ for (const [name, lengths, most] of [
       const codec = codecOf(lengths);
       const shares = [];
       const { data, point } = await codec.compressWithin({}, target, (share) => shares.push(share));
-      assert.equal(point - 3, lengths.findLastIndex((length) => length <= target));
+      assert.equal(
+        point - 3,
+        lengths.findLastIndex((length) => length <= target),
+      );
       assert.equal(data.length, lengths[point - 3]);
       assert.ok(codec.made <= most && shares.length === codec.made);
       assert.ok(shares.every((share, place) => share <= 1 && share > (shares[place - 1] ?? 0)));

@@ -2,7 +2,12 @@
 // The table of its fields is docs/format.md; the reference is oscar/bitstream/container.py.
 
 import {
-  ChecksumError, HeaderError, NotAnOscarFileError, PayloadError, TruncatedFileError, UnknownRateError,
+  ChecksumError,
+  HeaderError,
+  NotAnOscarFileError,
+  PayloadError,
+  TruncatedFileError,
+  UnknownRateError,
   UnsupportedVersionError,
 } from "./errors.js";
 import { RATES, gridShape, packedLength } from "./rates.js";
@@ -50,10 +55,13 @@ export function pack(container) {
   const { coding, pointCode, modelTag, timestep, payload } = check(container);
   const flag = timestep === null ? 0 : 0x80;
   const before = [
-    0x05, 0xc0 | VERSION,
+    0x05,
+    0xc0 | VERSION,
     ...(hasIndices(coding) ? [flag | (coding << 4) | pointCode] : [(coding << 4) | (pointCode >> 8), pointCode & 0xff]),
-    modelTag >> 8, modelTag & 0xff,
-    ...varint(container.width - 1), ...varint(container.height - 1),
+    modelTag >> 8,
+    modelTag & 0xff,
+    ...varint(container.width - 1),
+    ...varint(container.height - 1),
     ...container.side,
     ...(timestep === null ? [] : [timestep]),
   ];
@@ -130,8 +138,8 @@ function check(container) {
   const isPacked = coding === Coding.PACKED;
   if (isPacked ? payload.length !== longest : payload.length >= longest) {
     throw new PayloadError(
-      `payload has ${payload.length} bytes; allowed for ${width}x${height} at rate ${rate.bpp.toFixed(4)} with coding ` +
-        `${coding}: ${isPacked ? "" : "fewer than "}${longest}`,
+      `payload has ${payload.length} bytes; allowed for ${width}x${height} at rate ${rate.bpp.toFixed(4)} with ` +
+        `coding ${coding}: ${isPacked ? "" : "fewer than "}${longest}`,
     );
   }
   return container;
@@ -146,7 +154,9 @@ function checkRange(field, value, smallest, largest) {
 function checkMagic(data) {
   if (!data.length) throw new TruncatedFileError("file is empty");
   if (data[0] !== 0x05 || (data.length > 1 && data[1] >> 4 !== 0xc)) {
-    throw new NotAnOscarFileError(`not an .oscar file: it begins with ${hex(data.subarray(0, 2))}, not with 05c${VERSION}`);
+    throw new NotAnOscarFileError(
+      `not an .oscar file: it begins with ${hex(data.subarray(0, 2))}, not with 05c${VERSION}`,
+    );
   }
   if (data.length > 1 && (data[1] & 0xf) !== VERSION) {
     throw new UnsupportedVersionError(`format version ${data[1] & 0xf} is not supported; allowed: ${VERSION}`);

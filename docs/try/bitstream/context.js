@@ -1,8 +1,8 @@
 // Indices predicted from neighbours that are coded before them, and coded with these predictions
 // (`oscar/bitstream/context.py`).
 //
-// A grid is coded from coarse to fine: first every eighth row and column, then the lattice between them, halved in three
-// passes per step. Each position sees the nearest ones of earlier passes; a small network turns their codes into
+// A grid is coded from coarse to fine: first every eighth row and column, then the lattice between them, halved in
+// three passes per step. Each position sees the nearest ones of earlier passes; a small network turns their codes into
 // features. An index is the path to a leaf of a binary tree, whose every node decides by the product of its own vector
 // with the features; a table has the probability of each product. All numbers are integers.
 
@@ -20,8 +20,17 @@ const SMALLEST_SHARE = 64; // a payload is no shorter than the packed one by mor
 const PASSES = [
   { row: 0, column: 0, step: 8, weights: 3 },
   ...[8, 4, 2].flatMap((step) =>
-    [[0, 1], [1, 0], [1, 1]].map(([row, column], which) => (
-      { row: (row * step) / 2, column: (column * step) / 2, step, weights: which + (step > 2 ? 3 : 0) }))),
+    [
+      [0, 1],
+      [1, 0],
+      [1, 1],
+    ].map(([row, column], which) => ({
+      row: (row * step) / 2,
+      column: (column * step) / 2,
+      step,
+      weights: which + (step > 2 ? 3 : 0),
+    })),
+  ),
 ];
 
 /** Tables of a decision by level, whose log-odds are (level - 80) / 8: zero, one, and a unit that is never used. No
@@ -36,7 +45,12 @@ function offsets(number, count) {
   if (number === 0) return Array(count).fill([0, 0]); // itself, not yet known
   const { row, column, step } = PASSES[number];
   const half = step / 2;
-  const phases = [[0, 0], [0, half], [half, 0], [half, half]].map(String);
+  const phases = [
+    [0, 0],
+    [0, half],
+    [half, 0],
+    [half, half],
+  ].map(String);
   const known = phases.slice(0, phases.indexOf(String([row, column])));
   const modulo = (value) => ((value % step) + step) % step;
   const found = [];
@@ -82,7 +96,8 @@ export class ContextModel {
   level(features, node) {
     const { nodes, node_bias } = this.arrays;
     let sum = node_bias.data[node];
-    for (let place = 0; place < features.length; place++) sum += features[place] * nodes.data[node * features.length + place];
+    for (let place = 0; place < features.length; place++)
+      sum += features[place] * nodes.data[node * features.length + place];
     return Math.max(-TOP_LEVEL, Math.min(TOP_LEVEL, (sum + 64) >> 7)) + TOP_LEVEL;
   }
 
@@ -102,10 +117,13 @@ export class ContextModel {
     const grid = new Uint16Array(rows * columns).fill(this.codes); // K stands for a code that is not known
     PASSES.forEach(({ row, column, step }, number) => {
       const positions = [];
-      for (let y = row; y < rows; y += step) for (let x = column; x < columns; x += step) positions.push(y * columns + x);
+      for (let y = row; y < rows; y += step)
+        for (let x = column; x < columns; x += step) positions.push(y * columns + x);
       for (let start = 0; start < positions.length; start += PART) {
         const part = positions.slice(start, start + PART);
-        const features = part.map((position) => this.features(number, this.around(grid, rows, columns, number, position)));
+        const features = part.map((position) =>
+          this.features(number, this.around(grid, rows, columns, number, position)),
+        );
         const paths = new Uint32Array(part.length);
         for (let depth = 0; depth < this.depth; depth++) {
           part.forEach((position, place) => {

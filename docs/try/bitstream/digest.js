@@ -2,7 +2,8 @@
 
 /** @param {...Uint8Array} parts @returns {Promise<Uint8Array>} */
 export async function sha256(...parts) {
-  if (!globalThis.crypto?.subtle) throw new Error("this browser computes SHA-256 on pages by https or from localhost only");
+  if (!globalThis.crypto?.subtle)
+    throw new Error("this browser computes SHA-256 on pages by https or from localhost only");
   return new Uint8Array(await crypto.subtle.digest("SHA-256", await new Blob(parts).arrayBuffer()));
 }
 

@@ -16,7 +16,8 @@ import { bitsPerPackedIndex, packedLength } from "./rates.js";
  */
 export function encodeIndices(indices, frequencies) {
   const limit = packedLength(indices.length, frequencies.length);
-  if (limit > STATE_BYTES) { // rANS never takes less than its state
+  if (limit > STATE_BYTES) {
+    // rANS never takes less than its state
     const payload = encodeByTable(indices, frequencies);
     if (payload.length < limit) return { coding: Coding.TABLE, payload };
   }
@@ -52,7 +53,9 @@ function unpackIndices(payload, count, codebookSize) {
   const bits = bitsPerPackedIndex(codebookSize);
   const length = packedLength(count, codebookSize);
   if (payload.length !== length) {
-    throw new PayloadError(`payload has ${payload.length} bytes; ${count} packed indices of ${bits} bits take ${length}`);
+    throw new PayloadError(
+      `payload has ${payload.length} bytes; ${count} packed indices of ${bits} bits take ${length}`,
+    );
   }
   const indices = new Uint16Array(count);
   for (let place = 0; place < count * bits; place++) {
@@ -86,7 +89,8 @@ function encodeByTable(indices, frequencies) {
 function decodeByTable(payload, count, frequencies) {
   checkPayload(payload, STATE_BYTES, packedLength(count, frequencies.length), `${count} indices coded with a table`);
   // The encoder's state starts at 2**31, and no symbol adds less than the most frequent one; 1 % is for roundings.
-  const leastBits = 31 + 0.99 * count * (PRECISION - Math.log2(frequencies.reduce((most, each) => Math.max(most, each))));
+  const leastBits =
+    31 + 0.99 * count * (PRECISION - Math.log2(frequencies.reduce((most, each) => Math.max(most, each))));
   if (8 * payload.length < leastBits) {
     throw new PayloadError(
       `payload has ${payload.length} bytes; ${count} indices cannot be coded in fewer than ${Math.ceil(leastBits / 8)}`,

@@ -66,7 +66,7 @@ export class Decoder {
     if (this.#low === undefined) return this.#mostProbable(table);
     const place = this.#low & 0xffff;
     let symbol = 0;
-    for (let end = table.length; end - symbol > 1; ) {
+    for (let end = table.length; end - symbol > 1;) {
       const middle = (symbol + end) >> 1;
       if (table[middle] <= place) symbol = middle;
       else end = middle;
@@ -136,4 +136,5 @@ export class Encoder {
 }
 
 /** Whether two lists of bytes are the same. */
-export const sameBytes = (one, other) => one.length === other.length && one.every((byte, place) => byte === other[place]);
+export const sameBytes = (one, other) =>
+  one.length === other.length && one.every((byte, place) => byte === other[place]);

@@ -4,7 +4,8 @@ import { Coding, MAX_QUALITY } from "../bitstream/container.js";
 import { HyperpriorCoder, STEPS } from "../bitstream/hyperprior.js";
 import { scale } from "../tensors.js";
 
-/** @typedef {{shape: [number, number], coded: import("../bitstream/hyperprior.js").Coded, values: Int32Array}} Symbols */
+/** @typedef {import("../bitstream/hyperprior.js").Coded} Coded */
+/** @typedef {{shape: [number, number], coded: Coded, values: Int32Array}} Symbols */
 
 export class Hyperprior {
   pointName = "quality";
@@ -55,7 +56,10 @@ export class Hyperprior {
   /** @returns {Promise<import("../tensors.js").Planes>} */
   async dequantise({ values, shape: [height, width] }, code) {
     const latent = { channels: this.coder.channels, height, width, data: Float32Array.from(values) };
-    return scale(latent, this.#gain(this.inverse, code).map((gain) => gain / STEPS));
+    return scale(
+      latent,
+      this.#gain(this.inverse, code).map((gain) => gain / STEPS),
+    );
   }
 
   /** Gains of the channels at a quality: logarithms are linear between the knots. */

@@ -1,7 +1,7 @@
 // The paper's bottleneck: one hyper-encoder per rate, indices in files, norms beside them (`oscar/bottlenecks/vq.py`).
 //
-// A vector of the codebook space stands for an index, or for a cell of n x n indices: then it is the sum of one code from
-// each of n * n codebooks, row by row (`oscar/bottlenecks/residual_vq.py`). At a border a cell may lack indices.
+// A vector of the codebook space stands for an index, or for a cell of n x n indices: then it is the sum of one code
+// from each of n * n codebooks, row by row (`oscar/bottlenecks/residual_vq.py`). At a border a cell may lack indices.
 
 import { Coding } from "../bitstream/container.js";
 import { ContextModel, decodeGrid, encodeGrid } from "../bitstream/context.js";
@@ -50,7 +50,8 @@ export class VectorQuantiser {
   /** Bytes that the tag of a file depends on beyond the fingerprint: the digest of the context model. */
   async digest(coding, id) {
     if (coding !== Coding.CONTEXT) return new Uint8Array();
-    if (!this.contexts[id]) throw new WrongModelError(`the file is coded by context; this model has none for ${this.label(id)}`);
+    if (!this.contexts[id])
+      throw new WrongModelError(`the file is coded by context; this model has none for ${this.label(id)}`);
     const { arrays } = this.contexts[id];
     const parts = Object.entries(arrays).flatMap(([name, { shape, data }]) => {
       const tuple = shape.length === 1 ? `(${shape[0]},)` : `(${shape.join(", ")})`;
@@ -103,7 +104,10 @@ export class VectorQuantiser {
     const found = await run(`hyper_decoder_${id}`, { data: sums, shape: [1, ...cells, width] });
     const { downsample } = RATES[id];
     const latent = resize(found, rows * downsample, columns * downsample);
-    return scale(latent, channelRms(latent).map((rms, channel) => RMS[norms[channel]] / Math.max(rms, 1e-8)));
+    return scale(
+      latent,
+      channelRms(latent).map((rms, channel) => RMS[norms[channel]] / Math.max(rms, 1e-8)),
+    );
   }
 
   #cell = (id) => Math.sqrt(this.stages[id] ?? 1);
@@ -150,7 +154,7 @@ function nearest(feature, { size, width, data }) {
   return best;
 }
 
-/** A code of each stage, so that their sum, penalties included, is near a feature; stages that are not there add nothing. */
+/** A code of each stage, whose sum, penalties included, is near a feature; stages that are not there add nothing. */
 function beamSearch(feature, { stages, size, width, data, penalty }, isThere) {
   let beams = [{ codes: [], residual: feature, spent: 0 }];
   for (let stage = 0; stage < stages; stage++) {
@@ -164,7 +168,8 @@ function beamSearch(feature, { stages, size, width, data, penalty }, isThere) {
         let error = spent + penalty[row];
         for (let place = 0; place < width; place++) error += (residual[place] - data[row * width + place]) ** 2;
         return { beam, code, error };
-      }));
+      }),
+    );
     found.sort((one, other) => one.error - other.error);
     beams = found.slice(0, BEAM).map(({ beam, code, error }) => {
       const { codes, residual, spent } = beams[beam];
