@@ -27,7 +27,7 @@ from torch import Tensor
 
 from oscar import model_folder
 from oscar.bottlenecks import Bottleneck, from_config
-from oscar.model_folder import CONFIG, FORMAT, CheckpointError, identity, new_folder, sha256
+from oscar.model_folder import CONFIG, FORMAT, CheckpointError, check_hashes, identity, new_folder, sha256
 from oscar.models.backbone import Backbone, BackboneError
 from oscar.models.denoiser import Denoiser
 from oscar.registry import load_plugins
@@ -268,11 +268,6 @@ def reading(source: str | Path) -> Iterator[tuple[Path, dict]]:
     load_plugins()  # what fails there is not the checkpoint's fault
     with model_folder.reading(source, BackboneError) as found:
         yield found
-
-
-def check_hashes(folder: Path, hashes: dict[str, str]) -> None:
-    """Refuse (CheckpointError) a folder whose files, the weights at least, are not what its JSON says of them."""
-    model_folder.check_hashes(folder, {WEIGHTS: "", **hashes})
 
 
 def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -8,11 +8,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from oscar.utils.errors import hub_reason
-from oscar.utils.provenance import MODEL, SHIPPED
+from oscar.utils.extras import how_to_install
+from oscar.utils.provenance import MODEL, SHIPPED, WEIGHTS
 
 FORMAT = 1
 CONFIG = MODEL
@@ -64,7 +65,8 @@ def locate(source: str | Path) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise CheckpointError(f"model {str(source)!r} does not exist here; {allowed}") from None
+        get = how_to_install("huggingface_hub")
+        raise CheckpointError(f"model {str(source)!r} does not exist here; {allowed}, after {get}") from None
     try:
         return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.onnx", DATA]))
     except Exception as error:  # the hub client raises its HTTP library's errors too
@@ -76,9 +78,20 @@ def identity(config: dict) -> str:
     return f"{int(config['fingerprint'], 16):064x}"
 
 
-def check_hashes(folder: Path, hashes: dict[str, str], described_by: str = CONFIG) -> None:
-    """Refuse (CheckpointError) files that are not what the JSON says of them."""
-    for name, expected in hashes.items():
+def check_hashes(
+    folder: Path, hashes: Mapping[str, str], described_by: str = CONFIG, needed: Iterable[str] = (WEIGHTS,)
+) -> None:
+    """Refuse (CheckpointError) a folder whose files are not what a JSON file in it says of them.
+
+    Args:
+        folder: of the model.
+        hashes: SHA-256 by path within the folder.
+        described_by: the JSON file's name.
+        needed: files of which it must say something.
+    """
+    for name, expected in {**dict.fromkeys(needed, ""), **hashes}.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise CheckpointError(f"{described_by} names {name!r}; allowed: files in the model's folder")
         if sha256(folder / name) != expected:
             raise CheckpointError(f"{name} is damaged (its SHA-256 is not that of {described_by})")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,21 @@ def test_what_is_refused(hub: Hub, tiny_folder: Path, results: Path, tmp_path: P
         error = capsys.readouterr().err
         assert message in error and len(error.splitlines()) == 1, error
     assert not hub.private and not hub.folder.exists()
+
+
+@pytest.mark.parametrize("path", ["../secret", "/etc/hostname", "denoiser.onnx"])
+def test_graphs_are_checked_before_they_are_sent(
+    path: str, hub: Hub, tiny_folder: Path, tmp_path: Path, capsys
+) -> None:
+    """Nothing leaves that is not of the model's folder, or is damaged."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    for file in (tmp_path / "secret", folder / "denoiser.onnx"):
+        file.write_bytes(b"")
+    (folder / "runtime.json").write_text(json.dumps({"sha256": {path: "0" * 64}}))
+    assert main(["push", str(folder), "me/tiny"]) == 2
+    words = "denoiser.onnx is damaged" if path == "denoiser.onnx" else f"runtime.json names '{path}'; allowed: files in"
+    assert words in capsys.readouterr().err
+    assert not hub.commits
 
 
 def test_a_hub_that_says_no(tiny_folder: Path, monkeypatch, hub: Hub, capsys) -> None:

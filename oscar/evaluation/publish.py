@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from oscar import checkpoint, model_folder
+from oscar import checkpoint
 from oscar.checkpoint import CONFIG, CheckpointError
 from oscar.data.datasets import DATASETS
 from oscar.evaluation.evaluate import EvaluationError, load_results, means_per_point, missing_notes
 from oscar.metrics.image import METRICS
-from oscar.model_folder import RUNTIME
+from oscar.model_folder import RUNTIME, check_hashes, locate, reading
 from oscar.utils.errors import hub_reason
 from oscar.utils.provenance import as_text, read_model
 from oscar.utils.strict_json import dumps
@@ -63,7 +63,7 @@ def prepare(
     """
     _check_repository(repository)
     folder, description = checkpoint.read_description(source)
-    checkpoint.check_hashes(folder, description["sha256"])
+    check_hashes(folder, description["sha256"])
     description = {**description, "backbone": _public_backbone(description["backbone"], backbone)}
     names = list(description["sha256"])
     pickled = [name for name in names if not name.endswith(".safetensors")]
@@ -72,7 +72,10 @@ def prepare(
     if description["backbone"] is None:
         names += ["vae/config.json", "unet/config.json", "scheduler/scheduler_config.json"]
     if (folder / RUNTIME).is_file():
-        names += [RUNTIME, *json.loads((folder / RUNTIME).read_text())["sha256"]]
+        with reading(source):
+            graphs = json.loads((folder / RUNTIME).read_text())["sha256"]
+            check_hashes(folder, graphs, RUNTIME, ())
+        names += [RUNTIME, *graphs]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(f"model {str(source)!r} lacks {missing[0]}")
@@ -111,7 +114,7 @@ def make_card(
     """The model card, Markdown with YAML before it."""
     from huggingface_hub import ModelCardData
 
-    facts = {**read_model(model_folder.locate(source)), "model": repository, "backbone": description["backbone"]}
+    facts = {**read_model(locate(source)), "model": repository, "backbone": description["backbone"]}
     data = ModelCardData(
         license=licence,
         base_model=description["backbone"],

@@ -27,6 +27,7 @@ from oscar.inference.memory import MemoryBudget, release_host_memory
 from oscar.inference.optimise import optimise
 from oscar.inference.precision import auto_dtype
 from oscar.inference.preview import load_tiny_vae
+from oscar.model_folder import check_hashes
 from oscar.models.backbone import VAE_DECODER
 from oscar.models.denoiser import Denoiser, adapter_names
 from oscar.models.modules import WeightsError, check_names, drop
@@ -106,7 +107,7 @@ def read(
     """
     with checkpoint.reading(source) as (folder, config):
         path, mapping = folder / WEIGHTS, mapping_from_config(config["timesteps"])
-        checkpoint.check_hashes(
+        check_hashes(
             folder,
             {
                 name: digest
