@@ -23,6 +23,7 @@ from oscar.bitstream import Container
 from oscar.bottlenecks import Point, concatenate
 from oscar.data.images import ImageError
 from oscar.data.tensors import as_batch, to_pil
+from oscar.file_identity import Preview
 from oscar.metrics.protocol import Protocol, check_protocol, sample_of
 from oscar.models.backbone import SampleRule
 from oscar.models.padding import pad_to_multiple
@@ -56,13 +57,6 @@ class Parsed(NamedTuple):
     container: Container
     point: Point
     symbols: Any
-
-
-class Preview(NamedTuple):
-    """What a part of a file shows: the image, and the share of its symbols that was read, 0 to 1."""
-
-    image: Image.Image
-    share: float
 
 
 class OscarCodec(BaseCodec):

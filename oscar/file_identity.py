@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
+
+from PIL import Image
 
 from oscar.bitstream import Container, HeaderError, Payload, WrongModelError
 from oscar.operating_points import Point
 from oscar.timesteps import TimestepMapping
+
+
+class Preview(NamedTuple):
+    """What a part of a file shows: the image, and the share of its symbols that was read, 0 to 1."""
+
+    image: Image.Image
+    share: float
 
 
 class FileIdentity:

@@ -20,6 +20,7 @@ from oscar.bitstream.context import ContextModel, choose_indices
 from oscar.bitstream.rans import PRECISION
 
 _POSITIONS = 4096  # whose distances are computed at once; bounds the memory
+BEAM = 16  # candidates that the search for residual codes keeps, in torch and without
 STEP = 0.03  # of the multiplier; the distance of a fine quantiser falls by about a quarter of itself per bit
 
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from vector_quantize_pytorch.vector_quantize_pytorch import kmeans
 
+from oscar.bitstream.rdo import BEAM
 from oscar.bottlenecks.hyper_encoder import HyperEncoder, Quantised
 from oscar.bottlenecks.vq import VQBottleneck
 from oscar.models.padding import pad_to_multiple
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 DITHER_PERIOD = 64  # latents
 ODD_SHARE = 0.25  # of the training passes, in which a grid of cells ends with half a row; as many with half a column
-BEAM = 16
 USAGE_DECAY = 0.95
 KMEANS_STEPS, REFINEMENTS, CONSTRAINED_REFINEMENTS = 15, 8, 12
 RIDGE = 0.1  # in uses: keeps a rarely used code near its start

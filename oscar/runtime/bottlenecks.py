@@ -13,12 +13,10 @@ from oscar.bitstream.entropy import check_frequencies
 from oscar.bitstream.hyperprior import Coded, HyperpriorCoder
 from oscar.bitstream.hyperprior_weights import ACTIVATION_STEPS, KNOTS
 from oscar.bitstream.norms import dequantise_rms, quantise_rms
-from oscar.bitstream.rdo import cheaper_indices, check_effort
+from oscar.bitstream.rdo import BEAM, cheaper_indices, check_effort
 from oscar.operating_points import OperatingPoints, Qualities, Quality, Rates, no_preview
 from oscar.rates import RatePoint, rate_by_id
 from oscar.runtime.files import ModelFiles, RuntimeModelError
-
-BEAM = 16  # of the search for residual codes, as `oscar.bottlenecks.residual_vq` has it
 
 
 def pad(value: np.ndarray, multiple: int) -> np.ndarray:

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from oscar import model_folder
 from oscar.bitstream import Container
 from oscar.data.images import ImageError, check_sides, to_pixels
-from oscar.file_identity import FileIdentity
+from oscar.file_identity import FileIdentity, Preview
 from oscar.operating_points import Point
 from oscar.rate_control import compress_within
+from oscar.registry import load_plugins
 from oscar.runtime.bottlenecks import make, pad
-from oscar.runtime.files import ModelFiles
+from oscar.runtime.files import ModelFiles, RuntimeModelError, providers
 from oscar.timesteps import mapping_from_config
 from oscar.utils.free_memory import AUTO_SHARE, available_memory
 
 
-class Preview(NamedTuple):
-    """What a part of a file shows: the image, and the share of its symbols that was read, 0 to 1."""
-
-    image: Image.Image
-    share: float
+class TooLargeError(ImageError):
+    """An image that would fill the memory, since it goes through the networks whole."""
 
 
 class Codec(FileIdentity):
@@ -32,18 +31,22 @@ class Codec(FileIdentity):
 
     Args:
         source: name of a shipped model, a folder that `oscar export` wrote, or a hub id of one.
-        device: cpu, cuda, coreml or directml, as far as ONNX Runtime has them here.
+        device: cpu, cuda, cuda:1, coreml or directml, as far as ONNX Runtime has them here.
         threads: that networks compute with; None takes ONNX Runtime's choice.
 
     Raises:
-        CheckpointError: if there is no such model, or it is damaged.
-        RuntimeModelError: if it has no graphs, or the device is not there.
+        CheckpointError: if there is no such model, it has no graphs, or it is damaged.
+        RuntimeModelError: if the device is not there.
     """
 
     def __init__(self, source: str | Path = "nano", device: str = "cpu", threads: int | None = None):
-        self.files = ModelFiles(source, device, threads)
-        self.mapping = mapping_from_config(self.files.checkpoint["timesteps"])
-        self.bottleneck: Any = make(self.files)
+        found = providers(device)
+        load_plugins()  # what fails there is not the model's fault
+        with model_folder.reading(source, RuntimeModelError) as (folder, config):
+            self.files = ModelFiles(folder, config, found, threads)
+            self.mapping = mapping_from_config(config["timesteps"])
+            self.bottleneck: Any = make(self.files)
+            self.mapping.check(self.bottleneck.points, self.files.description["schedule_length"])
 
     @property
     def fingerprint(self) -> str:
@@ -78,7 +81,7 @@ class Codec(FileIdentity):
             named: `rate=` or `quality=` in place of `point`.
 
         Raises:
-            ImageError: for an image that cannot be represented.
+            ImageError: for an image that cannot be represented, or is too large for the memory.
             ValueError: for an operating point, effort or length that this model does not have.
         """
         batch = self._batch(image)
@@ -103,6 +106,7 @@ class Codec(FileIdentity):
 
         Raises:
             BitstreamError: if the data is damaged, foreign, or was written with another model.
+            TooLargeError: if its image is too large for the memory.
         """
         container, point = self.open(data)
         return self.decode(self.bottleneck.read(container.coded, point, self.latent_shape(container)), point, container)
@@ -157,7 +161,7 @@ class Codec(FileIdentity):
         """Refuse an image that would fill the memory; the torch engine takes such ones in blocks."""
         needed, free = self.files.description["bytes_per_pixel"][direction] * height * width, available_memory()
         if needed > AUTO_SHARE * free:
-            raise ImageError(
+            raise TooLargeError(
                 f"{width}x{height} pixels take {needed / 1e9:.1f} GB to {direction}, of which {free / 1e9:.1f} are "
                 "free; allowed: fewer pixels, or --engine torch, which takes an image in parts"
             )

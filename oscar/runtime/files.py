@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from oscar import model_folder
-from oscar.model_folder import RUNTIME
+from oscar.model_folder import DATA, RUNTIME
 from oscar.utils.errors import first_line
 from oscar.utils.provenance import WEIGHTS
 
 FORMAT = 1
+Provider = str | tuple[str, dict[str, str]]  # of ONNX Runtime: a name, or one with options
 # ONNX Runtime's names by device.
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -30,49 +31,43 @@ class RuntimeModelError(ValueError):
     """A model that the runtime cannot run, or a device that it does not have."""
 
 
-def has_graphs(source: str | Path) -> bool:
-    """Whether a model is here, and has graphs."""
-    try:
-        return (model_folder.locate(source) / RUNTIME).is_file()
-    except model_folder.CheckpointError:
-        return False
-
-
 class ModelFiles:
     """A model folder with graphs.
 
     Args:
-        source: name of a shipped model, a folder, or a hub id.
-        device: cpu, cuda, coreml or directml.
+        folder: of the model.
+        checkpoint: contents of its oscar.json.
+        providers: of ONNX Runtime, as `providers` gives them.
         threads: that networks compute with; None takes ONNX Runtime's choice.
 
     Attributes:
-        checkpoint: contents of oscar.json.
         description: contents of runtime.json.
-        tensors: of oscar.safetensors, floats in float32.
+        tensors: of oscar.safetensors but the denoiser's, floats in float32.
 
     Raises:
-        CheckpointError: if it is no model's folder, or a file is damaged.
-        RuntimeModelError: if it has no graphs or those of another model, or the device is not there.
+        CheckpointError: if a file is damaged.
+        RuntimeModelError: if it has no graphs, or those of another model.
     """
 
-    def __init__(self, source: str | Path, device: str = "cpu", threads: int | None = None):
+    def __init__(self, folder: Path, checkpoint: dict, providers: Sequence[Provider], threads: int | None = None):
+        self.folder, self.checkpoint, self.providers = folder, checkpoint, list(providers)
         self.options = onnxruntime.SessionOptions()
         self.options.log_severity_level = 3  # errors, which are raised too
         # Waiting threads must not take the cores from numpy's.
         self.options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             self.options.intra_op_num_threads = threads
-        self.providers = _providers(device)
         self.sessions: dict[str, onnxruntime.InferenceSession] = {}
-        with model_folder.reading(source, RuntimeModelError) as (self.folder, self.checkpoint):
-            self.description = self._describe()
-            model_folder.check_hashes(self.folder, self.checkpoint["sha256"])
-            model_folder.check_hashes(self.folder, self.description["sha256"], RUNTIME)
-            try:
-                tensors = load_file(self.folder / WEIGHTS)
-            except SafetensorError as error:
-                raise RuntimeModelError(f"{WEIGHTS} cannot be read: {first_line(error)}") from None
+        self.description = self._describe()
+        model_folder.check_hashes(folder, checkpoint["sha256"])
+        graphs = [path.name for path in folder.iterdir() if path.suffix == ".onnx" or path.name == DATA]
+        model_folder.check_hashes(folder, self.description["sha256"], RUNTIME, graphs)
+        try:
+            with safe_open(folder / WEIGHTS, "numpy") as file:
+                names = [name for name in file.keys() if not name.startswith("denoiser.")]
+                tensors = {name: file.get_tensor(name) for name in names}
+        except SafetensorError as error:
+            raise RuntimeModelError(f"{WEIGHTS} cannot be read: {first_line(error)}") from None
         self.tensors = {
             name: value.astype(np.float32) if value.dtype.kind == "f" else value for name, value in tensors.items()
         }
@@ -85,6 +80,13 @@ class ModelFiles:
             raise RuntimeModelError(f"{RUNTIME}: format is {description['format']!r}; allowed: {FORMAT}")
         if description["fingerprint"] != model_folder.identity(self.checkpoint):
             raise RuntimeModelError(f"{RUNTIME} is of another model; allowed: that of `oscar export` of this one")
+        numbers = {name: description[name] for name in ("factor", "unet_multiple", "schedule_length")}
+        for name, value in numbers.items():
+            if type(value) is not int or value < 1:
+                raise RuntimeModelError(f"{RUNTIME}: {name} is {value!r}; allowed: whole numbers from 1")
+        for direction in ("encode", "decode"):
+            if not isinstance(value := description["bytes_per_pixel"][direction], (int, float)):
+                raise RuntimeModelError(f"{RUNTIME}: bytes_per_pixel.{direction} is {value!r}; allowed: numbers")
         return description
 
     def array(self, name: str) -> np.ndarray:
@@ -117,9 +119,15 @@ class ModelFiles:
         return result
 
 
-def _providers(device: str) -> list[str]:
-    here = onnxruntime.get_available_providers()
-    if PROVIDERS.get(device) not in here:
+def providers(device: str) -> list[Provider]:
+    """ONNX Runtime's providers for a device, the CPU's behind it for what it cannot do.
+
+    Raises:
+        RuntimeModelError: if the device is not there, listing those that are.
+    """
+    here, (kind, _, index) = onnxruntime.get_available_providers(), device.partition(":")
+    if PROVIDERS.get(kind) not in here or index and not (kind == "cuda" and index.isdecimal()):
         allowed = ", ".join(name for name, provider in PROVIDERS.items() if provider in here)
         raise RuntimeModelError(f"device is {device!r}; allowed for the runtime here: {allowed}")
-    return list(dict.fromkeys((PROVIDERS[device], PROVIDERS["cpu"])))
+    own: Provider = (PROVIDERS[kind], {"device_id": index}) if index else PROVIDERS[kind]
+    return [own] if kind == "cpu" else [own, PROVIDERS["cpu"]]

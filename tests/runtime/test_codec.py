@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from oscar.bitstream import BitstreamError, WrongModelError
 from oscar.data.images import ImageError
-from oscar.model_folder import CheckpointError, locate
+from oscar.model_folder import CheckpointError, locate, sha256
 from oscar.rate_control import TargetError
-from oscar.runtime import Codec, codec
-from oscar.runtime.files import has_graphs
+from oscar.runtime import Codec, RuntimeModelError, codec
+from oscar.runtime.files import providers
 
 SHIPPED = Path(__file__).parents[1] / "golden/shipped"
 MODELS = ("nano", "nano-hyperprior")
@@ -185,10 +186,56 @@ def test_damaged_models(copy: Path) -> None:
     weights = copy / "vae/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     assert "is damaged (its SHA-256 is not that of oscar.json)" in error()
-    assert has_graphs(copy)
     (copy / "runtime.json").unlink()
     assert "has no runtime.json; allowed: a model folder that `oscar export` wrote" in error()
-    assert not has_graphs(copy) and not has_graphs(copy / "nothing")
+
+
+BROKEN = {  # what a JSON file says where it should say something else, and what is said of it; None: nothing
+    "runtime.json": {
+        "factor": {None: "KeyError: 'factor'", "8": "runtime.json: factor is '8'; allowed: whole numbers from 1"},
+        "unet_multiple": {0: "unet_multiple is 0; allowed: whole numbers from 1"},
+        "schedule_length": {100: "is outside the schedule; allowed: 0 to 99"},
+        "bytes_per_pixel": {None: "KeyError: 'bytes_per_pixel'", 3: "cannot be read: TypeError"},
+        "sha256": {None: "KeyError: 'sha256'", (): "is damaged (its SHA-256 is not that of runtime.json)"},
+    },
+    "oscar.json": {
+        "bottleneck": {None: "KeyError: 'bottleneck'", (): "KeyError: 'rates'", ("kind", "mine"): "is 'mine'"},
+        "timesteps": {None: "KeyError: 'timesteps'"},
+        "sha256": {(): "oscar.safetensors is damaged (its SHA-256 is not that of oscar.json)"},
+    },
+}
+
+
+@pytest.mark.parametrize(("file", "key"), [(file, key) for file, keys in BROKEN.items() for key in keys])
+def test_descriptions_that_lack_something(file: str, key: str, copy: Path) -> None:
+    """They are refused in one line when the model is loaded, not when it is used."""
+    whole = json.loads((copy / file).read_text())
+    for value, words in BROKEN[file][key].items():
+        own = {key: dict([value] if value else []) if isinstance(value, tuple) else value}
+        (copy / file).write_text(json.dumps({name: of for name, of in (whole | own).items() if of is not None}))
+        with pytest.raises(CheckpointError, match=re.escape(words)) as caught:
+            Codec(copy)
+        assert "\n" not in str(caught.value) and str(caught.value).startswith(f"model {str(copy)!r}")
+
+
+def test_the_denoisers_weights_are_left_to_its_graph(copy: Path) -> None:
+    """A UNet that was trained in full is in this file, and large."""
+    tensors = load_file(copy / "oscar.safetensors") | {"denoiser.unet.weight": np.zeros(3, dtype=np.float32)}
+    save_file(tensors, copy / "oscar.safetensors")
+    description = json.loads((copy / "oscar.json").read_text())
+    description["sha256"]["oscar.safetensors"] = sha256(copy / "oscar.safetensors")
+    (copy / "oscar.json").write_text(json.dumps(description))
+    assert set(Codec(copy).files.tensors) == set(load("nano-hyperprior").files.tensors)
+
+
+def test_devices(monkeypatch) -> None:
+    cpu, cuda = "CPUExecutionProvider", "CUDAExecutionProvider"
+    assert providers("cpu") == [cpu]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [cuda, cpu])
+    assert providers("cuda") == [cuda, cpu] and providers("cuda:1") == [(cuda, {"device_id": "1"}), cpu]
+    for device in ("cpu:0", "cuda:x", "coreml", "CUDAExecutionProvider"):
+        with pytest.raises(RuntimeModelError, match=f"device is '{device}'; allowed for the runtime here: cpu, cuda"):
+            providers(device)
 
 
 def test_no_torch_is_imported() -> None:
