@@ -35,3 +35,7 @@ def test_what_cannot_be_exported(make_codec, tmp_path: Path, capsys) -> None:
     assert main(["export", "nano", str(tmp_path / "model")]) == 2
     assert "exists already; allow it with --overwrite" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    own = tmp_path / "model/out"
+    assert main(["export", str(tmp_path / "model"), str(own)]) == 2
+    assert f"{own} lies within {tmp_path / 'model'}; allowed: a folder outside" in capsys.readouterr().err
+    assert not own.exists()

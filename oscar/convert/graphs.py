@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from oscar import checkpoint
 from oscar.bottlenecks.hyperprior import HyperpriorBottleneck
@@ -117,6 +119,8 @@ def export(source: str | Path, target: str | Path, dtype: torch.dtype = torch.fl
     for package in ("onnx", "onnxscript"):
         need(package)
     target, (folder, config) = Path(target), checkpoint.read_description(source)
+    if folder.resolve() in target.resolve().parents:
+        raise checkpoint.CheckpointError(f"{target} lies within {folder}; allowed: a folder outside of the model's own")
     codec = read(source, "both", torch.float32)
     codec.eval().requires_grad_(False)
     parts = list(_parts(codec))
@@ -125,7 +129,7 @@ def export(source: str | Path, target: str | Path, dtype: torch.dtype = torch.fl
         shutil.copytree(folder, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.onnx", DATA, RUNTIME))
         stored = _stored(temporary)
         with (temporary / DATA).open("wb") as data:
-            for part in parts:
+            for part in tqdm(parts, "graphs", disable=not sys.stderr.isatty()):
                 graph = _trace(part)
                 _point_to(graph, stored, data, narrow)
                 (temporary / f"{part.name}.onnx").write_bytes(_as_proto(graph).SerializeToString())
@@ -154,7 +158,7 @@ def _check(codec: OscarCodec, runtime: Codec) -> list[Checked]:
     """Compare the two on images of five sizes at points from all over the range (RuntimeModelError if they differ)."""
     checks = []
     points = codec.bottleneck.points
-    for number, (width, height) in enumerate(CHECKED_SIZES):
+    for number, (width, height) in enumerate(tqdm(CHECKED_SIZES, "checks", disable=not sys.stderr.isatty())):
         point = points[number * (len(points) - 1) // (len(CHECKED_SIZES) - 1)]
         image = _example(width, height, seed=number)
         data = codec.compress(image, point)
