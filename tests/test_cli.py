@@ -513,6 +513,9 @@ def test_the_engine_that_auto_takes(with_graphs, tmp_path, monkeypatch) -> None:
         assert choose(**options) == "torch"
     lacks(monkeypatch, "onnxruntime")
     assert choose() == "torch"
+    lacks(monkeypatch, "onnxruntime", "torch")
+    with pytest.raises(CommandError, match="--engine onnx needs onnxruntime, which is not installed; allowed: pip"):
+        choose()
     lacks(monkeypatch, "torch")
     assert choose() == choose(device="cuda") == "onnx"
     get = "torch, which is not installed; allowed: pip install 'oscar-codec[torch]'"
@@ -527,6 +530,19 @@ def test_the_engine_that_auto_takes(with_graphs, tmp_path, monkeypatch) -> None:
     line = f"model {with_graphs}, which has no graphs (runtime.json), needs {get}"
     with pytest.raises(CommandError, match=re.escape(line)):
         choose()
+
+
+def test_an_image_too_large_for_onnx_goes_through_torch(tmp_path, photo, monkeypatch, capsys) -> None:
+    """With auto, and torch there: as large images were taken before there was another engine."""
+    from oscar.runtime import codec
+
+    monkeypatch.setattr(codec, "available_memory", lambda: 100_000)
+    file, back = tmp_path / "own.oscar", tmp_path / "own.png"
+    for command in (("compress", photo, file), ("decompress", file, back)):
+        assert run(*command) == 0
+        line = refuse(capsys, *command, "--engine", "onnx", "--overwrite")
+        assert "are free; allowed: fewer pixels, or --engine torch" in line
+    assert Image.open(back).size == Image.open(photo).size
 
 
 def test_what_onnx_cannot_do_is_refused_at_once(tmp_path, photo, oscar_file, loads, capsys) -> None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oscar.cli import lean
-from oscar.cli.engine import check_engine, choose_engine
+from oscar.cli.engine import OrTorch, check_engine, choose_engine
 from oscar.cli.messages import CommandError, one_line
 from oscar.cli.processes import own_device
+from oscar.utils.extras import is_installed
 
 if TYPE_CHECKING:
     from oscar.codec import OscarCodec
@@ -71,7 +72,7 @@ def check_point(codec: OscarCodec | Codec, points: dict[str, float | None], effo
 
 def load_codec(
     model: str, device: str, threads: int | None, dtype: str = "auto", engine: str = "torch", **options: Any
-) -> OscarCodec | Codec:
+) -> OscarCodec | Codec | OrTorch:
     """Load the model on its device; all that fails here fails for every file, hence CommandError.
 
     Args:
@@ -83,11 +84,15 @@ def load_codec(
     """
     chosen = choose_engine(engine, model, device, {"dtype": dtype, **options})
     try:
-        if chosen == "onnx":
-            from oscar.runtime import Codec
+        device = own_device(device)
+        if chosen == "torch":
+            return _load_torch(model, device, threads, dtype, options)
+        from oscar.runtime import Codec
 
-            return Codec(model, device=device, threads=threads or _environment_threads())
-        return _load_torch(model, own_device(device), threads, dtype, options)
+        codec = Codec(model, device=device, threads=threads or _environment_threads())
+        if engine == "onnx" or not is_installed("torch"):
+            return codec
+        return OrTorch(codec, lambda: _load_torch(model, "cpu", threads, dtype, options))
     except (ValueError, OSError) as error:
         raise CommandError(one_line(error)) from error
 
