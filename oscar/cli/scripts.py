@@ -98,6 +98,11 @@ def _train(config: Any, overrides: list[str]) -> None:
     from oscar.training.resolve import resolve
     from oscar.training.trainer import Trainer, make_accelerator
 
+    if config.plan:
+        from oscar.training.plan import run_plan
+
+        run_plan(config)
+        return
     if config.preflight:
         from oscar.training.preflight import run_preflight
 

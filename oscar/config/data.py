@@ -36,16 +36,16 @@ class DataConfig:
     cache: bool = False
     """keep decoded images in memory"""
 
-    def check(self) -> None:
+    def check(self, needs_images: bool = True) -> None:
         from oscar.utils.patterns import HUB, expand
 
         if self.latents is not None:
             if not Path(self.latents).is_dir():
                 allowed = "a folder that oscar cache-latents wrote"
                 raise ConfigError(f"data.latents is {self.latents!r}, which does not exist; allowed: {allowed}")
-        elif not self.train:
+        elif not self.train and needs_images:
             raise ConfigError("data.train is empty; allowed: one or more folders or text lists of images")
-        for root in () if self.latents is not None else self.train:
+        for root in self.train if self.latents is None and needs_images else ():
             if not root.startswith(HUB):
                 try:
                     expand(root)

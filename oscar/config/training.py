@@ -147,6 +147,8 @@ class TrainConfig:
     """folder of logs, checkpoints and the final model"""
     preflight: bool = False
     """train nothing: look at weights, data, memory, disk and speed, and say what would stop the run or slow it down"""
+    plan: bool = False
+    """train nothing, and need no weights, images or GPU: compute memory and hours from the shapes (docs/gpu.md)"""
     seed: int = 0
     init_from: str | None = None
     """bottleneck, joint, context: OSCAR checkpoint folder to start from. Backbone, bottleneck and denoiser are then its
@@ -172,6 +174,8 @@ class TrainConfig:
             new = former.STAGES[self.stage.name]
             raise ConfigError(f"stage.name is {self.stage.name!r}, which is called {new!r} now; allowed: {new}")
         choose("stage.name", self.stage.name, tuple(STAGES))
+        if self.plan and self.preflight:
+            raise ConfigError("plan and preflight are both true; allowed: one of them")
         stage = STAGES[self.stage.name]
         if self.timesteps is not None and not stage.trains_codec:
             raise ConfigError(f"timesteps is set, but stage {self.stage.name} has no rates; allowed: null")
@@ -184,7 +188,7 @@ class TrainConfig:
             raise ConfigError(f"init_from is set, but stage {name} starts from backbone.source; allowed: null")
         self.bottleneck.check()
         self.denoiser.check()
-        self.data.check()
+        self.data.check(needs_images=not self.plan)
         if self.data.latents is not None and not stage.works_on_latents:
             name = self.stage.name
             raise ConfigError(f"data.latents is {self.data.latents!r}, but stage {name} needs images; allowed: null")

@@ -2,6 +2,7 @@
 
 These are large files that this project does not ship. Each is looked for in `paths`, then in torch's hub cache where
 torchvision and pyiqa keep theirs, then, only with `download=True`, fetched from where those libraries fetch it.
+On torch's meta device, where networks have shapes and no values, no file is looked for.
 Whatever is wrong ends in `WeightsUnavailable` with the reason in one line, and a run without network waits for none.
 """
 
@@ -32,6 +33,7 @@ CACHE = {
     "niqe": "pyiqa/niqe_modelparameters.mat",
     "inception": "pyiqa/pt_inception-2015-12-05-6726825d.pth",
 }
+DISTS_MIXING = (1, 1475, 1, 1)  # a weight for each channel of the image and of five layers of VGG16
 
 
 class WeightsUnavailable(RuntimeError):
@@ -69,6 +71,8 @@ class Weights:
 
         A network that needs several files calls it first, so that its user need not find out about them one by one.
         """
+        if on_meta():
+            return
         absent = [name for name in names if name in self.paths and not self.paths[name].is_file()]
         if absent:
             raise WeightsUnavailable("; ".join(f"{name} weights: no file {self.paths[name]}" for name in absent))
@@ -104,6 +108,8 @@ class Weights:
 
     def read(self, name: str) -> Any:
         """The tensors of this file; raises WeightsUnavailable if they cannot be had."""
+        if on_meta():
+            return shapes_of(name)
         path = self.find(name)
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -116,6 +122,24 @@ class Weights:
         if not isinstance(state, Mapping):
             raise WeightsUnavailable(f"{name} weights: {self.find(name)} holds no state dict")
         return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def on_meta() -> bool:
+    """Whether networks are built on torch's meta device."""
+    return torch.get_default_device().type == "meta"
+
+
+def shapes_of(name: str) -> dict[str, Tensor]:
+    """The tensors of a weight file in their shapes.
+
+    Raises:
+        WeightsUnavailable: for a file whose shapes are not known without it.
+    """
+    if name == "dists":
+        return {key: torch.empty(DISTS_MIXING) for key in ("alpha", "beta")}
+    if name in ("vgg16", "alexnet"):
+        return getattr(import_or_explain("torchvision.models"), name)(weights=None).state_dict()
+    raise WeightsUnavailable(f"{name} weights: their shapes are not known without the file")
 
 
 def load_all(network: nn.Module, state: Mapping[str, Tensor | None], name: str, extra: list[str] | None = None) -> None:

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
@@ -181,23 +181,29 @@ def _rate(batches: Iterator[dict], seconds: float) -> float:
 # What is known without a step.
 
 
-def _modules(stage: Stage) -> list[torch.nn.Module]:
+def stage_modules(stage: Stage) -> list[torch.nn.Module]:
+    """The stage, and its critic if it has one."""
     return [stage] if stage.critic is None else [stage, stage.critic]
+
+
+def parameters_of(stage: Stage) -> list[torch.nn.Parameter]:
+    """All weights, the critic's too."""
+    return [value for module in stage_modules(stage) for value in module.parameters()]
+
+
+def count_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Of tensors, each taken once."""
+    return sum(value.numel() * value.element_size() for value in {id(value): value for value in tensors}.values())
 
 
 def tensor_bytes(stage: Stage) -> int:
     """Of all weights and buffers, the critic's too."""
-    tensors = {id(value): value for module in _modules(stage) for value in (*module.parameters(), *module.buffers())}
-    return sum(value.numel() * value.element_size() for value in tensors.values())
+    buffers = [value for module in stage_modules(stage) for value in module.buffers()]
+    return count_bytes([*parameters_of(stage), *buffers])
 
 
 def trained_bytes(stage: Stage) -> int:
-    return sum(
-        value.numel() * value.element_size()
-        for module in _modules(stage)
-        for value in module.parameters()
-        if value.requires_grad
-    )
+    return count_bytes(value for value in parameters_of(stage) if value.requires_grad)
 
 
 def persistent_bytes(stage: Stage, config: TrainConfig) -> int:
@@ -212,8 +218,9 @@ def free_memory(device: torch.device) -> int:
 
 
 def _weights(stage: Stage, seconds: float) -> Finding:
-    total = sum(value.numel() for module in _modules(stage) for value in module.parameters())
-    trained = sum(value.numel() for module in _modules(stage) for value in module.parameters() if value.requires_grad)
+    parameters = parameters_of(stage)
+    total = sum(value.numel() for value in parameters)
+    trained = sum(value.numel() for value in parameters if value.requires_grad)
     return Finding("weights", f"{total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained; {seconds:.0f} s")
 
 

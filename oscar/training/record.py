@@ -40,7 +40,7 @@ _DIGEST = "backbone.source (its "  # keys of an identity: of the parts of a back
 # Keys, or beginnings of keys, that may be others when a run goes on, since the weights do not follow from them but for
 # rounding, or since something else stands for them.
 MAY_CHANGE = (
-    "output", "preflight", "trainer.resume", "logger.",
+    "output", "preflight", "plan", "trainer.resume", "logger.",
     "trainer.max_steps",  # how long, not how: of a cosine, `schedule_steps` is part of the identity
     # their product is checked with the checkpoint
     "data.batch_size", "data.total_batch_size", "trainer.accumulation",

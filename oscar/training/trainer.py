@@ -24,18 +24,16 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 from diffusers.training_utils import EMAModel
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from oscar.config import ConfigError, TrainConfig
 from oscar.data.crops import build_loader
 from oscar.training.checkpoints import BEST, Checkpoints, CsvLog, reset
 from oscar.training.interval import Interval
-from oscar.training.losses import critic_loss
 from oscar.training.processes import check_processes, critic_accelerator, make_accelerator, start_trackers
 from oscar.training.record import FINAL, RunRecord
 from oscar.training.resolve import resolve
-from oscar.training.stages.base import Stage
+from oscar.training.stages.base import Stage, critic_pass
 from oscar.training.train_state import NonFiniteError, TrainState, full_tensors, shard
 from oscar.utils.rng import StepRng
 
@@ -189,7 +187,9 @@ class Trainer:
             for parameter in self.critic.parameters:
                 parameter.requires_grad_(True)
             if not self._faults:
-                loss = self._criticise(rng)
+                loss = critic_pass(
+                    self.critic.module, self.stage.critic_inputs(), rng, self.config.stage.critic.reduction
+                )
                 weighted = self.config.stage.critic.weight * loss
                 values |= self._descend(self.critic, weighted, {"critic": loss}, "critic", "critic_grad_norm")
         return values
@@ -197,15 +197,6 @@ class Trainer:
     def _images(self, batch: dict) -> Tensor:
         images = batch["latent" if self.stage.takes_latents else "image"]
         return images.to(self.accelerator.device, memory_format=self.layout, non_blocking=True)
-
-    def _criticise(self, rng: StepRng) -> Tensor:
-        """The critic's loss."""
-        real, fake, prompt = self.stage.critic_inputs()
-        if isinstance(prompt, DTensor):
-            prompt = prompt.full_tensor()
-        latents = torch.cat([real, fake])
-        logits = self.critic.module(latents, prompt, rng.noise(latents.device, stream=4))
-        return critic_loss(*logits.chunk(2), self.config.stage.critic.reduction)
 
     def _descend(
         self, train_state: TrainState, loss: Tensor, metrics: dict[str, Tensor], name: str, norm_name: str

@@ -9,13 +9,15 @@ from typing import ClassVar
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from oscar.bottlenecks import Bottleneck, Draw, Output, Point
 from oscar.codec import OscarCodec
 from oscar.config import ConfigError, TrainConfig, ValidationConfig
 from oscar.models.backbone import Backbone
+from oscar.training.losses import critic_loss
 from oscar.utils.provenance import PROVENANCE
-from oscar.utils.rng import LATENT_STREAM, StepRng
+from oscar.utils.rng import CRITIC_STREAM, LATENT_STREAM, StepRng
 from oscar.utils.strict_json import write_json
 
 WEIGHED = ("cosine", "commitment")  # losses of bottlenecks that have a weight in `StageConfig`
@@ -113,6 +115,16 @@ class Stage(nn.Module):
         trained = {id(p) for module in self.trained_modules() for p in module.parameters() if p.requires_grad}
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in trained)
+
+
+def critic_pass(critic: Callable[..., Tensor], inputs: tuple[Tensor, ...], rng: StepRng, reduction: str) -> Tensor:
+    """The critic's loss on what `Stage.critic_inputs` gave."""
+    real, fake, prompt = inputs
+    if isinstance(prompt, DTensor):
+        prompt = prompt.full_tensor()
+    latents = torch.cat([real, fake])
+    logits = critic(latents, prompt, rng.noise(latents.device, CRITIC_STREAM))
+    return critic_loss(*logits.chunk(2), reduction)
 
 
 class CodecStage(Stage):
