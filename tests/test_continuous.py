@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 from oscar import OscarCodec, checkpoint
-from oscar.benchmark.speed.timing import WHOLE, stage_costs
+from oscar.benchmark.speed.stages import WHOLE, stage_costs
 from oscar.bitstream import BitstreamError, Coding, Container, PayloadError, WrongModelError
 from oscar.bitstream.container import MAX_QUALITY
 from oscar.bottlenecks import Payload

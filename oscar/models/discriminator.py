@@ -108,10 +108,6 @@ class LatentDiscriminator(nn.Module):
         alpha = self.alphas_cumprod[timestep].view(-1, 1, 1, 1)
         return alpha.sqrt().to(latent) * latent + (1 - alpha).sqrt().to(latent) * noise, timestep
 
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """Parameters for the critic's optimiser: LoRA or copied blocks, head, and a prompt of its own."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
-
 
 class UNetFirstHalf(nn.Module):
     """Deep copy of a UNet's timestep embedding, conv_in, down blocks and middle block, frozen."""

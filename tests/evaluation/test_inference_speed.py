@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 
 from oscar.benchmark.speed import inference as inference_speed
 from oscar.benchmark.speed.inference import run_inference_speed
-from oscar.benchmark.speed.timing import TimingError
+from oscar.benchmark.speed.memory import TimingError
 from oscar.config import BenchmarkConfig, ConfigError, InferenceSpeedConfig, parse, register
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -20,8 +20,9 @@ from torch import nn
 
 import oscar.codec as flow
 from oscar.baselines.base import CodecError, Encoded, ImageCodec
-from oscar.benchmark.speed import timing
-from oscar.benchmark.speed.timing import OTHER, WHOLE, TimingError
+from oscar.benchmark.speed import clocks, memory, parameters, stages, timing
+from oscar.benchmark.speed.memory import TimingError
+from oscar.benchmark.speed.stages import OTHER, WHOLE
 from oscar.bitstream import Container
 from oscar.bottlenecks import vq
 from oscar.bottlenecks.hyper_encoder import HyperEncoder
@@ -71,7 +72,8 @@ class Deflate(ImageCodec):
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(timing, "time", clock)
+    for module in (clocks, stages):
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 
@@ -96,16 +98,16 @@ def test_interleaved_takes_turns_and_leaves_out_the_warm_up(clock: Clock) -> Non
         for name, seconds in {"a": 1, "b": 2, "c": 4}.items()
     }
     ticks: list[int] = []
-    seconds = timing.interleaved(calls, 3, 1, sync=lambda: syncs.append(clock.now), tick=lambda: ticks.append(1))
+    seconds = clocks.interleaved(calls, 3, 1, sync=lambda: syncs.append(clock.now), tick=lambda: ticks.append(1))
     assert "".join(order) == "cababcbcacab"
     assert {name: values.tolist() for name, values in seconds.items()} == {"a": [1] * 3, "b": [2] * 3, "c": [4] * 3}
     assert len(syncs) == 2 * len(order) and len(ticks) == len(order)
-    assert timing.paired_ratio(seconds["c"], seconds["b"]) == 2
+    assert clocks.paired_ratio(seconds["c"], seconds["b"]) == 2
 
 
 def test_ratio_is_of_rounds_so_that_a_slow_spell_does_not_matter() -> None:
     spell = np.array([1, 1, 1, 10, 10])
-    assert timing.paired_ratio(3 * spell, spell) == 3
+    assert clocks.paired_ratio(3 * spell, spell) == 3
 
 
 def test_percentiles_of_known_durations(clock: Clock) -> None:
@@ -114,8 +116,8 @@ def test_percentiles_of_known_durations(clock: Clock) -> None:
     def call() -> None:
         clock.now += next(durations)
 
-    seconds = timing.interleaved({"call": call}, repeats=101, warmup=1)["call"]
-    assert timing.percentiles(seconds, "encode_") == pytest.approx(
+    seconds = clocks.interleaved({"call": call}, repeats=101, warmup=1)["call"]
+    assert clocks.percentiles(seconds, "encode_") == pytest.approx(
         {"encode_p50_ms": 51, "encode_p90_ms": 91, "encode_p99_ms": 100}
     )
 
@@ -123,10 +125,10 @@ def test_percentiles_of_known_durations(clock: Clock) -> None:
 def test_waits_for_cuda_devices_only(monkeypatch) -> None:
     waited: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    timing.synchroniser([torch.device("cpu")])()
+    clocks.synchroniser([torch.device("cpu")])()
     assert not waited
-    timing.synchroniser(iter([torch.device("cpu"), torch.device("cuda:1")]))()
-    timing.synchroniser([torch.device("cuda:0")])()
+    clocks.synchroniser(iter([torch.device("cpu"), torch.device("cuda:1")]))()
+    clocks.synchroniser([torch.device("cuda:0")])()
     assert [device.index for device in waited] == [1, 0]
 
 
@@ -149,16 +151,16 @@ def test_each_stage_gets_its_own_time(ours, image, clock: Clock, monkeypatch) ->
         (flow.OscarCodec, "decode", 1024),
     ):
         monkeypatch.setattr(owner, name, clock.taking(seconds, getattr(owner, name)))
-    times = timing.stage_times(codec, image, RATE, repeats=2, warmup=1)
+    times = stages.stage_times(codec, image, RATE, repeats=2, warmup=1)
     expected = {
         "encode": dict(zip(ENCODE_STAGES, (1, 2, 4, 8, 16, 31), strict=True)),
         "decode": dict(zip(DECODE_STAGES, (32, 64, 128, 256, 512, 1024, 2016), strict=True)),
     }
-    for direction, stages in expected.items():
+    for direction, costs in expected.items():
         assert {stage: values.tolist() for stage, values in times[direction].items()} == {
-            stage: [seconds] * 2 for stage, seconds in stages.items()
+            stage: [seconds] * 2 for stage, seconds in costs.items()
         }
-        assert list(times[direction]) == list(stages)
+        assert list(times[direction]) == list(costs)
 
 
 def test_stages_sum_to_the_whole_call(ours, make_image, clock: Clock, monkeypatch) -> None:
@@ -169,15 +171,15 @@ def test_stages_sum_to_the_whole_call(ours, make_image, clock: Clock, monkeypatc
     monkeypatch.setattr(clock, "perf_counter", time.process_time)
     codec, image = ours.codec, make_image(256, 192)
     data = codec.compress(image, RATE)
-    plain = timing.interleaved(
+    plain = clocks.interleaved(
         {"encode": lambda: codec.compress(image, RATE), "decode": lambda: codec.decompress(data)}, repeats=5
     )
-    times = timing.stage_times(codec, image, RATE, repeats=5)
-    for direction, stages in times.items():
-        parts = sum(values for stage, values in stages.items() if stage not in (WHOLE, OTHER))
-        assert np.allclose(parts + stages[OTHER], stages[WHOLE])
-        assert (parts < stages[WHOLE]).all() and np.median(parts / stages[WHOLE]) > 0.7
-        assert stages[WHOLE].min() == pytest.approx(plain[direction].min(), rel=0.4)
+    times = stages.stage_times(codec, image, RATE, repeats=5)
+    for direction, costs in times.items():
+        parts = sum(values for stage, values in costs.items() if stage not in (WHOLE, OTHER))
+        assert np.allclose(parts + costs[OTHER], costs[WHOLE])
+        assert (parts < costs[WHOLE]).all() and np.median(parts / costs[WHOLE]) > 0.7
+        assert costs[WHOLE].min() == pytest.approx(plain[direction].min(), rel=0.4)
 
 
 def test_the_codec_is_left_as_it_was(ours, image) -> None:
@@ -187,17 +189,17 @@ def test_the_codec_is_left_as_it_was(ours, image) -> None:
         assert "encode_latent" in vars(codec)
         raise KeyError("from the call")
 
-    timing.stage_times(codec, image, RATE, repeats=1)
+    stages.stage_times(codec, image, RATE, repeats=1)
     with pytest.raises(KeyError, match="from the call"):
-        timing.stage_costs(codec, "encode", fail, lambda: 0.0)
+        stages.stage_costs(codec, "encode", fail, lambda: 0.0)
     changed = {"encode_latent", "quantise", "write", "open", "read", "dequantise", "forward", "decode_image"}
     assert not any(changed & {*vars(owner)} for owner in (codec, codec.bottleneck, codec.denoiser))
 
 
 def test_a_model_with_a_hyperprior_is_timed_at_a_quality(make_image) -> None:
     codec = make_codec("oscar", model="nano-hyperprior").codec
-    assert timing._codec_calls(codec, make_image(64, 48), 0.5)["decode"]().size == (64, 48)
-    times = timing.stage_times(codec, make_image(64, 48), 0.5, repeats=1, warmup=0)
+    assert stages.codec_calls(codec, make_image(64, 48), 0.5)["decode"]().size == (64, 48)
+    times = stages.stage_times(codec, make_image(64, 48), 0.5, repeats=1, warmup=0)
     for direction in ("encode", "decode"):
         *parts, whole = (values[0] for values in times[direction].values())
         assert sum(parts) == pytest.approx(whole) and whole > 0
@@ -209,7 +211,7 @@ def test_a_stage_that_is_passed_by_is_an_error(ours, image, monkeypatch) -> None
     black = flow.Decoded(None, *[torch.zeros(1, 3, SIZE[1], SIZE[0])] * 3)
     monkeypatch.setattr(flow.OscarCodec, "decode", lambda *_: black)
     with pytest.raises(TimingError, match="^decode did not pass through stage bottleneck_dequantise$"):
-        timing.stage_costs(codec, "decode", lambda: codec.decompress(data), lambda: 0.0)
+        stages.stage_costs(codec, "decode", lambda: codec.decompress(data), lambda: 0.0)
 
 
 # Multiply-accumulates and parameters.
@@ -263,7 +265,7 @@ def attention_macs(unet: nn.Module, call) -> int:
 def test_macs_equal_those_by_hand(ours, image) -> None:
     codec = ours.codec
     data = codec.compress(image, RATE)
-    macs = timing.stage_macs(codec, image, RATE)
+    macs = stages.stage_macs(codec, image, RATE)
     classes = [type(module) for module in codec.modules()]
     with every_multiplication(codec):
         check_macs(codec, image, data, macs)
@@ -293,14 +295,14 @@ def check_macs(codec, image, data: bytes, macs: dict) -> None:
     attention = 2 * tokens**2 * width  # one layer in the middle of the VAE
     assert macs["decode"]["vae_decode"] == macs_by_hand(codec.backbone.decoder_modules(), decode) + attention
     assert macs["encode"]["vae_encode"] == macs_by_hand([vae.encoder, vae.quant_conv], encode) + attention
-    for stages in macs.values():
-        assert stages[OTHER] == 0
-        assert stages[WHOLE] == sum(value for stage, value in stages.items() if stage != WHOLE)
+    for costs in macs.values():
+        assert costs[OTHER] == 0
+        assert costs[WHOLE] == sum(value for stage, value in costs.items() if stage != WHOLE)
 
 
 def test_parameters_sum_to_the_model(make_codec) -> None:
     codec = make_codec()
-    counts = timing.parameter_counts(codec)
+    counts = parameters.parameter_counts(codec)
     codebooks = sum(codec.bottleneck.at(rate).quantizer.codebook.numel() for rate in codec.bottleneck.rates)
     own = sum(parameter.numel() for parameter in codec.parameters())
     assert sum(row["parameters"] for row in counts) == own + codebooks
@@ -308,13 +310,13 @@ def test_parameters_sum_to_the_model(make_codec) -> None:
     assert min(parts.values()) > 0
     assert sum(row["part"] == "bottleneck_encoder" for row in counts) == len(codec.bottleneck.rates)
     codec.denoiser.merge()
-    merged = {row["part"]: row for row in timing.parameter_counts(codec) if row["rate"] is None}
+    merged = {row["part"]: row for row in parameters.parameter_counts(codec) if row["rate"] is None}
     assert {part: row["parameters"] for part, row in merged.items()} == parts
     assert "merged" in merged["adapters"]["note"]
 
 
 def test_parameters_of_full_tuning_have_no_adapters(make_codec) -> None:
-    counts = {row["part"]: row for row in timing.parameter_counts(make_codec(tuning="full"))}
+    counts = {row["part"]: row for row in parameters.parameter_counts(make_codec(tuning="full"))}
     assert (counts["adapters"]["parameters"], counts["adapters"]["note"]) == (0, None)
 
 
@@ -329,7 +331,7 @@ def python(tmp_path, monkeypatch):
         path = tmp_path / "python"
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
-        monkeypatch.setattr(timing.sys, "executable", str(path))
+        monkeypatch.setattr(memory.sys, "executable", str(path))
 
     return replace
 
@@ -337,7 +339,7 @@ def python(tmp_path, monkeypatch):
 @pytest.mark.skipif(os.name != "posix", reason="shell scripts stand in for the interpreter")
 def test_a_child_that_fails_costs_one_clear_line(ours, image, python) -> None:
     python("echo chatter; echo '{\"loaded_mib\": 1.5}'")
-    assert timing.peak_memory(ours, image, RATE, "decode") == {"loaded_mib": 1.5}
+    assert memory.peak_memory(ours, image, RATE, "decode") == {"loaded_mib": 1.5}
     for script, message in (
         ("echo trace >&2; echo 'ValueError: no such model' >&2; exit 1", "ValueError: no such model$"),
         ("kill -9 $$", "ended by signal 9"),
@@ -345,10 +347,10 @@ def test_a_child_that_fails_costs_one_clear_line(ours, image, python) -> None:
     ):
         python(script)
         with pytest.raises(TimingError, match=f"^memory of encode at {ours.name} 0.0625: .*{message}"):
-            timing.peak_memory(ours, image, RATE, "encode")
+            memory.peak_memory(ours, image, RATE, "encode")
     python("exec sleep 30")
     with pytest.raises(TimingError, match="not done after 0.2 s$"):
-        timing.peak_memory(ours, image, RATE, "encode", timeout=0.2)
+        memory.peak_memory(ours, image, RATE, "encode", timeout=0.2)
 
 
 @linux
@@ -356,15 +358,15 @@ def test_peak_is_the_process_own_and_can_start_anew() -> None:
     """Not the parent's, which getrusage would hand down over fork and exec."""
     ballast = b"\1" * (1 << 30)
     code = """if True:
-        from oscar.benchmark.speed import timing
-        loaded, peak = timing.resident_memory()
+        from oscar.benchmark.speed import memory
+        loaded, peak = memory.resident_memory()
         ballast = bytearray(b"\\1" * (64 << 20))
-        grown = timing.resident_memory()
+        grown = memory.resident_memory()
         del ballast
-        assert timing.forget_peak()
-        print(loaded, peak, *grown, *timing.resident_memory())
+        assert memory.forget_peak()
+        print(loaded, peak, *grown, *memory.resident_memory())
     """
-    root = Path(timing.__file__).parents[3]
+    root = Path(memory.__file__).parents[3]
     output = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
     loaded, peak, grown, grown_peak, left, left_peak = map(float, output.split())
     assert len(ballast) / 2**20 == 1024 > 2 * peak
@@ -377,7 +379,7 @@ def test_peak_is_the_process_own_and_can_start_anew() -> None:
 def test_memory_of_both_directions_in_real_processes(ours, make_image) -> None:
     large = make_image(1024, 768)
     for direction in timing.DIRECTIONS:
-        row = timing.peak_memory(ours, large, RATE, direction)
+        row = memory.peak_memory(ours, large, RATE, direction)
         assert set(row) == {"loaded_mib", "call_peak_mib", "process_peak_mib"}
         assert 50 < row["loaded_mib"] < row["call_peak_mib"] <= row["process_peak_mib"]
         assert row["call_peak_mib"] > row["loaded_mib"] + 24  # one feature map of the VAE in full size
@@ -387,12 +389,12 @@ def test_memory_of_both_directions_in_real_processes(ours, make_image) -> None:
 
 
 def test_run_timing_makes_all_tables(ours, image, monkeypatch) -> None:
-    def memory(codec, image, point, direction):
+    def peak_memory(codec, image, point, direction):
         if direction == "decode":
             raise TimingError("memory of decode: not done after 600 s")
         return {"loaded_mib": 100.0, "call_peak_mib": 150.0, "process_peak_mib": 150.0}
 
-    monkeypatch.setattr(timing, "peak_memory", memory)
+    monkeypatch.setattr(timing, "peak_memory", peak_memory)
     result = timing.run_timing(
         [ours, Deflate()], image, {ours.name: [0.0019, RATE]}, repeats=2, warmup=1, batch_sizes=[1, 3], progress=False
     )

@@ -23,14 +23,8 @@ import torch
 from PIL import Image
 
 from oscar import OscarCodec, checkpoint
-from oscar.benchmark.speed.timing import (
-    interleaved,
-    memory_of,
-    paired_ratio,
-    resident_memory,
-    run_child,
-    synchroniser,
-)
+from oscar.benchmark.speed.clocks import interleaved, paired_ratio, synchroniser
+from oscar.benchmark.speed.memory import memory_of, resident_memory, run_child
 from oscar.bottlenecks.vq import VQSymbols
 from oscar.config import InferenceSpeedConfig
 from oscar.inference.kernels import exact_norms

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from oscar.benchmark.speed.timing import memory_of, run_child, synchroniser
+from oscar.benchmark.speed.clocks import synchroniser
+from oscar.benchmark.speed.memory import memory_of, run_child
 from oscar.config import DataConfig, LoggerConfig, StageConfig, TrainConfig, TrainerConfig, TrainingSpeedConfig
 from oscar.utils.strict_json import dumps
 

@@ -26,9 +26,9 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
+from oscar.benchmark.speed.clocks import interleaved, paired_ratio, synchroniser
 from oscar.benchmark.speed.joint_step import advance, measure_joint
 from oscar.benchmark.speed.tables import run_part
-from oscar.benchmark.speed.timing import interleaved, paired_ratio, synchroniser
 from oscar.config import (
     BackboneConfig,
     CacheLatentsConfig,
