@@ -929,13 +929,13 @@ def test_through_pipes(photo):
 
 
 def test_the_page_needs_its_extra(loads, monkeypatch, capsys):
-    monkeypatch.setattr("oscar.cli.app.find_spec", lambda name: None)
-    assert "app needs gradio: pip install 'oscar-codec[app]'" in refuse(capsys, "app")
+    monkeypatch.setattr("oscar.utils.extras.is_installed", lambda name: False)
+    assert "gradio is not installed; allowed: pip install 'oscar-codec[app]'" in refuse(capsys, "app")
     assert loads == []
 
 
 def test_an_address_that_cannot_be_had_is_refused_before_a_model_is_loaded(loads, monkeypatch, capsys):
-    monkeypatch.setattr("oscar.cli.app.find_spec", lambda name: object())
+    monkeypatch.setattr("oscar.utils.extras.is_installed", lambda name: True)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

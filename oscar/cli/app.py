@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import socket
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
 from oscar.cli.loading import Device, load_codec
 from oscar.cli.messages import CommandError, print_note
+from oscar.utils.extras import need
 
 SHIPPED = ("nano", "nano-hyperprior")
 
@@ -28,8 +28,7 @@ def app(
     device: Device = "cpu",
 ) -> None:
     """Serve a page to compress images on, and see them beside AVIF, WebP and JPEG in as many bytes."""
-    if find_spec("gradio") is None:
-        raise CommandError("app needs gradio: pip install 'oscar-codec[app]'")
+    need("gradio")
     _check_address(host, port)
     from oscar.app import server  # before any model is loaded, so that nothing is hidden from its imports
 

@@ -39,11 +39,12 @@ PACKAGES = {
 
 
 def is_installed(module: str) -> bool:
-    """Whether a package is there, without importing it."""
+    """Whether a package is there, without importing it; a folder of its name that has no `__init__.py` is none."""
     try:
-        return importlib.util.find_spec(module) is not None
+        spec = importlib.util.find_spec(module)
     except ImportError:  # of the package that would hold it
         return False
+    return spec is not None and spec.origin is not None
 
 
 def how_to_install(module: str, extra: str | None = None) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from oscar.utils.extras import PACKAGES, is_installed
+
 ROOT = Path(__file__).parents[2]
 IMAGE = ROOT / "tests/golden/ours/images/131x67.png"
 FILE = ROOT / "tests/golden/shipped/nano-hyperprior/0.5000_131x67.oscar"
@@ -23,8 +25,6 @@ GET = "is not installed; allowed: pip install 'oscar-codec[{}]'"
 
 def run(program: str, *args: str | Path) -> subprocess.CompletedProcess:
     """Run a program in which nothing can be imported that an extra brings."""
-    from oscar.utils.extras import PACKAGES
-
     code = BLOCKED.replace("MODULES", repr(sorted(PACKAGES))) + program
     return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, cwd=ROOT)
 
@@ -108,6 +108,13 @@ def test_the_rest_says_which_extra_it_needs() -> None:
 def test_python_says_so_too() -> None:
     done = run("import oscar\ntry:\n    oscar.load\nexcept ImportError as error:\n    print(error)")
     assert done.stdout == f"torch {GET.format('torch')}\n", done.stderr
+
+
+def test_a_folder_of_a_packages_name_is_no_package(tmp_path: Path, monkeypatch) -> None:
+    """Such as the `wandb` that training leaves in the current folder."""
+    (tmp_path / "some_package").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not is_installed("some_package") and is_installed("numpy") and not is_installed("no_such.part")
 
 
 def test_options_of_torch() -> None:
