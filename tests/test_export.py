@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from oscar.cli.main import main
 from oscar.convert import graphs
+from oscar.convert.graph_weights import stored_weights
 from oscar.runtime import RuntimeModelError
 from oscar.timesteps import PerImageMapping
 
@@ -22,6 +26,18 @@ def test_graphs_that_differ_are_refused(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(RuntimeModelError, match="differ"):
         graphs.export(GOLDEN / "hyperprior", tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_are_found_in_the_models_own_files(tmp_path: Path) -> None:
+    """A copy that lies beside them is none of the model's, and is not sent to others."""
+    numbers = np.arange(5, dtype=np.float16)
+    for name in ("own", "zcopy"):
+        save_file({"unused": np.zeros(3, dtype=np.float32), "weight": numbers}, tmp_path / f"{name}.safetensors")
+    found = stored_weights(tmp_path, ["own.safetensors", "own.bin"])
+    place = found[hashlib.sha256(numbers.astype(np.float32).tobytes()).digest()]
+    assert (place.file, place.length, place.narrow) == ("own.safetensors", 10, True) and len(found) == 2
+    stored = (tmp_path / place.file).read_bytes()[place.offset : place.offset + place.length]
+    assert stored == numbers.tobytes()
 
 
 def test_what_cannot_be_exported(make_codec, tmp_path: Path, capsys) -> None:

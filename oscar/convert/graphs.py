@@ -8,14 +8,13 @@ into `graphs.data`.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from oscar import checkpoint
 from oscar.bottlenecks.hyperprior import HyperpriorBottleneck
 from oscar.bottlenecks.vq import VQBottleneck
 from oscar.codec import OscarCodec
+from oscar.convert.graph_weights import as_proto, point_to, stored_weights
 from oscar.inference.fitting import SLACK, peak_bytes
 from oscar.inference.load import read
 from oscar.model_folder import DATA, RUNTIME, identity, new_folder
@@ -38,26 +38,15 @@ from oscar.utils.extras import need
 from oscar.utils.strict_json import dumps
 
 if TYPE_CHECKING:
-    import onnx
     import onnx_ir
 
 OPSET = 20
-_INLINE = 64  # numbers up to which a tensor stays in its graph
 _SIDE = 1024  # pixels of the square image by which memory is told
 _POSITIONS = (16, 24)  # of the latent that graphs are traced with
 CHECKED_SIZES = ((17, 9), (64, 64), (301, 203), (256, 384), (520, 333))  # width and height
 MOST_LEVELS = 1
 # Share of the symbols: where rounding or the nearest code hangs on the last bits of float32, either is right.
 MOST_SYMBOLS = 0.001
-
-
-class _Place(NamedTuple):
-    """Where a file holds a tensor."""
-
-    file: str
-    offset: int
-    length: int
-    narrow: bool  # float16
 
 
 class _Part(NamedTuple):
@@ -127,12 +116,12 @@ def export(source: str | Path, target: str | Path, dtype: torch.dtype = torch.fl
     narrow = dtype == torch.float16
     with new_folder(target) as temporary:
         shutil.copytree(folder, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.onnx", DATA, RUNTIME))
-        stored = _stored(temporary)
+        stored = stored_weights(temporary, config["sha256"])
         with (temporary / DATA).open("wb") as data:
             for part in tqdm(parts, "graphs", disable=not sys.stderr.isatty()):
                 graph = _trace(part)
-                _point_to(graph, stored, data, narrow)
-                (temporary / f"{part.name}.onnx").write_bytes(_as_proto(graph).SerializeToString())
+                point_to(graph, stored, data, narrow)
+                (temporary / f"{part.name}.onnx").write_bytes(as_proto(graph).SerializeToString())
         if not (temporary / DATA).stat().st_size:
             (temporary / DATA).unlink()
         added = sorted(path for path in temporary.iterdir() if path.suffix == ".onnx" or path.name == DATA)
@@ -249,74 +238,6 @@ def _trace(part: _Part) -> onnx_ir.Model:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
     return program.model
-
-
-def _stored(folder: Path) -> dict[bytes, _Place]:
-    """Where the checkpoint's files hold which tensors, by the digest of their numbers in float32."""
-    found = {}
-    for path in sorted(folder.rglob("*.safetensors")):
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-            for name, entry in header.items():
-                if name == "__metadata__" or entry["dtype"] not in ("F16", "F32"):
-                    continue
-                begin, end = (8 + size + offset for offset in entry["data_offsets"])
-                file.seek(begin)
-                numbers = np.frombuffer(file.read(end - begin), np.float16 if entry["dtype"] == "F16" else np.float32)
-                place = _Place(path.relative_to(folder).as_posix(), begin, end - begin, entry["dtype"] == "F16")
-                found[_digest(numbers.astype(np.float32).tobytes())] = place
-    return found
-
-
-def _digest(numbers: bytes) -> bytes:
-    return hashlib.sha256(numbers).digest()
-
-
-def _point_to(model: onnx_ir.Model, stored: dict[bytes, _Place], data: BinaryIO, narrow: bool) -> None:
-    """Have a graph find its weights in files; what is in none is written to `data`."""
-    from onnx_ir import DataType, ExternalTensor
-
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if tensor.dtype != DataType.FLOAT or tensor.size < _INLINE:
-            continue
-        numbers = tensor.numpy()
-        key = _digest(numbers.tobytes())
-        if key not in stored:
-            content = numbers.astype(np.float16 if narrow else np.float32).tobytes()
-            stored[key] = _Place(DATA, data.tell(), len(content), narrow)
-            data.write(content)
-        place = stored[key]
-        value.const_value = ExternalTensor(
-            place.file,
-            place.offset,
-            place.length,
-            DataType.FLOAT16 if place.narrow else DataType.FLOAT,
-            shape=tensor.shape,
-            name=name,
-        )
-
-
-def _as_proto(model: onnx_ir.Model) -> onnx.ModelProto:
-    """The file of a graph: without notes of where it came from, weights in float16 widened where they are used."""
-    from onnx import TensorProto, helper
-    from onnx_ir import to_proto
-
-    proto, casts = to_proto(model), []
-    proto.ClearField("metadata_props")
-    del proto.graph.value_info[:]
-    for tensor in proto.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT16:
-            name, tensor.name = tensor.name, f"{tensor.name}.float16"
-            casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
-    nodes = [*casts, *proto.graph.node]
-    for node in nodes:
-        node.ClearField("metadata_props")
-        node.ClearField("doc_string")
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
-    return proto
 
 
 def _bytes_per_pixel(codec: OscarCodec) -> dict[str, float]:
