@@ -31,7 +31,7 @@ def check_effort(effort: int) -> int:
     return effort
 
 
-def cheaper_indices(
+def optimise_indices(
     features: np.ndarray,
     codebooks: np.ndarray,
     penalties: np.ndarray,

@@ -15,7 +15,7 @@ from oscar.bitstream.context import ContextModel, decode_grid, decode_prefix, en
 from oscar.bitstream.context import estimated_bits as context_bits
 from oscar.bitstream.entropy import check_frequencies, estimated_bits, normalise_counts, uniform_frequencies
 from oscar.bitstream.norms import dequantise_rms, quantise_rms
-from oscar.bitstream.rdo import cheaper_indices, check_effort
+from oscar.bitstream.rdo import check_effort, optimise_indices
 from oscar.bottlenecks.base import Bottleneck, Components, Draw, Output, Payload, channel_cosines, cosine_spatial
 from oscar.bottlenecks.hyper_encoder import HyperEncoder
 from oscar.config import IMAGE_FIELDS, VQ, ConfigError, fill, take
@@ -131,7 +131,7 @@ class VQBottleneck(Rates, Bottleneck):
         features = encoder.codebook_features(pad_to_multiple(latent, point.downsample * encoder.cell)).float()
         books = [part.detach().cpu().numpy() for part in encoder.codebooks()]
         grids = [
-            cheaper_indices(own, *books, grid, effort, table, model)
+            optimise_indices(own, *books, grid, effort, table, model)
             for own, grid in zip(features.cpu().numpy(), indices.cpu().numpy(), strict=True)
         ]
         return torch.from_numpy(np.stack(grids).astype(np.int64)).to(indices.device)

@@ -13,7 +13,7 @@ from oscar.bitstream.entropy import check_frequencies
 from oscar.bitstream.hyperprior import Coded, HyperpriorCoder
 from oscar.bitstream.hyperprior_weights import ACTIVATION_STEPS, KNOTS
 from oscar.bitstream.norms import dequantise_rms, quantise_rms
-from oscar.bitstream.rdo import BEAM, cheaper_indices, check_effort
+from oscar.bitstream.rdo import BEAM, check_effort, optimise_indices
 from oscar.operating_points import OperatingPoints, Qualities, Quality, Rates, no_preview
 from oscar.rates import RatePoint, rate_by_id
 from oscar.runtime.files import ModelFiles, RuntimeModelError
@@ -110,7 +110,7 @@ class VQBottleneck(Rates):
             indices = _grid(found, features.shape[:2], cell)[:rows, :columns]
         if effort:
             table, model = self.frequencies[point.id], self.contexts.get(point.id)
-            indices = cheaper_indices(features, codes, penalties, indices, effort, table, model)
+            indices = optimise_indices(features, codes, penalties, indices, effort, table, model)
         rms = np.sqrt(np.square(latent[0]).mean(axis=(1, 2)))
         return VQSymbols(indices, quantise_rms(rms))
 

@@ -210,7 +210,7 @@ def test_models_that_cannot_be_are_refused(name: str, value: np.ndarray, message
         dataclasses.replace(make_model(16), **{name: value})
 
 
-def test_cheaper_indices_are_chosen_where_they_are_near() -> None:
+def test_cheap_indices_are_chosen_where_they_are_near() -> None:
     model = make_model(32)
     distances = np.random.default_rng(0).random((63, 32), dtype=np.float32)
     chosen = [choose_indices(lambda at: distances[at], (7, 9), model, multiplier) for multiplier in (0, 0.02, 0.2)]
