@@ -44,9 +44,11 @@ define install
 	@touch $(1)/.installed
 endef
 
+EVERYTHING := .[all,docs,dev]# its commas would part the arguments of `call`
+
 $(STAMP): pyproject.toml $(wildcard constraints/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed, PYTHON=$(PYTHON) is %d.%d" % sys.version_info[:2])'
-	$(call install,$(VENV),-e '.[all,docs,dev]')
+	$(call install,$(VENV),-e '$(EVERYTHING)')
 
 $(RUNTIME_STAMP): pyproject.toml $(wildcard constraints/*.txt)
 	$(call install,$(RUNTIME_VENV),-e . pytest)
