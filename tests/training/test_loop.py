@@ -255,7 +255,7 @@ def test_a_critic_without_a_number_is_skipped_too(configure, runs, monkeypatch) 
         calls.append(logits)
         return critic_loss(*logits) * float("nan" if len(calls) == 3 else 1)  # the first pass of the second step
 
-    monkeypatch.setattr("oscar.training.trainer.critic_loss", broken)
+    monkeypatch.setattr("oscar.training.stages.base.critic_loss", broken)
     config = configure("joint", 3, "run", *options)
     trainer = run(config)
     assert (trainer.skipped, trainer.skipped_in_a_row) == (1, 0)
