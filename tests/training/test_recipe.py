@@ -181,8 +181,8 @@ CORRECTED = {  # what paper_corrected changes, by key, in each stage
 }
 ANY = {  # keys that say where a run is, or how it is watched and resumed, and not what it computes; or of other stages
     "output", "preflight", "plan", "backbone", "data.train", "stage.table_batches", "stage.context",
-    "bottleneck.hyperprior", "bottleneck.options", "logger", "validation", "trainer.keep_last", "trainer.log_every", "trainer.resume",
-    "trainer.non_finite", "trainer.max_skipped", "trainer.channels_last", "trainer.threads",
+    "bottleneck.hyperprior", "bottleneck.options", "logger", "validation", "trainer.keep_last", "trainer.log_every",
+    "trainer.resume", "trainer.non_finite", "trainer.max_skipped", "trainer.channels_last", "trainer.threads",
 }  # fmt: skip
 
 
