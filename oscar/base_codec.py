@@ -95,11 +95,6 @@ class BaseCodec(FileIdentity, nn.Module):
 
     # Operating points and identity.
 
-    @property
-    def points(self) -> tuple[float, ...]:
-        """Numbers by which files are asked for, from small to large."""
-        return tuple(point.value for point in self.bottleneck.points)
-
     def find_point(self, point: float | Point | None = None, **named: float | None) -> Point:
         """The operating point that is meant (ValueError if this model has none such)."""
         return self.bottleneck.find(point, **named)

@@ -87,10 +87,7 @@ class OscarCodec(BaseCodec):
         """
         if max_bytes is None:
             return self.compress_batch([image], self.find_point(point, **named), effort)[0]
-        if effort or point is not None or any(value is not None for value in named.values()):
-            raise ValueError(
-                f"max_bytes is set, which chooses {self.bottleneck.point_name} and effort itself; allowed: it alone"
-            )
+        self.bottleneck.refuse_beside_max_bytes(point, effort, *named.values())
         from oscar.rate_control import compress_within  # it stands above, and compresses by this class
 
         with torch.inference_mode():

@@ -42,6 +42,11 @@ class FileIdentity:
         """Pixels per latent position along each side."""
 
     @property
+    def points(self) -> tuple[float, ...]:
+        """Numbers by which files are asked for, from small to large."""
+        return tuple(point.value for point in self.bottleneck.points)
+
+    @property
     def model_tag(self) -> int:
         """The first 16 bits of the fingerprint, by which most files name their model."""
         return int(self.fingerprint[:4], 16)

@@ -117,6 +117,11 @@ class OperatingPoints:
             point = value if point is None else point
         return self.default_point if point is None else self.parse(point)
 
+    def refuse_beside_max_bytes(self, point: float | Point | None, effort: int, *named: float | None) -> None:
+        """Refuse (ValueError) an operating point or an effort beside a length, which chooses both."""
+        if effort or any(value is not None for value in (point, *named)):
+            raise ValueError(f"max_bytes is set, which chooses {self.point_name} and effort itself; allowed: it alone")
+
     def label(self, point: Any) -> str:
         """An operating point in messages, and in the names of columns."""
         return f"{point.value:g}"
@@ -184,6 +189,12 @@ class Rates(OperatingPoints):
 
     def multiple(self, point: RatePoint) -> int:
         return point.downsample
+
+    @staticmethod
+    def grid_shape(point: RatePoint, shape: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the indices for those of the latent, before it is padded."""
+        rows, columns = shape
+        return -(-rows // point.downsample), -(-columns // point.downsample)
 
     def nominal_bpp(self, point: RatePoint) -> float:
         return point.bpp

@@ -161,13 +161,13 @@ class VQBottleneck(Rates, Bottleneck):
 
     def read(self, payload: Payload, point: RatePoint, shape: tuple[int, int]) -> VQSymbols:
         table, model = self.frequencies[point.id], self.contexts.get(point.id)
-        grid = decode_grid(payload.data, payload.coding, self._grid_shape(point, shape), table, model)
+        grid = decode_grid(payload.data, payload.coding, self.grid_shape(point, shape), table, model)
         return self._symbols(grid, payload)
 
     def read_prefix(self, payload: Payload, point: RatePoint, shape: tuple[int, int]) -> tuple[VQSymbols, float]:
         if payload.coding != Coding.CONTEXT:
             return super().read_prefix(payload, point, shape)
-        grid, share = decode_prefix(payload.data, self._grid_shape(point, shape), self.contexts[point.id])
+        grid, share = decode_prefix(payload.data, self.grid_shape(point, shape), self.contexts[point.id])
         return self._symbols(grid, payload), share
 
     def estimated_bits(self, symbols: VQSymbols, point: RatePoint) -> list[float]:
@@ -177,10 +177,6 @@ class VQBottleneck(Rates, Bottleneck):
             bits = estimated_bits(grid.reshape(-1), self.frequencies[point.id])
             result.append(bits if model is None else min(bits, context_bits(grid, model)))
         return result
-
-    @staticmethod
-    def _grid_shape(point: RatePoint, shape: tuple[int, int]) -> tuple[int, int]:
-        return tuple(-(-side // point.downsample) for side in shape)
 
     def _symbols(self, grid: np.ndarray, payload: Payload) -> VQSymbols:
         device = next(self.parameters()).device

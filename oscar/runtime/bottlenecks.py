@@ -101,7 +101,7 @@ class VQBottleneck(Rates):
         cell = math.isqrt(len(codes))
         padded = pad(latent, point.downsample * cell)
         features = self.files.run(f"hyper_encoder_{point.id}", latent=padded)[0]
-        rows, columns = (-(-side // point.downsample) for side in latent.shape[-2:])
+        rows, columns = self.grid_shape(point, latent.shape[-2:])
         if cell == 1:
             indices = (features @ codes[0].T).argmax(axis=-1)
         else:
@@ -135,18 +135,14 @@ class VQBottleneck(Rates):
 
     def read(self, payload: Payload, point: RatePoint, shape: tuple[int, int]) -> VQSymbols:
         table, model = self.frequencies[point.id], self.contexts.get(point.id)
-        grid = decode_grid(payload.data, payload.coding, self._grid_shape(point, shape), table, model)
+        grid = decode_grid(payload.data, payload.coding, self.grid_shape(point, shape), table, model)
         return VQSymbols(grid, np.frombuffer(payload.side, dtype=np.uint8))
 
     def read_prefix(self, payload: Payload, point: RatePoint, shape: tuple[int, int]) -> tuple[VQSymbols, float]:
         if payload.coding != Coding.CONTEXT:
             raise no_preview(payload)
-        grid, share = decode_prefix(payload.data, self._grid_shape(point, shape), self.contexts[point.id])
+        grid, share = decode_prefix(payload.data, self.grid_shape(point, shape), self.contexts[point.id])
         return VQSymbols(grid, np.frombuffer(payload.side, dtype=np.uint8)), share
-
-    @staticmethod
-    def _grid_shape(point: RatePoint, shape: tuple[int, int]) -> tuple[int, int]:
-        return tuple(-(-side // point.downsample) for side in shape)
 
 
 def make(files: ModelFiles) -> OperatingPoints:

@@ -56,11 +56,6 @@ class Codec(FileIdentity):
     def factor(self) -> int:
         return self.files.description["factor"]
 
-    @property
-    def points(self) -> tuple[float, ...]:
-        """Numbers by which files are asked for, from small to large."""
-        return tuple(point.value for point in self.bottleneck.points)
-
     # Images and bytes; the arguments are those of `OscarCodec`.
 
     def compress(
@@ -89,10 +84,7 @@ class Codec(FileIdentity):
             found = self.bottleneck.find(point, **named)
             symbols = self.quantise(self.encode_latent(batch, found), found, effort)
             return self.write(symbols, found, *batch.shape[-2:])[0]
-        if effort or point is not None or any(value is not None for value in named.values()):
-            raise ValueError(
-                f"max_bytes is set, which chooses {self.bottleneck.point_name} and effort itself; allowed: it alone"
-            )
+        self.bottleneck.refuse_beside_max_bytes(point, effort, *named.values())
         return compress_within(self, batch, max_bytes)
 
     def compress_batch(
