@@ -113,7 +113,7 @@ def measure(options: argparse.Namespace, folder: Path) -> str:
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("image", type=Path)
-    parser.add_argument("--model", choices=("nano", "nano-hyperprior"), default="nano-hyperprior")
+    parser.add_argument("--model", choices=("nano", "nano-vq"), default="nano")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args(args)
     with tempfile.TemporaryDirectory() as folder:

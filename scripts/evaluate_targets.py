@@ -1,6 +1,6 @@
 """How well files of at most so many bytes use what they may: random images and targets.
 
-    python scripts/evaluate_targets.py photos --model nano-hyperprior --out runs/targets
+    python scripts/evaluate_targets.py photos --model nano --out runs/targets
 
 Targets are drawn evenly on a logarithmic scale between the lengths that an image's files can have.
 """

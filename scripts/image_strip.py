@@ -74,7 +74,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument(
         "image", type=Path, nargs="?", help="image; by default chelsea, of scikit-image's packaged ones"
     )
-    parser.add_argument("--model", default="nano-hyperprior", help="of ours (default: nano-hyperprior)")
+    parser.add_argument("--model", default="nano", help="of ours (default: nano)")
     parser.add_argument("--baseline", default="avif", help="the other codec (default: avif)")
     parser.add_argument("--bytes", type=int, nargs="+", default=[1500, 3000, 6000], help="sizes (1500 3000 6000)")
     parser.add_argument("--width", type=int, default=240, help="of an image in the strip, pixels (default: 240)")

@@ -4,5 +4,5 @@ from oscar.app.server import PORT, serve
 from oscar.inference.load import load
 
 if __name__ == "__main__":
-    models = ("nano", "nano-hyperprior")  # folders beside this file, or hub ids, go here too
+    models = ("nano", "nano-vq")  # folders beside this file, or hub ids, go here too
     serve({name: load(name) for name in models}, host="0.0.0.0", port=PORT)

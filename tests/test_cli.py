@@ -200,7 +200,7 @@ def test_files_find_the_shipped_model_that_writes_their_kind(tmp_path, loads, ca
             blank = Container(Coding.HYPERPRIOR, 9, TAG, width, 8, b"", b"x")
         (tmp_path / f"in/{index}.oscar").write_bytes(blank.pack())
     assert run("decompress", tmp_path / "in", tmp_path / "out", "--batch-size", "3") == 0
-    assert sorted(call[0] for call in loads) == ["nano", "nano-hyperprior"]
+    assert sorted(call[0] for call in loads) == ["nano", "nano-vq"]
     for index, width in enumerate((10, 20, 30, 40)):
         with Image.open(tmp_path / f"out/{index}.png") as image:
             assert image.size == (width, 8)

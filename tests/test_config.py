@@ -26,9 +26,9 @@ def test_every_experiment_composes(compose, photos: Path, experiment: str) -> No
 
 def test_there_are_experiments() -> None:
     assert {
-        "nano/vae",
-        "nano/diffusion_pretrain",
-        "nano/bottleneck",
+        "nano_vq/vae",
+        "nano_vq/diffusion_pretrain",
+        "nano_vq/bottleneck",
         "paper/stage1",
         "paper/stage2",
         "tiny/joint",

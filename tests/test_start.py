@@ -31,7 +31,7 @@ HEAVY = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("model", ["nano", "nano-hyperprior"])
+@pytest.mark.parametrize("model", ["nano", "nano-vq"])
 def test_coding_imports_what_it_uses(model, photos, tmp_path):
     paths = [str(photos / "0.png"), str(tmp_path / "0.oscar"), str(tmp_path / "0.png")]
     done = subprocess.run([sys.executable, "-c", CODE, model, *paths], capture_output=True, text=True)

@@ -23,7 +23,7 @@ CALLS = """
 import sys
 from PIL import Image
 from oscar import OscarCodec
-for model in ("nano", "nano-hyperprior"):
+for model in ("nano", "nano-vq"):
     codec = OscarCodec.from_pretrained(model)
     assert codec.decompress(codec.compress(Image.open(sys.argv[1]))).size == (96, 80)
 """
@@ -41,7 +41,7 @@ def stderr_of(*args: str, cwd: Path, feed: str = "", code: int = 0) -> str:
 def test_commands(photos, tiny_folder, tmp_path):
     lines = [
         f"compress {photos}/0.png a.oscar",
-        f"compress {photos} files --model nano-hyperprior --batch-size 2 --engine torch",
+        f"compress {photos} files --batch-size 2 --engine torch",
         "decompress a.oscar a.png",
         "decompress files images --dtype bfloat16",
         "info a.oscar",

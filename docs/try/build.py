@@ -20,7 +20,7 @@ from mkdocs.structure.files import File, Files
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CACHE = ROOT / ".cache/try"
-MODELS = {name: ROOT / "oscar/assets" / name for name in ("nano-hyperprior", "nano")}
+MODELS = {name: ROOT / "oscar/assets" / name for name in ("nano", "nano-vq")}
 MODEL_FILES = ("oscar.json", "runtime.json", "*.onnx", "graphs.data", "**/*.safetensors")
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 VIEWER = ROOT / "oscar/benchmark/report"

@@ -11,7 +11,7 @@ const [drop, file, line, bar, quality, size, share] = ["drop", "file", "line", "
   byId,
 );
 const count = (number) => number.toLocaleString("en");
-const isNano = () => model() === "nano";
+const hasRates = () => model() === "nano-vq";
 const model = () => document.querySelector("input[name=model]:checked").value;
 const setModel = (name) => (document.querySelector(`input[name=model][value="${name}"]`).checked = true);
 
@@ -232,15 +232,15 @@ function setLink(link, url, name) {
 
 // The controls.
 
-const nanoPoints = () => RATES.slice(0, 8).map(({ id }) => id); // the paper's, from small to large files
+const ratePoints = () => RATES.slice(0, 8).map(({ id }) => id); // the paper's, from small to large files
 const label = (name, point) =>
-  name === "nano" ? `rate ${RATES[point].bpp.toFixed(4)}` : `quality ${(point / MAX_QUALITY).toFixed(2)}`;
+  name === "nano-vq" ? `rate ${RATES[point].bpp.toFixed(4)}` : `quality ${(point / MAX_QUALITY).toFixed(2)}`;
 
 const pointOfSlider = () =>
-  isNano() ? nanoPoints()[quality.value] : Math.round((Number(quality.value) / Number(quality.max)) * MAX_QUALITY);
+  hasRates() ? ratePoints()[quality.value] : Math.round((Number(quality.value) / Number(quality.max)) * MAX_QUALITY);
 
 function setSlider(point) {
-  quality.value = isNano() ? nanoPoints().indexOf(point) : (point / MAX_QUALITY) * Number(quality.max);
+  quality.value = hasRates() ? ratePoints().indexOf(point) : (point / MAX_QUALITY) * Number(quality.max);
   showSlider(point);
 }
 
@@ -251,8 +251,8 @@ function showSlider(point = pointOfSlider()) {
 
 /** The slider of the model that is chosen, and what is fetched for it. */
 function showControls() {
-  quality.max = isNano() ? nanoPoints().length - 1 : 100;
-  setSlider(isNano() ? 4 : MAX_QUALITY / 2);
+  quality.max = hasRates() ? ratePoints().length - 1 : 100;
+  setSlider(hasRates() ? 4 : MAX_QUALITY / 2);
   if (!manifest) return;
   const sum = (sizes) => Object.values(sizes).reduce((total, each) => total + each, 0) / 1e6;
   const [own, ort] = [sum(manifest.models[model()]), sum(manifest.ort)];

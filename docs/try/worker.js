@@ -102,7 +102,7 @@ const JOBS = {
   /** Decode a file, or the first `share` of its payload, by the model that its coding asks for. */
   async decode({ data, share = 1 }, progress) {
     const { coding, payload } = unpack(data);
-    const model = hasIndices(coding) ? "nano" : "nano-hyperprior";
+    const model = hasIndices(coding) ? "nano-vq" : "nano";
     const codec = await load(model, progress);
     progress("Decompressing");
     const container = await codec.open(data);

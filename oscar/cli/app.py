@@ -11,7 +11,7 @@ from oscar.cli.loading import Device, load_codec
 from oscar.cli.messages import CommandError, print_note
 from oscar.utils.extras import need
 
-SHIPPED = ("nano", "nano-hyperprior")
+SHIPPED = ("nano", "nano-vq")
 
 
 def app(

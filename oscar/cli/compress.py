@@ -17,7 +17,7 @@ from oscar.cli.jobs import OSCAR_SUFFIX, BatchSize, Overwrite, SkipExisting, Wor
 from oscar.cli.loading import Backbone, Compile, Device, Dtype, Memory, Model, Threads, check_point, network_options
 from oscar.cli.messages import CommandError, print_note
 from oscar.cli.processes import group
-from oscar.rates import PAPER_RATES, RATES, find_rate
+from oscar.rates import RATES, find_rate
 from oscar.utils.files import STDIO, Direction, Job, plan_jobs
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ def compress(
     target: Annotated[Path, typer.Argument(metavar="OUT", help=".oscar file, folder, or - for stdout.")],
     rate: Annotated[
         float | None,
-        typer.Option(help=f"Nominal bpp: {', '.join(f'{point.bpp:.4f}' for point in PAPER_RATES)}. By default 0.0625."),
+        typer.Option(
+            help=f"Nominal bpp, for models with rates: {', '.join(f'{point.bpp:.4f}' for point in RATES)}.",
+            show_default=False,
+        ),
     ] = None,
     effort: Annotated[
         int, typer.Option(min=0, max=9, help="Trade a little quality for smaller files: 0 (not at all) to 9.")

@@ -193,7 +193,7 @@ class DenoiserConfig:
         return {name: getattr(self, name) for name in names}
 
 
-# What a new bottleneck and denoiser have where nothing is set: the paper's values, and nano-hyperprior's sizes.
+# What a new bottleneck and denoiser have where nothing is set: the paper's values, and nano's sizes.
 VQ = {
     "rates": [rate.bpp for rate in PAPER_RATES],
     "width": 192,

@@ -4,7 +4,7 @@ Stable Diffusion's autoencoder is global: its group normalisations and its atten
 tiles of an image worked on alone come out different, and blending only hides the seams. Here it runs layer by layer
 over blocks of rows instead (`oscar.inference.row_blocks`), as exact as on the whole.
 
-Autoencoders without global layers (nano's, and the small ones for previews) run over strips of rows with a margin at
+Autoencoders without global layers (nano-vq's, and the small ones for previews) run over strips of rows with a margin at
 least as wide as their field of view. The UNet has `oscar.inference.windows`.
 
 Only what does not fit whole is cut, and no image of up to `WHOLE` pixels.

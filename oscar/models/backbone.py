@@ -48,7 +48,7 @@ class Backbone(nn.Module):
     """A latent diffusion backbone.
 
     Args:
-        vae: the autoencoder; must reduce each side by 8 or 16. Variational or, as nano's, without a posterior.
+        vae: the autoencoder; must reduce each side by 8 or 16. Variational or, as nano-vq's, without a posterior.
         unet: the denoising network; works on the VAE's latent channels. None where only the encoder is needed.
         schedule: the noise schedule.
         source: folder or hub id that it came from, None for one built from configurations.

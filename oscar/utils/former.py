@@ -14,14 +14,23 @@ KEYS = {
 """keys of records, and columns of tables that are read back"""
 STAGES = {"hyper": "bottleneck", "prior": "diffusion_pretrain"}
 """stages of training"""
+MODELS = {"nano-hyperprior": "nano"}
+"""models in the package"""
 # As Hydra quotes what it does not find, and what to write now.
 _SETTINGS = {"report_pictures": "report_images"}
 _SETTINGS |= {f"stage/{old}": f"stage={new}" for old, new in STAGES.items()}
 _SETTINGS |= {
     f"experiment/{recipe}{old}": f"experiment={recipe}{new}"
-    for recipe in ("nano/", "nano-hyperprior/", "tiny/", "tiny/hyperprior_")
+    for recipe in ("nano/", "tiny/", "tiny/hyperprior_")
     for old, new in STAGES.items()
 }
+_SETTINGS |= {f"{group}/nano_hyperprior": f"{group}=nano" for group in ("backbone", "bottleneck")}
+_SETTINGS |= {
+    f"experiment/nano-hyperprior/{step}": f"experiment=nano/{STAGES.get(step, step)}"
+    for step in ("vae", "prior", "hyper", "diffusion_pretrain", "bottleneck", "joint", "longer", "further")
+}
+_SETTINGS |= {f"experiment/nano/{step}": f"experiment=nano_vq/{step}" for step in ("finetune", "context")}
+_SETTINGS |= {"recipe/nano": "recipe=nano_vq"}
 
 
 def with_new_keys(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,8 +33,8 @@ def page() -> Iterator[SimpleNamespace]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    codecs = {name: load(name) for name in ("nano", "nano-hyperprior")}
-    here = SimpleNamespace(codec=codecs["nano"])
+    codecs = {name: load(name) for name in ("nano-vq", "nano")}
+    here = SimpleNamespace(codec=codecs["nano-vq"])
     up, stop, build = threading.Event(), threading.Event(), server.build
 
     def remember(models, uploads):
@@ -138,7 +138,7 @@ def test_there_and_back(visit, page, photo, tmp_path):
     tab.wait_for_function(f"document.querySelector('#facts tbody td').textContent === '{first}'")
     wait_for_rows(tab)
     packed, image = download(tab, "#packed", tmp_path), download(tab, "#image", tmp_path)
-    assert (packed.name, image.name) == ("cat.oscar", "cat-nano.png") and packed.stat().st_size == first
+    assert (packed.name, image.name) == ("cat.oscar", "cat-nano-vq.png") and packed.stat().st_size == first
     assert np.array_equal(Image.open(image), page.codec.decompress(packed.read_bytes()))
     tab.locator("#share input[type=range]").focus()
     for _ in range(12):
@@ -222,7 +222,7 @@ def test_no_path_but_an_upload_is_read(page, meta):
     assert config["analytics_enabled"] is False
     upload = next(each for each in config["dependencies"] if any(event == "upload" for _, event in each["targets"]))
     file = {"path": str(ROOT / "README.md"), "orig_name": "a.png", **meta}
-    body = {"data": [file, "nano", "Size"], "fn_index": upload["id"], "session_hash": "by-hand"}
+    body = {"data": [file, "nano-vq", "Size"], "fn_index": upload["id"], "session_hash": "by-hand"}
     headers = {"Content-Type": "application/json"}
     assert ask(f"{page.url}gradio_api/queue/join", data=json.dumps(body).encode(), headers=headers)[0] == 200
     answers = ask(f"{page.url}gradio_api/queue/data?session_hash=by-hand")[1].decode()

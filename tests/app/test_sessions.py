@@ -27,7 +27,7 @@ def as_file(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Model]:
-    return {name: Model(name, load(name)) for name in ("nano", "nano-hyperprior")}
+    return {name: Model(name, load(name)) for name in ("nano-vq", "nano")}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def photo(photographs) -> Image.Image:
 @pytest.fixture
 def session(models, photo) -> Session:
     session = Session(models)
-    session.open(as_file(photo), "cat.png", "nano", SIZE)
+    session.open(as_file(photo), "cat.png", "nano-vq", SIZE)
     return session
 
 
@@ -93,15 +93,15 @@ def test_what_was_done_to_an_image_is_said():
 
 def test_an_image_is_shown_beside_other_codecs(session, models, photo):
     *_, view = session.serve()
-    assert [coded.label for coded in view.coded] == ["OSCAR nano", "AVIF", "WebP", "JPEG"]
+    assert [coded.label for coded in view.coded] == ["OSCAR nano-vq", "AVIF", "WebP", "JPEG"]
     ours = view.coded[0]
     assert ours.data == view.data == session.data and len(ours.data) <= session.wish.amount
-    assert np.array_equal(ours.image, models["nano"].codec.decompress(view.data))
+    assert np.array_equal(ours.image, models["nano-vq"].codec.decompress(view.data))
     for coded, name in zip(view.coded[1:], BASELINES, strict=True):
         assert coded.psnr == psnr(photo, make_baseline(name).decode(coded.data)) and 0 < coded.ms_ssim < 1
     shown = view.as_json()
     assert (shown["width"], shown["height"], shown["original"]) == (192, 176, True)
-    assert shown["packed"]["name"] == "cat.oscar" and shown["image"] == "cat-nano.png"
+    assert shown["packed"]["name"] == "cat.oscar" and shown["image"] == "cat-nano-vq.png"
     assert base64.b64decode(shown["packed"]["url"].partition(",")[2]) == view.data
     assert np.array_equal(pixels(shown["entries"][0]["url"]), ours.image)
     for entry, coded in zip(
@@ -113,8 +113,8 @@ def test_an_image_is_shown_beside_other_codecs(session, models, photo):
 
 
 def test_other_codecs_get_as_many_bytes(session):
-    session.choose("nano-hyperprior", "Quality", None)
-    session.ask(Wish("nano-hyperprior", "Quality", 1.0))
+    session.choose("nano", "Quality", None)
+    session.ask(Wish("nano", "Quality", 1.0))
     *_, view = session.serve()
     assert view.coded[0].setting == "quality 1.0000"
     assert [len(coded.data) <= len(view.data) == coded.bound for coded in view.coded[1:]] == [True] * 3
@@ -122,35 +122,35 @@ def test_other_codecs_get_as_many_bytes(session):
 
 @pytest.mark.parametrize(("place", "rate"), [(1, 0.0019), (8, 0.125)])
 def test_few_points_are_numbered(session, place, rate):
-    scale = session.choose("nano", "Rate", None)
+    scale = session.choose("nano-vq", "Rate", None)
     assert (scale.low, scale.high, scale.step, scale.start) == (1, 8, 1, 5)
-    session.ask(Wish("nano", "Rate", place))
+    session.ask(Wish("nano-vq", "Rate", place))
     view = next(session.serve())
     assert view.coded[0].setting == f"rate {rate:.4f}"
 
 
 def test_another_model_starts_at_the_same_size(session):
-    sizes = session.choose("nano", SIZE, None)
-    assert session.choose("nano-hyperprior", SIZE, sizes.high).start == sizes.high
-    assert session.choose("nano", SIZE, 10**6).start == sizes.high == session.wish.amount  # or as near as it can be
+    sizes = session.choose("nano-vq", SIZE, None)
+    assert session.choose("nano", SIZE, sizes.high).start == sizes.high
+    assert session.choose("nano-vq", SIZE, 10**6).start == sizes.high == session.wish.amount  # or as near as it can be
 
 
 def test_a_later_wish_stops_the_earlier(session):
-    session.choose("nano", SIZE, None)  # as before: no other wish
+    session.choose("nano-vq", SIZE, None)  # as before: no other wish
     assert session.asked == 1
     serving = session.serve()
     assert len(next(serving).coded) == 1
-    session.ask(Wish("nano", "Rate", 1))
+    session.ask(Wish("nano-vq", "Rate", 1))
     assert list(serving) == []
     assert next(session.serve()).coded[0].setting == "rate 0.0019"
 
 
 def test_a_file_is_decoded_by_the_model_that_wrote_it(session, models, photo):
-    data = models["nano-hyperprior"].codec.compress(photo, quality=0.3)
-    assert session.open(data, "cat.oscar", "nano", SIZE) is None
+    data = models["nano"].codec.compress(photo, quality=0.3)
+    assert session.open(data, "cat.oscar", "nano-vq", SIZE) is None
     (view,) = session.serve()
-    assert view.coded[0].label == "OSCAR nano-hyperprior" and view.coded[0].psnr is None and not view.has_original
-    assert np.array_equal(view.coded[0].image, models["nano-hyperprior"].codec.decompress(data))
+    assert view.coded[0].label == "OSCAR nano" and view.coded[0].psnr is None and not view.has_original
+    assert np.array_equal(view.coded[0].image, models["nano"].codec.decompress(data))
     assert view.downloads == (None, "cat.png")
 
 
@@ -166,26 +166,26 @@ def test_previews(session):
 
 def test_refused_files_change_nothing(session, models, photo):
     *_, view = session.serve()
-    good = models["nano"].codec.compress(photo)
-    foreign = Session({"nano-hyperprior": models["nano-hyperprior"]})
+    good = models["nano-vq"].codec.compress(photo)
+    foreign = Session({"nano": models["nano"]})
     with pytest.raises(ValueError, match=r"^cat.oscar: the file was written with model \w{4}, which is not here; here"):
-        foreign.open(good, "cat.oscar", "nano-hyperprior", SIZE)
+        foreign.open(good, "cat.oscar", "nano", SIZE)
     for data, reason in (
         (good[:-1], "a.oscar: checksum does not match: the file is damaged or cut short"),
         (good[:5], "a.oscar: file ends in its header: it has 5 bytes"),
         (b"text", "a.oscar: not an .oscar file: it begins with 7465, not with 05c1"),
     ):
         with pytest.raises(ValueError) as error:
-            session.open(data, "a.oscar", "nano", SIZE)
+            session.open(data, "a.oscar", "nano-vq", SIZE)
         assert str(error.value) == reason
     assert session.upload.name == "cat.png" and session.preview(1) is view
 
 
 def test_files_of_large_images_are_refused(session, models, monkeypatch, photo):
-    data = models["nano"].codec.compress(photo)
+    data = models["nano-vq"].codec.compress(photo)
     monkeypatch.setattr(uploads, "MAX_PIXELS", 1000)
     with pytest.raises(ImageError, match=r"^a.oscar: has 192x176 pixels; allowed: 1,000 in all$"):
-        session.open(data, "a.oscar", "nano", SIZE)
+        session.open(data, "a.oscar", "nano-vq", SIZE)
 
 
 # Several visitors

@@ -37,7 +37,7 @@ def test_its_file_serves_the_models_of_the_package(monkeypatch):
     monkeypatch.setattr("oscar.inference.load.load", lambda name: f"codec {name}")
     runpy.run_path(str(SPACE / "app.py"), run_name="__main__")
     assert served == {
-        "codecs": {"nano": "codec nano", "nano-hyperprior": "codec nano-hyperprior"},
+        "codecs": {"nano-vq": "codec nano-vq", "nano": "codec nano"},
         "host": "0.0.0.0",
         "port": 7860,
     }

@@ -21,8 +21,8 @@ GOLDEN = ROOT / "tests/golden"
 FOLDERS = {  # of models, by the folders of their files
     "vq": GOLDEN / "ours/vq",
     "hyperprior": GOLDEN / "ours/hyperprior",
+    "nano-vq": ROOT / "oscar/assets/nano-vq",
     "nano": ROOT / "oscar/assets/nano",
-    "nano-hyperprior": ROOT / "oscar/assets/nano-hyperprior",
 }
 FILES = sorted([*GOLDEN.glob("ours/files/*/*.oscar"), *GOLDEN.glob("shipped/*/*.oscar")])
 needs_compressai = pytest.mark.skipif(find_spec("compressai") is None, reason="compares with CompressAI's coder")
@@ -173,7 +173,7 @@ def read_model(folder: Path) -> dict:
 @pytest.mark.parametrize("width, height", [(768, 512), (3840, 2160)])
 def test_seconds(width: int, height: int, monkeypatch) -> None:
     """Print the processor time of reading a file, which codes it anew, beside CompressAI's coder, in turns."""
-    random, tables = np.random.default_rng(0), read_model(FOLDERS["nano-hyperprior"])["coder"]._tables
+    random, tables = np.random.default_rng(0), read_model(FOLDERS["nano"])["coder"]._tables
     side, positions = len(tables.cdfs) - 64, width * height // 256
     indexes = [np.tile(np.arange(side), positions // 16)]  # then groups of 8, 8, 16 and 32 channels, in two passes each
     indexes += [

@@ -197,7 +197,7 @@ def test_the_codec_is_left_as_it_was(ours, image) -> None:
 
 
 def test_a_model_with_a_hyperprior_is_timed_at_a_quality(make_image) -> None:
-    codec = make_codec("oscar", model="nano-hyperprior").codec
+    codec = make_codec("oscar", model="nano").codec
     assert stages.codec_calls(codec, make_image(64, 48), 0.5)["decode"]().size == (64, 48)
     times = stages.stage_times(codec, make_image(64, 48), 0.5, repeats=1, warmup=0)
     for direction in ("encode", "decode"):

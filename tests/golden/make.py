@@ -76,11 +76,11 @@ FILES = (
     *(Case("hyperprior", quality, size) for quality in (0.5, 1) for size in SMALL),
 )
 SHIPPED = (
-    *(Case("nano", rate, LARGE) for rate in RATES),
-    Case("nano", 0.1250, SMALL[0]),
-    Case("nano", 0.1250, LARGE, 5),
-    *(Case("nano-hyperprior", quality, LARGE) for quality in (0, 0.3, 0.5, 0.7, 1)),
-    Case("nano-hyperprior", 0.5, SMALL[0]),
+    *(Case("nano-vq", rate, LARGE) for rate in RATES),
+    Case("nano-vq", 0.1250, SMALL[0]),
+    Case("nano-vq", 0.1250, LARGE, 5),
+    *(Case("nano", quality, LARGE) for quality in (0, 0.3, 0.5, 0.7, 1)),
+    Case("nano", 0.5, SMALL[0]),
 )
 CONTEXT_RATES, PACKED_RATE = (2, 4, 7), 5  # ids: coded by context; with a uniform table, so that none is shorter
 
@@ -98,7 +98,7 @@ STAGES = {
     "vq/diffusion_pretrain": ("experiment=tiny/diffusion_pretrain",),
     "vq/bottleneck": ("experiment=tiny/bottleneck", "stage.table_batches=1"),
     "vq/joint": ("experiment=tiny/joint", "stage.table_batches=1"),
-    "vq/context": ("experiment=nano/context", "init_from={vq}", "data.batch_size=2", *SMALL_CONTEXT),
+    "vq/context": ("experiment=nano_vq/context", "init_from={vq}", "data.batch_size=2", *SMALL_CONTEXT),
     "vq/bottleneck, from the model": ("experiment=tiny/bottleneck", "init_from={vq}", "stage.table_batches=1"),
     "vq/joint, from the model": ("experiment=tiny/joint", "init_from={vq}", "stage.table_batches=1"),
     "hyperprior/bottleneck": ("experiment=tiny/hyperprior_bottleneck", "stage.table_batches=1"),
@@ -224,7 +224,7 @@ def make_models(new: Path, root: Path) -> None:
         bundled = "stage.vae=decoder"  # a backbone that is trained on is stored with the codec
         first = run("bottleneck", "tiny/bottleneck", 200, 2e-3, source, "stage.table_batches=1")
         joint = run("joint", "tiny/joint", 200, 1e-3, f"init_from={first}", bundled, "stage.table_batches=20")
-        context = run("context", "nano/context", 150, 1e-2, f"init_from={joint}", *SMALL_CONTEXT)
+        context = run("context", "nano_vq/context", 150, 1e-2, f"init_from={joint}", *SMALL_CONTEXT)
         codec = OscarCodec.from_pretrained(context)
         contexts = codec.bottleneck.contexts
         codec.bottleneck.contexts = {number: contexts[number] for number in contexts if number in CONTEXT_RATES}

@@ -62,14 +62,14 @@ def test_the_files_are_those_that_are_made(make_goldens) -> None:
 
 
 def test_every_kind_of_file_is_there() -> None:
-    found = {model: [] for model in ("vq", "vq_per_image", "hyperprior", "nano", "nano-hyperprior")}
+    found = {model: [] for model in ("vq", "vq_per_image", "hyperprior", "nano-vq", "nano")}
     for path in FILES:
         found[path.parent.name].append(Container.unpack(path.read_bytes()))
-    for model in ("vq", "nano"):
+    for model in ("vq", "nano-vq"):
         assert {container.point_code for container in found[model]} == set(range(8))
     codings = {model: {file.coding for file in files if file.width > 1} for model, files in found.items()}
     assert codings["vq"] == {Coding.PACKED, Coding.TABLE, Coding.CONTEXT}
-    assert codings["hyperprior"] == codings["nano-hyperprior"] == {Coding.HYPERPRIOR}
+    assert codings["hyperprior"] == codings["nano"] == {Coding.HYPERPRIOR}
     assert all(file.timestep is not None for file in found["vq_per_image"])
     for model in ("vq", "hyperprior"):
         assert {(file.width, file.height) for file in found[model]} == {(1, 1), (7, 5), (131, 67)}
@@ -83,7 +83,7 @@ def test_fingerprints(kind: str) -> None:
     assert checkpoint.fingerprint(codec, torch.float16) == stored  # the precision in which they are stored
 
 
-@pytest.mark.parametrize("model", ["nano", "nano-hyperprior"])
+@pytest.mark.parametrize("model", ["nano", "nano-vq"])
 def test_the_shipped_model_is_that_of_the_files(model: str, load_codec) -> None:
     """A model that was trained anew needs its files anew: python tests/golden/make.py shipped --force."""
     tags = {Container.unpack(path.read_bytes()).model_tag for path in FILES if path.parent.name == model}

@@ -260,7 +260,7 @@ def test_where_a_precision_is_emulated(monkeypatch) -> None:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
         assert emulates_dtype(torch.device("cpu"), torch.bfloat16) == expected
         assert not emulates_dtype(torch.device("cpu"), torch.float32)
-        codec = load("nano", dtype=torch.bfloat16)
+        codec = load("nano-vq", dtype=torch.bfloat16)
         assert bool(kinds(codec, WideConv2d)) == expected and bool(kinds(codec, nn.Conv2d)) != expected
     assert not emulates_dtype(torch.device("cuda"), torch.float16)
 

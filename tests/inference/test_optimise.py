@@ -51,7 +51,7 @@ def test_a_codec_as_it_is_read_has_plain_modules(tiny_folder) -> None:
     assert {"TiledBackbone", "WindowedDenoiser", "LeanResnetBlock2D"} <= of_inference(load(tiny_folder))
 
 
-@pytest.mark.parametrize("model", ["nano", "nano-hyperprior"])
+@pytest.mark.parametrize("model", ["nano", "nano-vq"])
 def test_a_codec_that_was_read_becomes_one_that_was_loaded(make_image, model: str) -> None:
     codec = OscarCodec.from_pretrained(model)
     assert optimise(codec) is codec

@@ -30,7 +30,7 @@ def test_full_size_at_4k_fits_four_gigabytes(backbone_config) -> None:
 
 @torch.no_grad()
 def test_strips_of_nanos_autoencoder(backbone_config, make_images, small_limits) -> None:
-    config = backbone_config("nano")
+    config = backbone_config("nano_vq")
     torch.manual_seed(0)
     backbone = Backbone.from_configs(config["vae"], config["unet"], config["scheduler"]).eval()
     backbone.__class__, backbone.memory = TiledBackbone, TIGHT
@@ -158,7 +158,7 @@ def test_other_global_autoencoders_are_not_cut(backbone_config, make_images, sma
         "up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"],
     }
     one = AutoencoderKL(**attention, block_out_channels=(8, 8), norm_num_groups=4)
-    config = backbone_config("nano")
+    config = backbone_config("nano_vq")
     multiscale = {
         "encoder_qkv_multiscales": [[], [], [], [5]],
         "encoder_block_types": ["ResBlock"] * 3 + ["EfficientViTBlock"],

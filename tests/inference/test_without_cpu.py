@@ -35,7 +35,7 @@ print(json.dumps({"kinds": kinds, "cpu": any(name.startswith("oscar.inference.cp
 """
 
 
-MODELS = ("nano", "nano-hyperprior")
+MODELS = ("nano", "nano-vq")
 
 
 def test_the_folder_can_be_deleted(tmp_path: Path, make_image) -> None:

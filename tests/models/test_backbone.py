@@ -65,8 +65,8 @@ def test_folder_round_trip(make_backbone, folder: Path) -> None:
 
 @torch.no_grad()
 def test_an_autoencoder_without_posterior(tmp_path: Path) -> None:
-    """The nano backbone's kind, from configurations and from a folder."""
-    config = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/backbone/nano.yaml"))
+    """The nano-vq backbone's kind, from configurations and from a folder."""
+    config = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/backbone/nano_vq.yaml"))
     backbone = Backbone.from_configs(config["vae"], config["unet"], config["scheduler"])
     assert type(backbone.vae).__name__ == "AutoencoderDC"
     backbone.vae.register_to_config(scaling_factor=0.5)

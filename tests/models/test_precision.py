@@ -22,7 +22,7 @@ from oscar.models.precision import NotFiniteError, compute_finite, without_tf32
 from oscar.rates import PAPER_RATES
 
 NARROW = [torch.float16, torch.bfloat16]
-SHIPPED_POINTS = [("nano", rate.bpp) for rate in PAPER_RATES] + [("nano-hyperprior", q) for q in (0.0, 0.25, 0.6, 1.0)]
+SHIPPED_POINTS = [("nano-vq", rate.bpp) for rate in PAPER_RATES] + [("nano", q) for q in (0.0, 0.25, 0.6, 1.0)]
 
 
 class Squares(nn.Module):
@@ -127,13 +127,13 @@ def test_tiny_models_decode_alike_at_every_rate(tiny, tiny_folder, make_image, d
 @pytest.mark.parametrize("dtype", NARROW)
 def test_any_size(load, astronaut, size, dtype):
     image = astronaut.resize(size)
-    data = load("nano", torch.float32).compress(image, 0.125)
-    expected = load("nano", torch.float32).decompress(data)
-    assert difference(load("nano", dtype).decompress(data), expected).max() <= 8
+    data = load("nano-vq", torch.float32).compress(image, 0.125)
+    expected = load("nano-vq", torch.float32).decompress(data)
+    assert difference(load("nano-vq", dtype).decompress(data), expected).max() <= 8
 
 
 def test_batches_and_single_files_give_the_same_images(load, astronaut):
-    codec = load("nano", torch.float16)
+    codec = load("nano-vq", torch.float16)
     crops = [astronaut.crop((left, 0, left + 64, 64)) for left in (0, 100, 200)]
     files = codec.compress_batch(crops, 0.0625)
     together = codec.decompress_batch(files)
@@ -145,9 +145,9 @@ def test_cut_images_too(load, astronaut, monkeypatch):
     monkeypatch.setattr(tiling, "WHOLE", 64 * 64)
     monkeypatch.setattr(tiling, "STRIP", 64 * 96)
     image = astronaut.crop((100, 0, 260, 200))
-    data = load("nano", torch.float32).compress(image, 0.125)
-    expected = load("nano", torch.float32).decompress(data)
-    assert difference(load("nano", torch.float16).decompress(data), expected).max() <= 8
+    data = load("nano-vq", torch.float32).compress(image, 0.125)
+    expected = load("nano-vq", torch.float32).decompress(data)
+    assert difference(load("nano-vq", torch.float16).decompress(data), expected).max() <= 8
 
 
 def overflowing(folder, dtype: torch.dtype, part: str) -> OscarCodec:
@@ -210,7 +210,7 @@ def test_the_command_names_file_and_result_and_writes_nothing(make_codec, photos
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("model", ["nano", "nano-hyperprior"])
+@pytest.mark.parametrize("model", ["nano", "nano-vq"])
 def test_images_that_are_not_finite_are_refused(load, value, model):
     codec = load(model, torch.float32)
     image = torch.zeros(3, 32, 32)
@@ -222,7 +222,7 @@ def test_images_that_are_not_finite_are_refused(load, value, model):
             call(image[None], codec.bottleneck.default_point)
 
 
-@pytest.mark.parametrize("model", ["nano", "nano-hyperprior"])
+@pytest.mark.parametrize("model", ["nano", "nano-vq"])
 def test_auto_writes_the_files_of_float32_whatever_the_device_computes_in(load, astronaut, monkeypatch, model):
     monkeypatch.setattr("oscar.inference.load.auto_dtype", lambda device: torch.bfloat16)
     image = astronaut.crop((100, 0, 230, 140))
@@ -269,7 +269,7 @@ def test_parameters_are_those_of_the_checkpoint_and_the_backbone_it_names(make_c
 
 
 def test_encoders_use_all_of_float32_on_devices_with_tensorfloat32(load, astronaut, monkeypatch):
-    codec, seen = load("nano", torch.float32), []
+    codec, seen = load("nano-vq", torch.float32), []
     assert torch.backends.cudnn.allow_tf32
     for network in (codec.backbone.vae.encoder, codec.bottleneck.at(codec.bottleneck.parse(0.0625)).backbone):
         forward = network.forward

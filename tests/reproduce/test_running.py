@@ -95,7 +95,7 @@ MISTAKES = [
     ("data.datasets=[mine]", ["data.datasets has 'mine'", "kodak"]),
     ("data.datasets=[empty]", ["no images"]),
     ("model=nowhere", ["model 'nowhere'"]),
-    ("model=nano-hyperprior", ["model is 'nano-hyperprior'", "no rates"]),
+    ("model=nano", ["model is 'nano'", "no rates"]),
     ("seeds=[0,0]", ["seeds is [0, 0]"]),
     ("protocols=[files]", ["protocols", "paper, bitstream"]),
     ("metrics.names=[psnrr]", ["psnrr"]),
@@ -116,7 +116,7 @@ OF_ONE = [
     ("unseen_rates", "rates=[]", ["rates is empty"]),
     ("unseen_rates", "rates=[0.125]", ["rates has 0.1250", "was trained on"]),
     ("unseen_rates", "rates=[0.3]", ["rate 0.3 does not exist"]),
-    ("unseen_rates", "rates_checkpoint=nano", ["rates has 0.0024", "rates_checkpoint lacks"]),
+    ("unseen_rates", "rates_checkpoint=nano-vq", ["rates has 0.0024", "rates_checkpoint lacks"]),
 ]
 
 
@@ -160,11 +160,15 @@ def test_dry_run_does_nothing(study, stage1, tmp_path: Path, capsys) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["paper", "paper_corrected", "nano", "tiny"])
+@pytest.mark.parametrize("name", ["paper", "paper_corrected", "nano_vq", "tiny"])
 def test_recipes_are_configurations(make_config, root: Path, tmp_path: Path, name: str) -> None:
     recipe, actions = make_config("losses", tmp_path, f"recipe={name}").recipe, Actions(CONFIGS)
     variants = [[], *recipe.losses.values()]
-    stages = [recipe.bottleneck, [*recipe.context, "init_from=nano"], *([*recipe.joint, *words] for words in variants)]
+    stages = [
+        recipe.bottleneck,
+        [*recipe.context, "init_from=nano-vq"],
+        *([*recipe.joint, *words] for words in variants),
+    ]
     found = [actions.compose("train", [*words, f"data.train=[{root}/train]"]).stage for words in stages]
     assert [stage.name for stage in found] == ["bottleneck", "context", *["joint"] * len(variants)]
     assert found[2] == found[3] and all(stage != found[2] for stage in found[4:])  # all; each other is a change

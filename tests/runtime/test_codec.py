@@ -23,7 +23,7 @@ from oscar.runtime import Codec, RuntimeModelError, codec
 from oscar.runtime.files import providers
 
 SHIPPED = Path(__file__).parents[1] / "golden/shipped"
-MODELS = ("nano", "nano-hyperprior")
+MODELS = ("nano", "nano-vq")
 FILES = sorted(SHIPPED.glob("*/*.oscar"))
 
 
@@ -42,14 +42,14 @@ def name(path: Path) -> str:
 
 
 def photo(width: int, height: int) -> Image.Image:
-    image = Image.open(SHIPPED / "nano/0.1250_131x67.png")
+    image = Image.open(SHIPPED / "nano-vq/0.1250_131x67.png")
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The folder of nano-hyperprior, to be damaged."""
-    return Path(shutil.copytree(locate("nano-hyperprior"), tmp_path / "model"))
+    """The folder of nano, to be damaged."""
+    return Path(shutil.copytree(locate("nano"), tmp_path / "model"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
@@ -78,7 +78,7 @@ def test_any_size_and_kind_of_image(model: str) -> None:
     assert [image.size for image in own.decompress_batch(files)] == [(30, 20), (20, 30)]
 
 
-@pytest.mark.parametrize(("model", "largest"), [("nano", 120), ("nano-hyperprior", 500)])
+@pytest.mark.parametrize(("model", "largest"), [("nano-vq", 120), ("nano", 500)])
 def test_size_targets(model: str, largest: int) -> None:
     """None is exceeded, and what comes out is a file of the model's."""
     own, image = load(model), photo(131, 67)
@@ -122,13 +122,13 @@ def test_damaged_files(model: str) -> None:
 
 
 def test_files_of_another_model() -> None:
-    file = next(path for path in FILES if path.parent.name == "nano").read_bytes()
+    file = next(path for path in FILES if path.parent.name == "nano-vq").read_bytes()
     with pytest.raises(WrongModelError, match="a vector quantiser; this one has a hyperprior"):
-        load("nano-hyperprior").decompress(file)
+        load("nano").decompress(file)
 
 
 def test_bad_arguments() -> None:
-    own, rates = load("nano-hyperprior"), load("nano")
+    own, rates = load("nano"), load("nano-vq")
     with pytest.raises(ValueError, match=r"quality is 1.5; allowed: 0 to 1"):
         own.compress(photo(8, 8), quality=1.5)
     with pytest.raises(ValueError, match="rate is 0.1, but this model has a hyperprior; allowed: quality or max_bytes"):
@@ -146,10 +146,10 @@ def test_bad_arguments() -> None:
 
 
 def test_an_image_too_large_for_the_memory(monkeypatch) -> None:
-    data = load("nano-hyperprior").compress(photo(131, 67))
+    data = load("nano").compress(photo(131, 67))
     monkeypatch.setattr(codec, "available_memory", lambda: 1_000_000)
     with pytest.raises(ImageError, match=r"pixels take 0\.0 GB to decode, of which 0\.0 are free; allowed: fewer"):
-        load("nano-hyperprior").decompress(data)
+        load("nano").decompress(data)
 
 
 def test_shipped_graphs_are_of_the_shipped_weights() -> None:
@@ -225,7 +225,7 @@ def test_the_denoisers_weights_are_left_to_its_graph(copy: Path) -> None:
     description = json.loads((copy / "oscar.json").read_text())
     description["sha256"]["oscar.safetensors"] = sha256(copy / "oscar.safetensors")
     (copy / "oscar.json").write_text(json.dumps(description))
-    assert set(Codec(copy).files.tensors) == set(load("nano-hyperprior").files.tensors)
+    assert set(Codec(copy).files.tensors) == set(load("nano").files.tensors)
 
 
 def test_devices(monkeypatch) -> None:
@@ -246,7 +246,7 @@ import sys
 for package in ("torch", "diffusers", "compressai", "scipy", "accelerate", "hydra", "omegaconf", "huggingface_hub"):
     sys.modules[package] = None  # an import of it fails
 from oscar.runtime import Codec
-codec = Codec("nano-hyperprior", threads=1)
+codec = Codec("nano", threads=1)
 codec.compress(codec.decompress(open({str(path)!r}, "rb").read()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

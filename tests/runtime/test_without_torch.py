@@ -14,7 +14,7 @@ from oscar.utils.extras import PACKAGES, is_installed
 
 ROOT = Path(__file__).parents[2]
 IMAGE = ROOT / "tests/golden/ours/images/131x67.png"
-FILE = ROOT / "tests/golden/shipped/nano-hyperprior/0.5000_131x67.oscar"
+FILE = ROOT / "tests/golden/shipped/nano/0.5000_131x67.oscar"
 BLOCKED = """
 import sys
 sys.modules.update(dict.fromkeys(MODULES))  # "not to be found"
@@ -41,7 +41,7 @@ assert not found & {"torch", "diffusers", "compressai"}
     assert "pip install 'oscar-codec[torch]'" in done.stdout
 
 
-@pytest.mark.parametrize("model", ["nano", "nano-hyperprior"])
+@pytest.mark.parametrize("model", ["nano", "nano-vq"])
 def test_files_and_back(model: str, tmp_path: Path) -> None:
     """Counted in modules: with torch they are some 3,300."""
     program = """
@@ -62,7 +62,7 @@ print(sum(module is not None for module in sys.modules.values()))
 def test_folders_previews_and_targets(tmp_path: Path) -> None:
     program = """
 images, folder, back = sys.argv[1:]
-words = ["--model", "nano-hyperprior", "--max-bytes", "500", "--batch-size", "2", "--manifest", folder + ".csv"]
+words = ["--model", "nano", "--max-bytes", "500", "--batch-size", "2", "--manifest", folder + ".csv"]
 assert main(["compress", images, folder, *words]) == 0
 assert main(["decompress", folder, back, "--partial", "--format", "webp"]) == 0
 """
@@ -77,7 +77,7 @@ assert main(["decompress", folder, back, "--partial", "--format", "webp"]) == 0
 def test_a_model_that_is_not_here() -> None:
     done = run("sys.exit(main(sys.argv[1:]))", "compress", IMAGE, "a.oscar", "--model", "user/name")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "model 'user/name' does not exist here; allowed: nano, nano-hyperprior, a checkpoint folder" in done.stderr
+    assert "model 'user/name' does not exist here; allowed: nano, nano-vq, a checkpoint folder" in done.stderr
 
 
 REFUSED = {  # package and extra that each command misses first
@@ -86,7 +86,7 @@ REFUSED = {  # package and extra that each command misses first
         ("add-rates", "a", "b", "--out", "c"),
         ("push", "nano", "user/name", "--dry-run"),
         ("convert", FILE, "a", "--backbone", "b"),
-        ("convert", "nano", "a.pkl", "--back"),
+        ("convert", "nano-vq", "a.pkl", "--back"),
         ("export", "nano", "a"),
         ("compress", IMAGE, "a.oscar", "--engine", "torch"),
         ("decompress", FILE, "a.png", "--engine", "torch"),

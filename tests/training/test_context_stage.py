@@ -55,7 +55,7 @@ def test_alike_codes_are_close_in_the_tree() -> None:
 
 def run(compose, photos: Path, output: Path, source: Path, *overrides: str):
     config = compose(
-        "experiment=nano/context",
+        "experiment=nano_vq/context",
         "backbone=tiny",
         "bottleneck=tiny",
         f"init_from={source}",
@@ -133,6 +133,6 @@ def test_latents_serve_as_well_as_images(compose, photos: Path, tmp_path: Path, 
 )
 def test_what_cannot_be_is_refused(compose, photos: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        compose("experiment=nano/context", f"data.train=[{photos}]", override)
+        compose("experiment=nano_vq/context", f"data.train=[{photos}]", override)
     with pytest.raises(ConfigError, match="stage bottleneck does not use it"):
-        compose("experiment=nano/bottleneck", f"data.train=[{photos}]", "stage.context.hidden=3")
+        compose("experiment=nano_vq/bottleneck", f"data.train=[{photos}]", "stage.context.hidden=3")

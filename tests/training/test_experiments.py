@@ -18,15 +18,13 @@ from oscar.training.trainer import Trainer
 
 FOLDER = Path(__file__).parents[2] / "configs/experiment"
 EXPERIMENTS = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
-# Stable Diffusion's shape at small width for the paper's; nano's own, untrained; what is configured for tiny.
+# Stable Diffusion's shape at small width for the paper's; nano-vq's own, untrained; what is configured for tiny.
 BACKBONES = {
     "paper": ["backbone=standin"],
     "paper_corrected": ["backbone=standin"],
     "sd21_hyperprior": ["backbone=standin"],
     "nano": ["backbone.source=null"],
-    "nano-hyperprior": ["backbone.source=null"],
-    "nano2": ["backbone.source=null"],
-    "nano2_vq": ["backbone.source=null"],
+    "nano_vq": ["backbone.source=null"],
     "tiny": [],
 }
 QUICK = (
@@ -49,12 +47,10 @@ def dry_run(compose, photos: Path, output: Path, experiment: str, *overrides: st
     options = [f"experiment={experiment}", f"data.train=[{photos}]", f"output={output}", *QUICK]
     if not experiment.endswith(("vae", "diffusion_pretrain")):
         options.append("init_from=null")
-        if "hyperprior" not in experiment and not experiment.startswith("nano2/"):
+        if "hyperprior" not in experiment and not experiment.startswith("nano/"):
             options += ["bottleneck.width=8", "bottleneck.features=8"]
     if experiment.endswith("stage2"):  # their weights are not here
         options += ["stage.image_losses.dists=0", "stage.image_losses.edges_dists=0"]
-    if experiment == "nano2_vq/joint":  # without a calibration
-        options.append("timesteps=log")
     if experiment == "sd21_hyperprior/stage1":  # no batches of the tables' size
         options.append("stage.table_batches=1")
     if experiment == "paper/stage2":  # its critic's head needs features of 3x3

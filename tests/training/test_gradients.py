@@ -43,7 +43,7 @@ def configure(compose, photos: Path, tiny_folder: Path, tmp_path: Path) -> Calla
     def make(stage: str, steps: int, output: str, *overrides: str) -> TrainConfig:
         if stage == "context":
             options = [
-                "experiment=nano/context",
+                "experiment=nano_vq/context",
                 "backbone=tiny",
                 "bottleneck=tiny",
                 f"init_from={tiny_folder}",

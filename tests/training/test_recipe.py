@@ -547,7 +547,7 @@ def test_samples_need_a_posterior_and_no_cache(configure, tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="^stage.sample_latents is true, but data.latents is .*; allowed: false$"):
         configure(1, f"data.latents={tmp_path}", "data.crop_margin=0")
     with pytest.raises(ConfigError, match="^stage.sample_latents is true, but AutoencoderDC has no posterior; allowed"):
-        build_stage(configure(1, "backbone=nano", "backbone.source=null"))
+        build_stage(configure(1, "backbone=nano_vq", "backbone.source=null"))
 
 
 # The critic.

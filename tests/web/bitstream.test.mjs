@@ -19,12 +19,12 @@ const ROOT = new URL("../..", import.meta.url).pathname;
 const GOLDEN = join(ROOT, "tests/golden");
 const DAMAGED = 500;
 
-const FACTORS = { "nano-hyperprior": 16 }; // pixels per latent position
+const FACTORS = { nano: 16 }; // pixels per latent position
 
 /** Model folders by name, and the folders of their files. */
 const MODELS = {
+  "nano-vq": [join(ROOT, "oscar/assets/nano-vq"), join(GOLDEN, "shipped/nano-vq")],
   nano: [join(ROOT, "oscar/assets/nano"), join(GOLDEN, "shipped/nano")],
-  "nano-hyperprior": [join(ROOT, "oscar/assets/nano-hyperprior"), join(GOLDEN, "shipped/nano-hyperprior")],
   vq: [join(GOLDEN, "ours/vq"), join(GOLDEN, "ours/files/vq")],
   hyperprior: [join(GOLDEN, "ours/hyperprior"), join(GOLDEN, "ours/files/hyperprior")],
 };

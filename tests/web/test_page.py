@@ -103,7 +103,7 @@ def levels(first: bytes, second: Image.Image) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["nano-hyperprior", "nano"])
+@pytest.mark.parametrize("name", ["nano", "nano-vq"])
 def test_there_and_back(page, codecs, photo, name):
     """What the page writes Python reads, and both make the same image of it; at a point and in so many bytes."""
     page.check(f"input[value={name}]")
@@ -117,7 +117,7 @@ def test_there_and_back(page, codecs, photo, name):
     page.fill("#size", str(limit))
     work(page, lambda: page.press("#size", "Enter"))
     smaller = download(page, "#packed")
-    assert limit * (0.6 if name == "nano" else 0.95) < len(smaller) <= limit
+    assert limit * (0.6 if name == "nano-vq" else 0.95) < len(smaller) <= limit
     assert levels(download(page, "#image"), codecs(name).decompress(smaller)) <= 1
     page.focus("#quality")
     work(page, lambda: [page.keyboard.press(key) for key in ("Home", "End", "Home", "End")])  # the last one counts
@@ -129,8 +129,8 @@ def test_there_and_back(page, codecs, photo, name):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
-    ["nano/0.0781_131x67", "nano/0.1250_131x67", "nano/0.0019_131x67", "nano/0.1250_1x1",
-     "nano-hyperprior/0.7000_131x67", "nano-hyperprior/0.5000_1x1"],
+    ["nano-vq/0.0781_131x67", "nano-vq/0.1250_131x67", "nano-vq/0.0019_131x67", "nano-vq/0.1250_1x1",
+     "nano/0.7000_131x67", "nano/0.5000_1x1"],
 )  # fmt: skip
 def test_files_of_python(page, codecs, path):
     """The page opens what Python wrote, by the model that wrote it, and shows what a part of it says."""
@@ -152,7 +152,7 @@ def test_files_of_python(page, codecs, path):
 
 
 def test_bad_files_are_a_line_and_change_nothing(page):
-    good = (GOLDEN / "shipped/nano/0.0625_131x67.oscar").read_bytes()
+    good = (GOLDEN / "shipped/nano-vq/0.0625_131x67.oscar").read_bytes()
     damaged = bytearray(good)
     damaged[-1] ^= 1
     huge = io.BytesIO()
