@@ -150,7 +150,7 @@ def test_one_file_there_and_back(tmp_path, photo, loads, suffix):
     with Image.open(result) as image:
         assert image.size == (70, 40)
         assert image.getpixel((3, 3)) == (90, 90, 90)
-    assert [call[:-1] for call in loads] == [("nano", "cpu", None), ("nano", "cpu", 1)]
+    assert [call[:-1] for call in loads] == [("nano", "cpu", None), ("nano-vq", "cpu", 1)]
     assert no_leftovers(tmp_path)
 
 
@@ -856,7 +856,10 @@ def test_device_and_model_errors_end_the_run(tmp_path, photo, monkeypatch, capsy
 
 def test_rate_that_the_model_lacks(tmp_path, photo, monkeypatch, capsys):
     monkeypatch.setattr("oscar.inference.load.load", lambda *args, **options: FakeCodec())
-    line = refuse(capsys, "compress", photo, tmp_path / "a.oscar", "--rate", "0.1093")
+    lacking = ("compress", photo, tmp_path / "a.oscar", "--rate", "0.1093")
+    line = refuse(capsys, *lacking)
+    assert line.endswith("--rate is 0.1093, but this model has a hyperprior; allowed: --quality, or --model nano-vq")
+    line = refuse(capsys, *lacking, "--model", "nano-vq")
     assert "rate 0.1093 does not exist; allowed: 0.0019, 0.0098" in line and "0.0024" not in line
 
 
