@@ -1,6 +1,6 @@
 """Numbers that leave a precision's range: computed anew in float32, or an error, but never an image or a file.
 
-float16 ends at 65504, which activations of some networks exceed: those of nano-vq's UNet reach 4e8. What comes out then is
+float16 ends at 65504, which activations of some networks exceed. What comes out then is
 infinite or not a number.
 """
 
