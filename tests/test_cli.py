@@ -7,10 +7,13 @@ import json
 import os
 import re
 import resource
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,7 +23,7 @@ from PIL import Image
 
 import oscar
 from oscar.bitstream import Coding, Container, WrongModelError
-from oscar.cli import engine, loading
+from oscar.cli import engine, lean, loading
 from oscar.cli import main as cli
 from oscar.cli.image_files import IMAGE_FORMATS
 from oscar.cli.messages import CommandError
@@ -949,3 +952,22 @@ def test_an_address_that_cannot_be_had_is_refused_before_a_model_is_loaded(loads
     line = refuse(capsys, "app", "--port", 70000)
     assert "'--port'" in line and "65535" in line
     assert loads == []
+
+
+def test_sigterm_ends_like_an_interrupt(tmp_path, monkeypatch):
+    def wait(backbones: list[str]) -> None:
+        with tempfile.TemporaryDirectory(dir=tmp_path):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+
+    codes: list[int] = []
+    monkeypatch.setattr("oscar.cli.doctor.run_checks", wait)
+    monkeypatch.setattr(sys, "argv", ["oscar", "doctor"])
+    monkeypatch.setattr(lean, "is_own_process", False)
+    monkeypatch.setattr(lean, "leave", codes.append)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        cli.run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert codes == [130] and not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ def main(args: list[str] | None = None) -> int:
         args: arguments without the program's name; None takes the process's.
 
     Returns:
-        The exit code: 0, 2 for any wrong input, 130 after an interrupt.
+        The exit code: 0, 2 for any wrong input, 130 after an interrupt (SIGINT, and in a process of its own SIGTERM).
     """
     args = sys.argv[1:] if args is None else args
     try:
@@ -84,6 +85,7 @@ def main(args: list[str] | None = None) -> int:
 def run() -> NoReturn:
     """The process of the `oscar` command: `main`, with a quick start, and a quick end if it is no script's."""
     lean.is_own_process = True
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind there either
     code = main()
     if sys.argv[1:2] and sys.argv[1] in _SCRIPTS:
         sys.exit(code)
