@@ -64,6 +64,8 @@ def test_a_setting_that_was_renamed_is_named(capsys):
 def test_models_baselines_and_metrics_are_chosen_on_the_command_line():
     config = composed("+models.mine=runs/mine/final", "baselines=[avif,avif_x4,bpg]", "metrics=paper", "threads=1")
     assert config.models == {"nano": "nano", "mine": "runs/mine/final"}
+    assert composed("~models.nano", "+models.nano-vq=nano-vq").models == {"nano-vq": "nano-vq"}
+    assert composed("~models.nano").models == {}
     assert set(config.baselines) == {"avif", "avif-x4", "bpg"}
     assert "dists" in config.metrics.names
 

@@ -139,7 +139,7 @@ class BenchmarkConfig:
     """quality: every codec at its points; matched: baselines at the sizes of OSCAR's files; timing; report: the page.
     Parts that are left out stand in tables and page as an earlier run left them. training and inference measure speed
     at full size, which takes minutes, and need none of these codecs and images"""
-    models: dict[str, str] = field(default_factory=lambda: {"nano": "nano"})
+    models: dict[str, str] = field(default_factory=dict)
     """OSCAR models by their name in the results: nano, a checkpoint folder or a hub id"""
     protocols: list[str] = field(default_factory=lambda: ["bitstream"])
     """of the OSCAR models: bitstream (real files, any size), paper (the published code's: resized images, no file)"""

@@ -56,8 +56,8 @@ class CalibrateTimestepsConfig:
 
     output: str = "runs/calibrate_timesteps"
     """folder of the results"""
-    model: str = "nano"
-    """nano, a checkpoint folder or a hub id"""
+    model: str = "nano-vq"
+    """nano-vq, a checkpoint folder or a hub id"""
     data: PackagedImagesConfig = field(default_factory=PackagedImagesConfig)
     save_to: str | None = None
     """folder for a copy of the checkpoint with the measured mapping"""
@@ -79,8 +79,8 @@ class AblateTimestepsConfig:
 
     output: str = "runs/ablate_timesteps"
     """folder of the results; a run that was interrupted goes on in it"""
-    model: str = "nano"
-    """nano, a checkpoint folder or a hub id"""
+    model: str = "nano-vq"
+    """nano-vq, a checkpoint folder or a hub id"""
     mappings: dict[str, Any] = field(default_factory=dict)
     """by any name (configs/timesteps); cosine and snr without a calibration file are measured on the images below"""
     sweep: list[int] = field(default_factory=list)

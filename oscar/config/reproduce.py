@@ -65,7 +65,7 @@ class ReproduceConfig:
     study: str = "rd"
     output: str = "runs/reproduce"
     """folder of all that a study trains, measures and writes; the same command goes on in it"""
-    model: str = "nano"
+    model: str = "nano-vq"
     """shipped name, checkpoint folder or hub id. rd, unseen_rates, entropy, complexity: what is measured; others: the
     checkpoint of stage 1 from which all runs of stage 2 start"""
     dry_run: bool = False

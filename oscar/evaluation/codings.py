@@ -33,7 +33,9 @@ def parse_arguments(description: str, arguments: Sequence[str] | None = None) ->
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("images", type=Path, help="folder of images")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--model", default="nano", help="nano, a model folder, or an id on the hub (default: nano)")
+    parser.add_argument(
+        "--model", default="nano-vq", help="with rates: a folder, or an id on the hub (default: nano-vq)"
+    )
     parser.add_argument("--rates", nargs="+", type=float, metavar="BPP", help="nominal bpp (default: all)")
     parser.add_argument(
         "--efforts",
