@@ -51,6 +51,7 @@ USES = {  # of the packages that an extra installs
     "onnxscript": "oscar export",
     "pyiqa": "metrics dists, musiq, clipiqa+, niqe, fid, kid",
     "lpips": "metrics lpips_alex, lpips_vgg",
+    "ssimulacra2": "metric ssimulacra2",
     "bjontegaard": "BD-rate",
     "pandas": "evaluation tables",
     "pyarrow": "results as Parquet",

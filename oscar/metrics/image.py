@@ -1,12 +1,13 @@
 """Metrics between images, on 8-bit RGB, as the field reports them.
 
 PSNR and MS-SSIM need no weights and equal pyiqa's to 1e-4: `psnr` its `PSNR()`, `ms_ssim` its
-`MS_SSIM(test_y_channel=False)`, `ms_ssim_y` its default `MS_SSIM()`, which the published evaluation reports. The rest
-are networks of pyiqa and lpips, whose weights the user has or names (`oscar.metrics.weights`); a metric whose weights
-cannot be had is listed as unavailable, with the reason, and the others go on. Any metric with the suffix `_p256` is
-taken on patches of 256x256 pixels: those of the grid that starts at (0, 0) and those of the grid shifted by half a
-patch to (128, 128), whole ones only (HiFiC, Mentzer et al. 2020, for FID and KID). Metrics of single images are
-averaged over an image's patches; FID and KID take all patches of all images as their set.
+`MS_SSIM(test_y_channel=False)`, `ms_ssim_y` its default `MS_SSIM()`, which the published evaluation reports.
+SSIMULACRA2 is that of the package of its name. The rest are networks of pyiqa and lpips, whose weights the user has or
+names (`oscar.metrics.weights`); a metric whose package or weights cannot be had is listed as unavailable, with the
+reason, and the others go on. Any metric with the suffix `_p256` is taken on patches of 256x256 pixels: those of the
+grid that starts at (0, 0) and those of the grid shifted by half a patch to (128, 128), whole ones only (HiFiC, Mentzer
+et al. 2020, for FID and KID). Metrics of single images are averaged over an image's patches; FID and KID take all
+patches of all images as their set.
 
 torch is imported lazily.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +41,7 @@ else:
 # Four halvings must leave more than the 11-pixel window's reach: (11 - 1) * 2**4 + 1.
 MS_SSIM_MIN_SIDE = 161
 MS_SSIM_UNAVAILABLE = f"unavailable: image smaller than {MS_SSIM_MIN_SIDE} pixels on a side"
+SSIMULACRA2_MIN_SIDE = 8
 PATCH = 256  # pixels, with half a patch of shift
 ON_PATCHES = f"_p{PATCH}"
 
@@ -57,6 +60,7 @@ class Metric:
         function: how it is computed, where no network does: of the original and the decoded image, uint8 arrays
             (H, W, 3), of the latter alone with `no_reference`; None or NaN where there is no value. With `set` it is a
             distance of Inception's features of the originals and of the decoded images, float32 (N, 2048).
+        package: what the function imports, without which the metric is unavailable; empty if nothing.
     """
 
     label: str
@@ -65,6 +69,7 @@ class Metric:
     kind: Literal["full_reference", "no_reference", "set"]
     needs: str = ""
     function: Callable[..., float | None] | None = None
+    package: str = ""
 
     def variants(self, name: str) -> dict[str, Metric]:
         """What is registered along with it: the metric on patches."""
@@ -173,6 +178,30 @@ def _ms_ssim(a: ImageLike, b: ImageLike, channels: Callable[[torch.Tensor], torc
     return product
 
 
+def ssimulacra2(a: ImageLike, b: ImageLike) -> float | None:
+    """SSIMULACRA2 (Sneyers 2023), tuned to opinions of people on compressed images, by the package `ssimulacra2`.
+
+    Structure, edges that came and edges that went at six scales of the colour space XYB, weighted. 100 for equal
+    images, 90 visually lossless, 70 high, 50 medium, 30 low quality; it goes below 0. Under 225 pixels a side some of
+    the scales do not exist: compare such images with none but their like.
+
+    Args, Raises: as for `psnr`.
+
+    Returns:
+        The score, or None where a side is under 8 pixels.
+    """
+    a, b = _pixels(a, b)
+    if min(a.shape[:2]) < SSIMULACRA2_MIN_SIDE:
+        return None
+    from PIL import Image
+    from ssimulacra2 import compute_ssimulacra2
+
+    files = [io.BytesIO(), io.BytesIO()]  # it takes nothing but files
+    for pixels, file in zip((a, b), files, strict=True):
+        Image.fromarray(pixels).save(file, "PNG", compress_level=0)
+    return float(compute_ssimulacra2(*files))
+
+
 def _fid(a: np.ndarray, b: np.ndarray) -> float:
     from oscar.metrics.distribution import frechet_distance
 
@@ -190,6 +219,9 @@ for _name, _metric in {
     "psnr": Metric("PSNR", "dB", True, "full_reference", function=psnr),
     "ms_ssim": Metric("MS-SSIM", "", True, "full_reference", _SIDES, ms_ssim),
     "ms_ssim_y": Metric("MS-SSIM (luma)", "", True, "full_reference", _SIDES, ms_ssim_y),
+    "ssimulacra2": Metric(
+        "SSIMULACRA2", "", True, "full_reference", f"{SSIMULACRA2_MIN_SIDE} pixels a side", ssimulacra2, "ssimulacra2"
+    ),
     "lpips_alex": Metric("LPIPS (AlexNet)", "", False, "full_reference", "31 pixels a side"),
     "lpips_vgg": Metric("LPIPS (VGG)", "", False, "full_reference", "16 pixels a side"),
     "dists": Metric("DISTS", "", False, "full_reference"),
@@ -348,6 +380,10 @@ def _features_key(metric: str) -> str:
 
 def _build(network: str, weights: Any, device: str | torch.device) -> Any:
     if network in METRICS and METRICS[network].function is not None:
+        if METRICS[network].package:
+            from oscar.metrics.weights import import_or_explain
+
+            import_or_explain(METRICS[network].package)
         return METRICS[network].function
     if network == "inception":
         from oscar.metrics.distribution import Inception

@@ -29,6 +29,7 @@ PACKAGES = {
     "pyarrow": ("pyarrow", ("eval",)),
     "pyiqa": ("pyiqa", ("eval",)),
     "skimage": ("scikit-image", ("eval",)),
+    "ssimulacra2": ("ssimulacra2", ("eval",)),
     "tensorboard": ("tensorboard", ("train",)),
     "torch": ("torch", _TORCH),
     "torchvision": ("torchvision", ("train", "eval")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import socket
+import sys
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from oscar.metrics.image import (
     ms_ssim_y,
     patches,
     psnr,
+    ssimulacra2,
 )
 
 
@@ -153,6 +155,30 @@ def test_refusals(pair):
             metric(a.astype(np.float32), b)
 
 
+def test_ssimulacra2_follows_the_quality_of_jpeg(make_image):
+    pytest.importorskip("ssimulacra2")
+    image, scores = make_image(256, 240), []
+    for quality in (10, 50, 90):
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=quality)
+        scores.append(ssimulacra2(image, Image.open(file)))
+    assert scores == sorted(scores) and scores[-1] < ssimulacra2(image, image) == 100
+    assert MetricSet(["ssimulacra2"]).score(image.crop((0, 0, 7, 9)), image.crop((0, 0, 7, 9))) == {"ssimulacra2": None}
+
+
+def test_ssimulacra2_of_a_stored_pair(pair):
+    pytest.importorskip("ssimulacra2")
+    assert ssimulacra2(*pair) == pytest.approx(19.71345449, abs=1e-5)  # of ssimulacra2 0.3.0
+
+
+def test_a_metric_whose_package_is_absent_is_unavailable(pair, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ssimulacra2", None)
+    metrics = MetricSet(["psnr", "ssimulacra2"])
+    assert metrics.unavailable["ssimulacra2"].startswith("package ssimulacra2 cannot be imported: ")
+    assert metrics.unavailable["ssimulacra2"].endswith("; allowed: pip install 'oscar-codec[eval]'")
+    assert list(metrics.score(*pair)) == ["psnr"]
+
+
 @pytest.mark.parametrize(
     ("width", "height", "origins"),
     [
@@ -218,9 +244,11 @@ def test_without_weights_and_network_the_rest_goes_on(pair, monkeypatch, tmp_pat
         "psnr",
         "ms_ssim",
         "ms_ssim_y",
+        "ssimulacra2",
         "psnr_p256",
         "ms_ssim_p256",
         "ms_ssim_y_p256",
+        "ssimulacra2_p256",
     ]
     absent = MetricSet(["niqe"], files={"niqe": str(tmp_path / "niqe.mat")})
     assert absent.unavailable == {"niqe": f"niqe weights: no file {tmp_path / 'niqe.mat'}"}
