@@ -81,6 +81,7 @@ SMALL = {
     "calibrate_timesteps": ["data.limit=1", "threads=1"],
     "ablate_timesteps": ["data.limit=1", "threads=1", "rates=[0.0019]", "sweep=[0]", "metrics.names=[psnr]",
                          "data.images=photos"],
+    "ablate_denoiser": ["data.limit=1", "threads=1", "metrics.names=[psnr]"],
     "cache_latents": ["device=cpu", "threads=1", "data.crop=64", "crops=1"],
     "train": ["trainer.max_steps=1", "trainer.threads=1", "trainer.log_every=1", "data.crop=64", "data.batch_size=1",
               "data.total_batch_size=null", "data.workers=0", "data.cache=false", "logger.tensorboard=false"],

@@ -99,12 +99,13 @@ def test_scripts(photos, tiny_folder, tmp_path):
         ("evaluate", [*some, "metrics.names=[psnr]", "output=results"]),
         ("calibrate_timesteps", [*some, "output=calibration"]),
         ("ablate_timesteps", [*some, *small, "output=ablation"]),
+        ("ablate_denoiser", [*some, "points=[0.0019]", "metrics.names=[psnr]", "output=denoiser"]),
         ("benchmark", [*codecs, f"data.images={photos}", "data.limit=1", "rates=[0.0625]", "output=benchmark"]),
         ("cache_latents", ["backbone=nano", f"data.train=[{photos}]", "data.crop=64", "crops=1", "output=cache"]),
     ]
     feed = json.dumps([(str(ROOT / f"scripts/{script}.py"), overrides) for script, overrides in runs])
     assert stderr_of("-c", SCRIPTS, cwd=tmp_path, feed=feed) == ""
-    results = ("run/final", "other/final", "results", "calibration", "ablation", "benchmark", "cache")
+    results = ("run/final", "other/final", "results", "calibration", "ablation", "denoiser", "benchmark", "cache")
     assert all((tmp_path / result).is_dir() for result in results)
 
 

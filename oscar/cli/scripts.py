@@ -144,6 +144,12 @@ def _ablate_timesteps(config: Any, overrides: list[str]) -> None:
     ablate_config(config)
 
 
+def _ablate_denoiser(config: Any, overrides: list[str]) -> None:
+    from oscar.evaluation.denoiser import ablate_denoiser_config
+
+    ablate_denoiser_config(config)
+
+
 def _reproduce(config: Any, overrides: list[str]) -> int | None:
     from oscar.reproduce.actions import leave_launcher
 
@@ -175,6 +181,7 @@ SCRIPTS = {
         _hydra_script("benchmark", _benchmark, "Codecs side by side: tables, BD-rate, plots, a page.", "eval"),
         _hydra_script("calibrate_timesteps", _calibrate_timesteps, "How noisy quantised latents are.", "eval"),
         _hydra_script("ablate_timesteps", _ablate_timesteps, "Timestep mappings over one checkpoint.", "eval"),
+        _hydra_script("ablate_denoiser", _ablate_denoiser, "What the denoising step does: a table.", "eval"),
         _hydra_script("reproduce", _reproduce, "The paper's tables and figures, and ablations.", "all"),
         Script("prepare_data", _prepare_data, "Lay out a data set of the field, and check it.", "train"),
         Script("demo", _demo, "A model on photographs at every rate: files, a table, a page.", "eval"),

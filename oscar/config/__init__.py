@@ -6,7 +6,12 @@ A script parses its Hydra config once with `parse` and passes the typed result o
 from oscar.config.benchmark import BenchmarkConfig, InferenceSpeedConfig, TimingConfig, TrainingSpeedConfig
 from oscar.config.checks import ConfigError, fill, take
 from oscar.config.data import CacheLatentsConfig, DataConfig
-from oscar.config.evaluation import AblateTimestepsConfig, CalibrateTimestepsConfig, EvaluateConfig
+from oscar.config.evaluation import (
+    AblateDenoiserConfig,
+    AblateTimestepsConfig,
+    CalibrateTimestepsConfig,
+    EvaluateConfig,
+)
 from oscar.config.images import BenchmarkImagesConfig, ImagesConfig, MetricsConfig, PackagedImagesConfig
 from oscar.config.model import (
     DENOISER,
@@ -23,6 +28,7 @@ from oscar.config.stage import IMAGE_FIELDS, ContextConfig, CriticConfig, Optimi
 from oscar.config.training import LoggerConfig, TrainConfig, TrainerConfig, ValidationConfig
 
 __all__ = [
+    "AblateDenoiserConfig",
     "AblateTimestepsConfig",
     "BackboneConfig",
     "BenchmarkConfig",

@@ -1,4 +1,4 @@
-"""Schemas of evaluation, of calibration and of the ablation of timesteps."""
+"""Schemas of evaluation, of calibration and of the ablations over one checkpoint."""
 
 from __future__ import annotations
 
@@ -101,6 +101,32 @@ class AblateTimestepsConfig:
                 raise ConfigError(f"mappings.{name} is {mapping!r}; allowed: a mapping of any name but best")
         if self.rates is not None and not self.rates:
             raise ConfigError("rates is empty; allowed: one or more nominal bpp, or null for all")
+        at_least("threads", self.threads, 1)
+        self.data.check()
+        self.metrics.check()
+
+
+@dataclass
+class AblateDenoiserConfig:
+    """A checkpoint's files decoded with and without its UNet."""
+
+    output: str = "runs/ablate_denoiser"
+    """folder of the results; a run that was interrupted goes on in it"""
+    model: str = "nano"
+    """nano, a checkpoint folder or a hub id"""
+    points: list[float] | None = None
+    """operating points: nominal bpp or quality; None takes the model's own list"""
+    timestep: int | None = None
+    """the one for all points; None takes the mean of the points' own"""
+    data: PackagedImagesConfig = field(default_factory=PackagedImagesConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    device: str = "cpu"
+    threads: int | None = None
+    """CPU threads; None leaves the library's choice"""
+
+    def check(self) -> None:
+        if self.points is not None and not self.points:
+            raise ConfigError("points is empty; allowed: one or more points, or null for the model's own")
         at_least("threads", self.threads, 1)
         self.data.check()
         self.metrics.check()

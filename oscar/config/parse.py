@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 from oscar.config.benchmark import BenchmarkConfig
 from oscar.config.checks import ConfigError
 from oscar.config.data import CacheLatentsConfig
-from oscar.config.evaluation import AblateTimestepsConfig, CalibrateTimestepsConfig, EvaluateConfig
+from oscar.config.evaluation import (
+    AblateDenoiserConfig,
+    AblateTimestepsConfig,
+    CalibrateTimestepsConfig,
+    EvaluateConfig,
+)
 from oscar.config.reproduce import ReproduceConfig
 from oscar.config.training import TrainConfig
 
@@ -24,6 +29,7 @@ SCHEMAS = {  # by the name of a job's configuration
     "evaluate": EvaluateConfig,
     "benchmark": BenchmarkConfig,
     "calibrate_timesteps": CalibrateTimestepsConfig,
+    "ablate_denoiser": AblateDenoiserConfig,
     "ablate_timesteps": AblateTimestepsConfig,
     "reproduce": ReproduceConfig,
 }

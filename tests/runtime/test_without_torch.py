@@ -92,7 +92,13 @@ REFUSED = {  # package and extra that each command misses first
         ("decompress", FILE, "a.png", "--engine", "torch"),
     ],
     ("hydra-core", "train"): [("train",), ("cache-latents",)],
-    ("hydra-core", "eval"): [("evaluate",), ("benchmark",), ("calibrate-timesteps",), ("ablate-timesteps",)],
+    ("hydra-core", "eval"): [
+        ("evaluate",),
+        ("benchmark",),
+        ("calibrate-timesteps",),
+        ("ablate-timesteps",),
+        ("ablate-denoiser",),
+    ],
     ("hydra-core", "all"): [("reproduce",)],
 }
 
