@@ -26,6 +26,9 @@ export OMP_NUM_THREADS
 # Processes of the tests, one thread each; each takes some 2 GB.
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4))' 2>/dev/null || echo 1)
 
+# A process that has done its part takes over tests from the one with the most left.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo benchmark test test-fast test-runtime gpu-smoke lint docs clean
 
@@ -61,10 +64,10 @@ benchmark: $(STAMP)  ## compare nano with JPEG and others on photographs (IMAGES
 	$(BIN)/python scripts/benchmark.py "output='$(OUT)'" $(if $(IMAGES),"data.images='$(IMAGES)'") $(ARGS)
 
 test: $(STAMP)  ## run all tests, on JOBS processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-fast: $(STAMP)  ## run the tests that take no more than a few seconds each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow' $(ARGS)
+	$(PYTEST) -m 'not slow' $(ARGS)
 
 test-runtime: $(RUNTIME_STAMP)  ## test the base installation in an environment of its own, which has no torch
 	OMP_NUM_THREADS=1 $(RUNTIME_VENV)/bin/python -m pytest -m 'not slow' tests/runtime tests/bitstream $(ARGS)

@@ -13,19 +13,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROGRESS = re.compile(r"[\w /.,=-]*:? +\d+%\|.*|[\w /]*: \d+\w+ \[.*")
-COMMANDS = """
-import contextlib, io, sys
-from oscar.cli.main import main
-for command in [line.split() for line in sys.stdin.read().splitlines()]:
-    assert main(command) == 0, command
-"""
-CALLS = """
+# From Python, and then by command, in one process: what an import has to say appears at the first of them.
+CALLS_AND_COMMANDS = """
 import sys
 from PIL import Image
 from oscar import OscarCodec
 for model in ("nano", "nano-vq"):
     codec = OscarCodec.from_pretrained(model)
     assert codec.decompress(codec.compress(Image.open(sys.argv[1]))).size == (96, 80)
+from oscar.cli.main import main
+for command in [line.split() for line in sys.stdin.read().splitlines()]:
+    assert main(command) == 0, command
 """
 
 
@@ -38,7 +36,7 @@ def stderr_of(*args: str, cwd: Path, feed: str = "", code: int = 0) -> str:
     return "\n".join(line for line in lines if line.strip() and not PROGRESS.fullmatch(line))
 
 
-def test_commands(photos, tiny_folder, tmp_path):
+def test_python_and_commands(photos, tiny_folder, tmp_path):
     lines = [
         f"compress {photos}/0.png a.oscar",
         f"compress {photos} files --batch-size 2 --engine torch",
@@ -49,7 +47,7 @@ def test_commands(photos, tiny_folder, tmp_path):
         f"convert --back {tiny_folder} tiny.pkl",
         f"convert tiny.pkl tiny --backbone {tiny_folder}",
     ]
-    assert stderr_of("-c", COMMANDS, cwd=tmp_path, feed="\n".join(lines)) == ""
+    assert stderr_of("-c", CALLS_AND_COMMANDS, f"{photos}/0.png", cwd=tmp_path, feed="\n".join(lines)) == ""
 
 
 def test_errors_and_notes_are_one_line_each(photos, tmp_path):
@@ -61,10 +59,6 @@ def test_errors_and_notes_are_one_line_each(photos, tmp_path):
         ),
     ):
         assert stderr_of("-m", "oscar", *command, cwd=tmp_path, code=2) == line
-
-
-def test_python(photos, tmp_path):
-    assert stderr_of("-c", CALLS, str(photos / "0.png"), cwd=tmp_path) == ""
 
 
 # Scripts one after another, each as if it were alone.
