@@ -105,11 +105,6 @@ class NoiseSchedule(nn.Module):
             return (x_t - sigma * output) / signal
         return signal * x_t - sigma * output
 
-    def snr(self, timestep: Tensor | float) -> Tensor:
-        """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t)."""
-        alpha = self.alpha_bar(timestep)
-        return alpha / (1 - alpha)
-
 
 def channel_cosine(z_hat: Tensor, latent: Tensor) -> Tensor:
     """Cosine similarity over space of each channel: two of (B, C, h, w) -> (B, C), float32 (paper section 3.1)."""

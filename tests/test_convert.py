@@ -22,7 +22,6 @@ from oscar.cli.main import main
 from oscar.convert.published import (
     KEYS,
     LAYER_LISTS,
-    TOP,
     Conversion,
     ConvertError,
     convert,
@@ -32,6 +31,7 @@ from oscar.convert.published import (
     published_tensors,
     to_published,
 )
+from oscar.convert.published_files import TOP
 from oscar.data.tensors import to_tensor
 from oscar.inference.load import load
 from oscar.models.backbone import Backbone, BackboneError

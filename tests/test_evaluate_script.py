@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from oscar.evaluation.evaluate import load_results
+from oscar.evaluation.results import load_results
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "scripts/evaluate.py")

@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from oscar.evaluation.evaluate import load_results
+from oscar.evaluation.results import load_results
 from oscar.utils.overrides import quote_overrides
 
 ODD = [

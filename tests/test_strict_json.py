@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from oscar.baselines.base import Encoded, ImageCodec
-from oscar.evaluation.evaluate import evaluate, load_results, means_per_point
+from oscar.evaluation.evaluate import evaluate
+from oscar.evaluation.results import load_results, means_per_point
 from oscar.metrics.image import MetricSet
 from oscar.utils.strict_json import as_read, dumps, write_json
 

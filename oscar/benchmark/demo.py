@@ -28,7 +28,7 @@ from oscar.benchmark.report.sheet import (
 )
 from oscar.data.folders import find_images
 from oscar.data.images import ImageError, read_image
-from oscar.metrics.image import MS_SSIM_UNAVAILABLE, ms_ssim, psnr
+from oscar.metrics.pixels import MS_SSIM_UNAVAILABLE, ms_ssim, psnr
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from oscar.baselines.base import ImageCodec
-from oscar.benchmark.report.page import MetricInfo, ReportData, ReportEntry, ReportImage
+from oscar.benchmark.report.data import MetricInfo, ReportData, ReportEntry, ReportImage
 from oscar.benchmark.runs import Benchmark, timing_table_of
 from oscar.benchmark.tables import matched_tables
 from oscar.data.images import ImageError, read_image

@@ -37,14 +37,8 @@ from oscar.data.folders import find_images
 from oscar.data.images import ImageError, read_image
 from oscar.evaluation.codecs import OscarImageCodec, make_codec
 from oscar.evaluation.curves import DATASETS, bd_table, dataset_of, published_curves
-from oscar.evaluation.evaluate import (
-    EvaluationError,
-    check_results,
-    evaluate,
-    load_results,
-    make_accelerator,
-    missing_notes,
-)
+from oscar.evaluation.evaluate import check_results, evaluate, make_accelerator
+from oscar.evaluation.results import EvaluationError, load_results, missing_notes
 from oscar.metrics.image import METRICS, MetricSet, metrics_of
 from oscar.metrics.protocol import PROTOCOLS
 from oscar.utils import former

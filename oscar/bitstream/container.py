@@ -149,11 +149,6 @@ class Container:
         rows, columns = rate_by_id(self.point_code).grid_shape(self.height, self.width)
         return rows * columns
 
-    @property
-    def header_bytes(self) -> int:
-        """Bytes of all but the payload."""
-        return sum(len(part) for name, part in self.parts().items() if name != "payload")
-
     def parts(self) -> dict[str, bytes]:
         """The file's parts by name, in the file's order: magic_version, coding_rate, model_tag, size, norms, timestep
         (if there is one), checksum, payload; without indices coding_quality in place of coding_rate, and no norms."""

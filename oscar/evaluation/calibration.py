@@ -33,7 +33,7 @@ from oscar.data.folders import find_images
 from oscar.data.images import ImageError, read_image
 from oscar.data.tensors import to_tensor
 from oscar.diffusion import channel_cosine
-from oscar.evaluation.evaluate import EvaluationError
+from oscar.evaluation.results import EvaluationError
 from oscar.rates import RatePoint
 from oscar.timesteps import CalibratedMapping, TimestepMapping
 from oscar.utils.environment import describe_environment

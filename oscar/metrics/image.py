@@ -1,13 +1,11 @@
 """Metrics between images, on 8-bit RGB, as the field reports them.
 
-PSNR and MS-SSIM need no weights and equal pyiqa's to 1e-4: `psnr` its `PSNR()`, `ms_ssim` its
-`MS_SSIM(test_y_channel=False)`, `ms_ssim_y` its default `MS_SSIM()`, which the published evaluation reports.
-SSIMULACRA2 is that of the package of its name. The rest are networks of pyiqa and lpips, whose weights the user has or
-names (`oscar.metrics.weights`); a metric whose package or weights cannot be had is listed as unavailable, with the
-reason, and the others go on. Any metric with the suffix `_p256` is taken on patches of 256x256 pixels: those of the
-grid that starts at (0, 0) and those of the grid shifted by half a patch to (128, 128), whole ones only (HiFiC, Mentzer
-et al. 2020, for FID and KID). Metrics of single images are averaged over an image's patches; FID and KID take all
-patches of all images as their set.
+PSNR, MS-SSIM and SSIMULACRA2 need no weights (`oscar.metrics.pixels`). The rest are networks of pyiqa and lpips, whose
+weights the user has or names (`oscar.metrics.weights`); a metric whose package or weights cannot be had is listed as
+unavailable, with the reason, and the others go on. Any metric with the suffix `_p256` is taken on patches of 256x256
+pixels: those of the grid that starts at (0, 0) and those of the grid shifted by half a patch to (128, 128), whole ones
+only (HiFiC, Mentzer et al. 2020, for FID and KID). Metrics of single images are averaged over an image's patches; FID
+and KID take all patches of all images as their set.
 
 torch is imported lazily.
 """
@@ -16,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,8 +23,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from oscar.data.images import to_rgb
-from oscar.data.tensors import to_pil, to_tensor
+from oscar.metrics.pixels import (
+    MS_SSIM_MIN_SIDE,
+    SSIMULACRA2_MIN_SIDE,
+    ImageLike,
+    equal_arrays,
+    ms_ssim,
+    ms_ssim_y,
+    psnr,
+    ssimulacra2,
+    unit_tensor,
+)
 from oscar.registry import METRICS
 
 if TYPE_CHECKING:
@@ -38,10 +44,6 @@ if TYPE_CHECKING:
 else:
     ImageLike = Any
 
-# Four halvings must leave more than the 11-pixel window's reach: (11 - 1) * 2**4 + 1.
-MS_SSIM_MIN_SIDE = 161
-MS_SSIM_UNAVAILABLE = f"unavailable: image smaller than {MS_SSIM_MIN_SIDE} pixels on a side"
-SSIMULACRA2_MIN_SIDE = 8
 PATCH = 256  # pixels, with half a patch of shift
 ON_PATCHES = f"_p{PATCH}"
 
@@ -86,120 +88,6 @@ def metrics_of(protocol: str, names: Iterable[str]) -> list[str]:
         return list(names)
     plain = {name: name.removesuffix(ON_PATCHES) for name in names}
     return [_PAPERS.get(short, short) + name[len(short) :] for name, short in plain.items()]
-
-
-def psnr(a: ImageLike, b: ImageLike) -> float:
-    """Peak signal-to-noise ratio in dB over the pixels of all three channels, peak 255.
-
-    As in pyiqa, 1e-8 of the squared peak is added to the mean squared error: 4e-4 dB less at 40 dB, and 80 dB for
-    equal images, so that every pair has a finite value and means leave none out.
-
-    Args:
-        a: PIL image, uint8 array (H, W, 3), or tensor (3, H, W) or (1, 3, H, W), uint8 or floats in [-1, 1], which are
-            rounded to 8 bits first.
-        b: the other image, of the same size.
-
-    Returns:
-        dB, 80 at most.
-
-    Raises:
-        ValueError: if the sizes differ.
-        ImageError: if one of them is not such an image.
-    """
-    a, b = _pixels(a, b)
-    difference = a.astype(np.int64) - b
-    error = int((difference * difference).sum())  # in integers: exact
-    return -10 * math.log10(error / (255**2 * a.size) + 1e-8)
-
-
-def ms_ssim(a: ImageLike, b: ImageLike) -> float | None:
-    """Multi-scale structural similarity (Wang et al. 2003) over the RGB channels, 1 for equal images.
-
-    Five scales, Gaussian window of 11x11 pixels, 2x2 averages between scales. Conventions are pyiqa's: at each scale
-    negative contrast terms count as 0 pixel by pixel, and the mean is over pixels and channels together, before the
-    product over scales. `pytorch_msssim`, which CompressAI uses, cuts off below 0 after the mean over pixels, and
-    averages the channels' products: up to 1e-3 away. `ms_ssim_y` is some 0.05 higher on JPEG at quality 5. The window
-    is applied by rows and columns in float32, within 3e-5 of float64; pyiqa's own two-dimensional one takes a hundred
-    times as long in float64, and in float32 is up to 4e-4 off on flat images.
-
-    Args:
-        a: as for `psnr`.
-        b: the other image, of the same size.
-
-    Returns:
-        The similarity, or None where a side is under 161 pixels: the metric's five scales do not exist there
-        (`MS_SSIM_UNAVAILABLE` says so in words).
-
-    Raises:
-        ValueError: if the sizes differ.
-        ImageError: if one of them is not such an image.
-    """
-    return _ms_ssim(a, b, lambda pixels: pixels)
-
-
-def ms_ssim_y(a: ImageLike, b: ImageLike) -> float | None:
-    """Multi-scale structural similarity of the luma alone, as pyiqa's default has it and the published code reports it.
-
-    Luma is Y of YIQ, rounded to 8 bits; the rest is as in `ms_ssim`, in float64: within 1e-6 of pyiqa's own call, in a
-    tenth of its time.
-
-    Args, Returns, Raises: as for `ms_ssim`.
-    """
-    return _ms_ssim(a, b, _luma)
-
-
-def _luma(pixels: torch.Tensor) -> torch.Tensor:
-    """RGB (1, 3, H, W) in [0, 1] -> Y (1, 1, H, W), likewise, in float64."""
-    weights = pixels.new_tensor([[0.299], [0.587], [0.114]])
-    return ((pixels.movedim(1, -1) @ weights).movedim(-1, 1) * 255).round().double() / 255
-
-
-def _ms_ssim(a: ImageLike, b: ImageLike, channels: Callable[[torch.Tensor], torch.Tensor]) -> float | None:
-    a, b = _pixels(a, b)
-    if min(a.shape[:2]) < MS_SSIM_MIN_SIDE:
-        return None
-    import torch
-    import torch.nn.functional as F
-
-    from oscar.metrics.ssim import MS_SSIM_WEIGHTS, ssim_parts
-
-    product = 1.0
-    with torch.inference_mode():
-        x, y = channels(_tensor(a)), channels(_tensor(b))
-        for scale, weight in enumerate(MS_SSIM_WEIGHTS):
-            if scale:
-                padding = [side % 2 for side in x.shape[-2:]]
-                x, y = F.avg_pool2d(x, 2, padding=padding), F.avg_pool2d(y, 2, padding=padding)
-            luminance, contrast = ssim_parts(x, y)
-            similarity = contrast.relu()
-            if scale == len(MS_SSIM_WEIGHTS) - 1:
-                similarity *= luminance
-            product *= similarity.mean(dtype=torch.float64).item() ** weight
-    return product
-
-
-def ssimulacra2(a: ImageLike, b: ImageLike) -> float | None:
-    """SSIMULACRA2 (Sneyers 2023), tuned to opinions of people on compressed images, by the package `ssimulacra2`.
-
-    Structure, edges that came and edges that went at six scales of the colour space XYB, weighted. 100 for equal
-    images, 90 visually lossless, 70 high, 50 medium, 30 low quality; it goes below 0. Under 225 pixels a side some of
-    the scales do not exist: compare such images with none but their like.
-
-    Args, Raises: as for `psnr`.
-
-    Returns:
-        The score, or None where a side is under 8 pixels.
-    """
-    a, b = _pixels(a, b)
-    if min(a.shape[:2]) < SSIMULACRA2_MIN_SIDE:
-        return None
-    from PIL import Image
-    from ssimulacra2 import compute_ssimulacra2
-
-    files = [io.BytesIO(), io.BytesIO()]  # it takes nothing but files
-    for pixels, file in zip((a, b), files, strict=True):
-        Image.fromarray(pixels).save(file, "PNG", compress_level=0)
-    return float(compute_ssimulacra2(*files))
 
 
 def _fid(a: np.ndarray, b: np.ndarray) -> float:
@@ -315,7 +203,7 @@ class MetricSet:
             ValueError: if the sizes differ.
             ImageError: if one of them is not such an image.
         """
-        a, b = _pixels(reference, decoded)
+        a, b = equal_arrays(reference, decoded)
         scores: dict[str, float | None] = {}
         for name in self._available("full_reference", "no_reference"):
             pairs = zip(patches(a), patches(b), strict=True) if name.endswith(ON_PATCHES) else [(a, b)]
@@ -330,7 +218,7 @@ class MetricSet:
         Returns:
             By network and, for `_p256`, patches: float32 arrays (N, features), N = 1 for the whole image.
         """
-        (pixels,) = _pixels(image)
+        (pixels,) = equal_arrays(image)
         features = {}
         for name in self._available("set"):
             network = _network_name(name)
@@ -366,7 +254,7 @@ class MetricSet:
             return network(decoded) if alone else network(reference, decoded)
         inputs = [decoded] if alone else [decoded, reference]
         with _exact_inference():
-            return network(*(_tensor(pixels).to(self._device) for pixels in inputs))
+            return network(*(unit_tensor(pixels).to(self._device) for pixels in inputs))
 
 
 def _network_name(metric: str) -> str:
@@ -413,24 +301,3 @@ def patches(pixels: np.ndarray) -> list[np.ndarray]:
         for y in range(start, height - PATCH + 1, PATCH)
         for x in range(start, width - PATCH + 1, PATCH)
     ]
-
-
-def _pixels(*images: ImageLike) -> list[np.ndarray]:
-    """The images as uint8 (H, W, 3), all of one size."""
-    arrays = [_to_array(image) for image in images]
-    if len({array.shape for array in arrays}) > 1:
-        sizes = " and ".join(f"{array.shape[1]}x{array.shape[0]}" for array in arrays)
-        raise ValueError(f"images of {sizes} pixels cannot be compared; allowed: equal sizes")
-    return arrays
-
-
-def _to_array(image: ImageLike) -> np.ndarray:
-    rgb = to_rgb(image) if hasattr(image, "getexif") else to_pil(to_tensor(image))  # PIL needs no torch
-    return np.array(rgb)
-
-
-def _tensor(pixels: np.ndarray) -> torch.Tensor:
-    """A uint8 array (H, W, 3) as float32 (1, 3, H, W) in [0, 1]."""
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255

@@ -60,7 +60,7 @@ class RateDistortion(Study):
         ]
 
     def summarise(self, done: Sequence[str]) -> Summary:
-        from oscar.evaluation.evaluate import load_results
+        from oscar.evaluation.results import load_results
 
         summary, timed = Summary(), []
         for dataset in self.config.data.datasets:

@@ -241,7 +241,7 @@ def write_summary(study: Study, jobs: Sequence[Job], failed: dict[str, str], ove
 
 def read_rows(folder: Path, **columns: object) -> pd.DataFrame:
     """The rows of an evaluation, with more columns."""
-    from oscar.evaluation.evaluate import load_results
+    from oscar.evaluation.results import load_results
 
     frame, _ = load_results(folder)
     return frame.assign(**columns)

@@ -16,7 +16,7 @@ from oscar.benchmark import runs as module
 from oscar.benchmark.matched import match_bytes
 from oscar.benchmark.runs import run_benchmark
 from oscar.config import BenchmarkConfig, BenchmarkImagesConfig, ConfigError, MetricsConfig, TimingConfig
-from oscar.evaluation.evaluate import EvaluationError, load_results
+from oscar.evaluation.results import EvaluationError, load_results
 from oscar.metrics.image import MetricSet, psnr
 from oscar.utils.tables import Table
 

@@ -20,7 +20,7 @@ from oscar.config import AblateTimestepsConfig, CalibrateTimestepsConfig, Metric
 from oscar.data.tensors import to_pil, to_tensor
 from oscar.evaluation import ablation, calibration
 from oscar.evaluation.ablation import BEST, OWN, TimestepCodec
-from oscar.evaluation.evaluate import EvaluationError
+from oscar.evaluation.results import EvaluationError
 from oscar.inference.load import load
 from oscar.rates import PAPER_RATES
 from oscar.timesteps import ConstantMapping, PerImageMapping, TableMapping, mapping_from_config, timestep_of_code

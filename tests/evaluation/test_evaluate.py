@@ -18,7 +18,8 @@ from PIL import Image
 from oscar.baselines.base import CodecError, Encoded, ImageCodec
 from oscar.data.images import list_images
 from oscar.evaluation.codecs import OscarImageCodec
-from oscar.evaluation.evaluate import EvaluationError, evaluate, load_results, saved_file, saved_image
+from oscar.evaluation.evaluate import evaluate
+from oscar.evaluation.results import EvaluationError, load_results, saved_file, saved_image
 from oscar.metrics.image import psnr
 from oscar.utils.environment import LIBRARIES
 

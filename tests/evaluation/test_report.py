@@ -17,13 +17,9 @@ from PIL import Image, ImageFilter
 
 pd = pytest.importorskip("pandas", reason="the report needs the extra `eval`")
 
-from oscar.benchmark.report.page import (  # noqa: E402  after the check of what it needs
-    MetricInfo,
-    ReportData,
-    ReportEntry,
-    ReportImage,
-    write_report,
-)
+# After the check of what they need.
+from oscar.benchmark.report.data import MetricInfo, ReportData, ReportEntry, ReportImage  # noqa: E402
+from oscar.benchmark.report.page import write_report  # noqa: E402
 
 ARTEFACTS = Path(__file__).parents[2] / "test-artefacts"
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<!--images-->${x} $data"

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from PIL import Image, ImageDraw, ImageFont
 
-from oscar.metrics.image import MS_SSIM_UNAVAILABLE
+from oscar.metrics.pixels import MS_SSIM_UNAVAILABLE
 
 _PAGE = Template((Path(__file__).parent / "sheet.html").read_text(encoding="utf-8"))
 _THUMB_WIDTH, _CAPTION_HEIGHT, _GAP, _HEADER_HEIGHT = 256, 40, 12, 36  # pixels of the contact sheet
