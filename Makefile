@@ -30,7 +30,7 @@ JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4))' 2>/
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo benchmark test test-fast test-runtime gpu-smoke lint docs clean
+.PHONY: help setup demo benchmark train-nano train-nano-vq test test-fast test-runtime gpu-smoke lint docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 16
@@ -62,6 +62,56 @@ demo: $(STAMP)  ## compress photographs at every rate (IMAGES=folder for your ow
 benchmark: OUT = benchmark
 benchmark: $(STAMP)  ## compare nano with JPEG and others on photographs (IMAGES=folder for your own), write $(OUT)/report.html
 	$(BIN)/python scripts/benchmark.py "output='$(OUT)'" $(if $(IMAGES),"data.images='$(IMAGES)'") $(ARGS)
+
+# The recipes of the shipped models (docs/nano.md). A step is done once its result is there, and one that was interrupted
+# resumes: steps that came before are order-only prerequisites, so that none is done again for its date.
+#   make train-nano IMAGES=~/images             the images of oscar/assets/images.csv; the model goes to $(OUT)
+#   make -n train-nano IMAGES=~/images          what it would do
+#   make train-nano IMAGES=~/images ARGS='trainer.max_steps=2'      overrides of every training step
+
+need_images = $(if $(IMAGES),,$(error IMAGES is unset; allowed: a folder of the images that oscar/assets/images.csv names))
+
+# $(1): checkpoint of training
+define ship
+	$(BIN)/python -c "import torch; from oscar import OscarCodec; \
+	    OscarCodec.from_pretrained('$(1)').save_pretrained('$(OUT)', torch.float16)"
+	$(BIN)/oscar export '$(OUT)' '$(OUT)' --overwrite
+endef
+
+train-nano: OUT = models/nano
+train-nano: | runs/nano/further/final  ## train nano from IMAGES=folder of its photographs, and write it to models/nano
+	$(call ship,runs/nano/further/final)
+
+train-nano-vq: OUT = models/nano-vq
+train-nano-vq: | runs/nano-vq/context/final  ## likewise nano-vq, to models/nano-vq
+	$(call ship,runs/nano-vq/context/final)
+
+runs/nano/train.txt: | $(STAMP)
+	$(need_images)
+	$(BIN)/python scripts/nano_images.py '$(IMAGES)' --out runs/nano
+
+runs/nano/vae/final: | runs/nano/train.txt
+runs/nano/diffusion_pretrain/final: | runs/nano/vae/final
+runs/nano/bottleneck/final: | runs/nano/diffusion_pretrain/final
+runs/nano/joint/final: | runs/nano/bottleneck/final
+runs/nano/longer/final: | runs/nano/joint/final
+runs/nano/further/final: | runs/nano/longer/final
+runs/nano/%/final: | $(STAMP)
+	$(BIN)/python scripts/train.py experiment=nano/$* $(ARGS)
+
+runs/nano-vq/vae/final: | runs/nano/train.txt
+runs/nano-vq/diffusion_pretrain/final: | runs/nano-vq/vae/final
+runs/nano-vq/bottleneck/final: | runs/nano-vq/diffusion_pretrain/final
+runs/nano-vq/joint/final: | runs/nano-vq/bottleneck/final
+runs/nano-vq/finetune/final: | runs/nano-vq/joint/final
+runs/nano-vq/calibration/calibration.json: | runs/nano-vq/finetune/final
+	$(need_images)
+	$(BIN)/python scripts/calibrate_timesteps.py model=runs/nano-vq/finetune/final "data.images='$(IMAGES)'" \
+		output=runs/nano-vq/calibration
+runs/nano-vq/further/final: | runs/nano-vq/calibration/calibration.json
+runs/nano-vq/context/final: | runs/nano-vq/further/final
+runs/nano-vq/%/final: | $(STAMP)
+	$(BIN)/python scripts/train.py experiment=nano_vq/$* $(ARGS)
 
 test: $(STAMP)  ## run all tests, on JOBS processes
 	$(PYTEST) $(ARGS)

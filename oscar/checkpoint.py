@@ -5,6 +5,7 @@
     oscar.safetensors   bottleneck.*, denoiser.* (adapters and prompt), frequencies.* (integer tables by rate id) and,
                         where there are any, context.* (integer context models by rate id); with a hyperprior coder.*
                         (its integers) in place of tables
+    README.md           the model's card, if somebody wrote one; no part of the model
     vae/ unet/ scheduler/   the backbone as diffusers writes it, where it is bundled (trained here); else named by id
 
 Loading accounts for every tensor: a missing or an unknown one is an error.
@@ -16,6 +17,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,8 @@ from oscar.registry import load_plugins
 from oscar.timesteps import TimestepMapping, mapping_from_config
 from oscar.utils.errors import first_line
 from oscar.utils.provenance import WEIGHTS
+
+CARD = "README.md"
 
 
 class Parts(NamedTuple):
@@ -122,7 +126,8 @@ def fingerprint(parts: Parts, dtype: torch.dtype | None = None) -> str:
 
 
 def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None, provenance: dict | None = None) -> None:
-    """Write a checkpoint folder; it appears whole or not at all, and replaces an earlier checkpoint of that name.
+    """Write a checkpoint folder; it appears whole or not at all, and replaces an earlier checkpoint of that name, but for
+    its card.
 
     Args:
         parts: the codec, or what it consists of, its adapters not merged.
@@ -154,6 +159,8 @@ def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None, pro
             },
         }
         (temporary / CONFIG).write_text(json.dumps(config, allow_nan=False, indent=2, sort_keys=True) + "\n")
+        if (Path(folder) / CARD).is_file():
+            shutil.copy(Path(folder) / CARD, temporary)
 
 
 class Loaded(NamedTuple):

@@ -61,6 +61,7 @@ REASONS = {
     "prepare_data.py": "reads data sets that are not in the repository: tests/test_prepare_data.py makes such",
     "browser_speed.py": "needs Chromium and npm: tests/web/test_page.py serves by it",
     "nano_images.py": "reads nano-vq's photographs, which are not in the repository",
+    "model_card.py": "writes into the package: tests/test_model_card.py has another model",
     "random/oscar.pkl": "reads what make_random_model.py writes",
     "hyper_0.0313.pkl": "files of the published stage 1: tests/test_convert.py makes such",
     "runs/timesteps/": "reads nano-vq's photographs, and trains for half an hour",

@@ -1,6 +1,7 @@
 """Publishing a model on the Hugging Face hub: its checkpoint as it is, and a card made of what it says of itself.
 
-The card has what the checkpoint's provenance and results of `oscar.evaluation.evaluate` say, and nothing else.
+The card begins with the model's own, README.md in its folder, if there is one. The rest is what the checkpoint's
+provenance and results of `oscar.evaluation.evaluate` say, and nothing else.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oscar import checkpoint
-from oscar.checkpoint import CONFIG, CheckpointError
+from oscar.checkpoint import CARD, CONFIG, CheckpointError
 from oscar.data.datasets import DATASETS
 from oscar.evaluation.evaluate import EvaluationError, load_results, means_per_point, missing_notes
 from oscar.metrics.image import METRICS
@@ -21,7 +22,6 @@ from oscar.utils.provenance import as_text, read_model
 from oscar.utils.strict_json import dumps
 from oscar.utils.tables import Table
 
-CARD = "README.md"
 TAGS = ["oscar", "image-compression", "diffusion"]
 
 
@@ -114,7 +114,8 @@ def make_card(
     """The model card, Markdown with YAML before it."""
     from huggingface_hub import ModelCardData
 
-    facts = {**read_model(locate(source)), "model": repository, "backbone": description["backbone"]}
+    folder = locate(source)
+    facts = {**read_model(folder), "model": repository, "backbone": description["backbone"]}
     data = ModelCardData(
         license=licence,
         base_model=description["backbone"],
@@ -123,17 +124,18 @@ def make_card(
         tags=TAGS,
     )
     point = f"--rate {facts['rates'][len(facts['rates']) // 2]:.4f}" if "rates" in facts else "--quality 0.5"
+    own = [(folder / CARD).read_text(encoding="utf-8").strip()] if (folder / CARD).is_file() else []
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {repository.partition('/')[2]}",
+        *(own or [f"# {repository.partition('/')[2]}"]),
         "An image codec of [OSCAR](https://arxiv.org/abs/2505.16091)'s kind: a quantised latent, one denoising step. "
         f"Files that it writes carry the tag {facts['model_tag']}, and are decoded by this model alone.",
         f"    oscar compress photo.png photo.oscar --model {repository} {point}\n"
         f"    oscar decompress photo.oscar photo.png --model {repository}",
         f"```python\nfrom oscar import OscarCodec\n\ncodec = OscarCodec.from_pretrained({repository!r})\n```",
-        "## Evaluation",
-        *(_evaluation(Path(folder), description) for folder in results),
-        *([] if results else ["None was given."]),
+        *(["## Evaluation"] if results or not own else []),
+        *(evaluation_table(Path(found), description).to_markdown() for found in results),
+        *([] if results or own else ["None was given."]),
         "## Training",
         f"```text\n{as_text(facts)}\n```",
         "## Files",
@@ -142,8 +144,16 @@ def make_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _evaluation(folder: Path, description: dict) -> str:
-    """The means of one evaluation as a table, with what was left out."""
+def evaluation_table(folder: Path, description: dict) -> Table:
+    """The means of one evaluation, with what was left out.
+
+    Args:
+        folder: of `oscar evaluate`.
+        description: of the checkpoint.
+
+    Raises:
+        EvaluationError: if there is none, or it is of another model.
+    """
     frame, record = load_results(folder)
     if record["codec"].get("sha256") != description["sha256"]:
         raise EvaluationError(f"{folder}: results of another model; allowed: those of the model that is published")
@@ -162,7 +172,7 @@ def _evaluation(folder: Path, description: dict) -> str:
         notes.append(f"{len(record['failed'])} failure(s) left out")
     made = f", commit {record['commit']}" if record.get("commit") else ""
     caption = f"{title}: means over {counted} images, protocol {record['protocol']}{made}"
-    return Table("evaluation", caption, means, shown, {"point": "{:.4f}".format}, notes).to_markdown()
+    return Table("evaluation", caption, means, shown, {"point": "{:.4f}".format}, notes)
 
 
 def _check_repository(repository: str) -> None:

@@ -1,0 +1,68 @@
+"""`make train-nano` and `make train-nano-vq`: steps in order, each from the result of the one before it."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STEPS = {
+    "train-nano": ["vae", "diffusion_pretrain", "bottleneck", "joint", "longer", "further"],
+    "train-nano-vq": ["vae", "diffusion_pretrain", "bottleneck", "joint", "finetune", "further", "context"],
+}
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def make(target: str, folder: Path, *words: str) -> list[list[str]]:
+    """The commands that make would run in a folder, as words."""
+    for name in ("Makefile", "pyproject.toml", "constraints"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    (folder / "venv").mkdir(exist_ok=True)
+    (folder / "venv/.installed").touch()
+    command = ["make", "-n", target, "VENV=venv", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(done.stderr)
+    return [shlex.split(line) for line in done.stdout.replace("\\\n", " ").splitlines()]
+
+
+@pytest.mark.parametrize("target", STEPS)
+def test_every_step_begins_where_the_last_ended(target: str, tmp_path: Path, compose) -> None:
+    model = target.removeprefix("train-")
+    commands = make(target, tmp_path, "IMAGES=/my images")
+    assert commands[0][1:] == ["scripts/nano_images.py", "/my images", "--out", "runs/nano"]
+    steps, ended = [], None
+    for command in commands[1:-2]:
+        if command[1] == "scripts/calibrate_timesteps.py":
+            options = dict(word.split("=", 1) for word in command[2:])
+            assert options["model"] == ended and options["data.images"] == "'/my images'"
+            (tmp_path / "calibration.json").write_text("{}")
+            continue
+        assert command[1] == "scripts/train.py" and not command[3:]
+        steps.append(command[2].rpartition("/")[2])
+        config = compose(command[2], "data.train=[list.txt]")
+        assert ended in (config.init_from, config.backbone.source) and config.output == f"runs/{model}/{steps[-1]}"
+        ended = f"runs/{model}/{steps[-1]}/final"
+    assert steps == STEPS[target]
+    assert f"from_pretrained('{ended}').save_pretrained('models/{model}', torch.float16)" in commands[-2][2]
+    assert commands[-1][1:] == ["export", f"models/{model}", f"models/{model}", "--overwrite"]
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    (tmp_path / "runs/nano/diffusion_pretrain/final").mkdir(parents=True)
+    (tmp_path / "runs/nano/train.txt").touch()  # later than the results
+    steps = [command[2] for command in make("train-nano", tmp_path) if command[1] == "scripts/train.py"]
+    assert steps == [f"experiment=nano/{step}" for step in STEPS["train-nano"][2:]]
+
+
+def test_without_images_nothing_begins(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="IMAGES is unset; allowed: a folder of the images that oscar/assets/images.csv"
+    ):
+        make("train-nano", tmp_path)
