@@ -126,8 +126,9 @@ def fingerprint(parts: Parts, dtype: torch.dtype | None = None) -> str:
 
 
 def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None, provenance: dict | None = None) -> None:
-    """Write a checkpoint folder; it appears whole or not at all, and replaces an earlier checkpoint of that name, but for
-    its card.
+    """Write a checkpoint folder; it appears whole or not at all, and replaces an earlier checkpoint of that name.
+
+    A card that is there stays.
 
     Args:
         parts: the codec, or what it consists of, its adapters not merged.

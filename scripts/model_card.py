@@ -3,8 +3,8 @@
 python scripts/ablate_denoiser.py model=nano data.images=kodak 'points=[0,0.25,0.5,0.75,1]'
 python scripts/model_card.py nano --results runs/ablate_denoiser/nano
 
-What stands between the two lines `<!-- figures -->` and `<!-- end of figures -->` is made anew; results of other weights
-are refused.
+What stands between the lines `<!-- figures -->` and `<!-- end of figures -->` is made anew. Results of other weights are
+refused.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ def fill(card: str, figures: str) -> str:
 
 
 def make_figures(folder: Path, results: Path) -> str:
-    """Tables of a model in `folder`: its operating points, and what its denoiser does, of `ablate_denoiser` in `results`.
+    """Tables of the model in `folder`: its operating points, and what its denoiser does.
+
+    Args:
+        folder: of the checkpoint.
+        results: output of scripts/ablate_denoiser.py.
 
     Raises:
         EvaluationError: if there are none, or they are of other weights.
