@@ -3,8 +3,8 @@
 python scripts/ablate_denoiser.py model=nano data.images=kodak 'points=[0,0.25,0.5,0.75,1]'
 python scripts/model_card.py nano --results runs/ablate_denoiser/nano
 
-What stands between the lines `<!-- figures -->` and `<!-- end of figures -->` is made anew. Results of other weights are
-refused.
+What stands between the lines `<!-- figures -->` and `<!-- end of figures -->` is made anew. Results of other
+weights are refused.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from oscar import checkpoint
 from oscar.evaluation.denoiser import CODEC
+from oscar.evaluation.evaluate import load_results
 from oscar.evaluation.publish import evaluation_table
 from oscar.utils.errors import exit_code
 from oscar.utils.files import atomic_write
@@ -47,9 +48,15 @@ def make_figures(folder: Path, results: Path) -> str:
         EvaluationError: if there are none, or they are of other weights.
     """
     _, description = checkpoint.read_description(folder)
+    config = load_results(results / CODEC)[1]["config"]
+    images, points = config["data"], config["points"]
+    words = [f"model={config['model']}", f"data.images={images['images']}"]
+    words += [f"data.limit={images['limit']}"] * (images["limit"] is not None)
+    words += [] if points is None else [f"points=[{','.join(f'{point:g}' for point in points)}]"]
+    command = f"By `python scripts/ablate_denoiser.py {' '.join(words)}`.\n"
     tables = sorted((results / "tables").glob("denoiser_*.md"), reverse=True)  # PSNR first, as everywhere
     texts = [table.read_text(encoding="utf-8") for table in tables]
-    return "\n".join([evaluation_table(results / CODEC, description).to_markdown(), *texts])
+    return "\n".join([command, evaluation_table(results / CODEC, description).to_markdown(), *texts])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

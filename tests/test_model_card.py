@@ -37,6 +37,9 @@ def test_figures_are_those_of_the_results(model: Path, photos: Path, tmp_path: P
     card = (model / "README.md").read_text()
     assert card.startswith("# tiny\n") and card.endswith("<!-- end of figures -->\n\nIts end.\n") and "old" not in card
     rows = re.findall(r"^\| 0.1250 \|.*", card, re.M)
+    assert (
+        f"By `python scripts/ablate_denoiser.py model={model} data.images={photos} data.limit=1 points=[0.125]`" in card
+    )
     assert len(rows) == 2 and "means over 1 images, protocol bitstream" in card
     assert script.main([str(model), "--results", str(results)]) == 0
     assert (model / "README.md").read_text() == card, "again is the same"
