@@ -56,7 +56,7 @@ def make_figures(folder: Path, results: Path) -> str:
     command = f"By `python scripts/ablate_denoiser.py {' '.join(words)}`.\n"
     tables = sorted((results / "tables").glob("denoiser_*.md"), reverse=True)  # PSNR first, as everywhere
     texts = [table.read_text(encoding="utf-8") for table in tables]
-    return "\n".join([command, evaluation_table(results / CODEC, description).to_markdown(), *texts])
+    return "\n".join([command, evaluation_table(results / CODEC, description, with_commit=False).to_markdown(), *texts])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -144,12 +144,13 @@ def make_card(
     return "\n\n".join(parts) + "\n"
 
 
-def evaluation_table(folder: Path, description: dict) -> Table:
+def evaluation_table(folder: Path, description: dict, with_commit: bool = True) -> Table:
     """The means of one evaluation, with what was left out.
 
     Args:
         folder: of `oscar evaluate`.
         description: of the checkpoint.
+        with_commit: whether the caption says at which one it was made.
 
     Raises:
         EvaluationError: if there is none, or it is of another model.
@@ -170,7 +171,7 @@ def evaluation_table(folder: Path, description: dict) -> Table:
     notes += missing_notes(frame, record["metrics"])
     if record["failed"]:
         notes.append(f"{len(record['failed'])} failure(s) left out")
-    made = f", commit {record['commit']}" if record.get("commit") else ""
+    made = f", commit {record['commit']}" if with_commit and record.get("commit") else ""
     caption = f"{title}: means over {counted} images, protocol {record['protocol']}{made}"
     return Table("evaluation", caption, means, shown, {"point": "{:.4f}".format}, notes)
 
