@@ -13,7 +13,7 @@ from PIL import Image
 
 from oscar.baselines.base import ImageCodec
 from oscar.benchmark.report.data import MetricInfo, ReportData, ReportEntry, ReportImage
-from oscar.benchmark.runs import Benchmark, timing_table_of
+from oscar.benchmark.setup import Benchmark
 from oscar.benchmark.tables import matched_tables
 from oscar.data.images import ImageError, read_image
 from oscar.evaluation.curves import bd_name, metric_of, paper_curves
@@ -137,7 +137,7 @@ _SHOWN = ("protocol", "fingerprint", "device", "dtype", "library", "codec_versio
 def _timing(bench: Benchmark) -> pd.DataFrame | None:
     if bench.timing is None:
         return None
-    table = timing_table_of(bench)
+    table = bench.timing_table
     titles = {name: title for name, title in table.shown.items() if name not in ("label", "point")}
     return table.frame[["codec", *table.shown]].rename(columns=titles)
 
