@@ -58,8 +58,11 @@ def run(config: TrainConfig) -> Trainer:
     return trainer
 
 
-@pytest.mark.parametrize("overrides", [(), (*HARD, *QUANTISER)], ids=["plain", "hard"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("stage", "overrides"),
+    [("joint", ()), *((stage, (*HARD, *QUANTISER)) for stage in STAGES)],
+    ids=["joint, plain", *STAGES],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(configure, runs, stage: str, overrides: tuple[str, ...]) -> None:
     if stage in ("vae", "diffusion_pretrain"):
         overrides = tuple(override for override in overrides if override not in QUANTISER)

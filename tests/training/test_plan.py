@@ -25,7 +25,6 @@ from oscar.training.preflight import stage_modules, tensor_bytes, trained_bytes
 PASSES = [("hyperprior_joint", False, "no"), ("vae", True, "bf16")]
 MORE = [
     ("joint", True, "bf16"),
-    ("joint", False, "no"),
     ("bottleneck", False, "bf16"),
     ("diffusion_pretrain", True, "no"),
 ]
