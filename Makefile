@@ -66,7 +66,7 @@ benchmark: $(STAMP)  ## compare nano with JPEG and others on photographs (IMAGES
 # The recipes of the shipped models (docs/nano.md). A step is done once its result is there, and one that was interrupted
 # resumes: steps that came before are order-only prerequisites, so that none is done again for its date.
 #   make train-nano IMAGES=~/images             the images of oscar/assets/images.csv; the model goes to $(OUT)
-#   make -n train-nano IMAGES=~/images          what it would do
+#   make train-nano -n IMAGES=~/images          what it would do
 #   make train-nano IMAGES=~/images ARGS='trainer.max_steps=2'      overrides of every training step
 
 need_images = $(if $(IMAGES),,$(error IMAGES is unset; allowed: a folder of the images that oscar/assets/images.csv names))
