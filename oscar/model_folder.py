@@ -13,7 +13,7 @@ from pathlib import Path
 
 from oscar.utils.errors import hub_reason
 from oscar.utils.extras import how_to_install
-from oscar.utils.former import MODELS
+from oscar.utils.former import LEFT, MODELS
 from oscar.utils.provenance import MODEL, SHIPPED, WEIGHTS
 
 FORMAT = 1
@@ -42,6 +42,12 @@ def reading(source: str | Path, *expected: type[Exception]) -> Iterator[tuple[Pa
     if version != FORMAT:
         raise CheckpointError(f"model {str(source)!r}: format is {version!r}; allowed: {FORMAT}")
     try:
+        for setting, why in LEFT.items():
+            part, name = setting.split(".")
+            if value := config[part].get(name):
+                raise CheckpointError(
+                    f"{setting} is {value}, which is there no more: {why}; allowed: models without it"
+                )
         yield folder, config
     except (CheckpointError, *expected) as error:
         raise CheckpointError(f"model {str(source)!r}: {error}") from None

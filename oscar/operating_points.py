@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
@@ -14,7 +13,7 @@ from oscar.rates import RatePoint, find_rate, rate_by_id
 if TYPE_CHECKING:
     from oscar.bitstream.context import ContextModel
 
-DEFAULT_QUALITY, DEFAULT_RATE = 0.5, 0.0625
+DEFAULT_QUALITY = 0.5
 POINTS = 25  # qualities that stand for all
 
 
@@ -168,12 +167,6 @@ class Rates(OperatingPoints):
     @property
     def points(self) -> tuple[RatePoint, ...]:
         return tuple(sorted(self.rates, key=lambda rate: rate.bpp))
-
-    @property
-    def default_point(self) -> RatePoint:
-        with contextlib.suppress(ValueError):
-            return self.parse(DEFAULT_RATE)
-        return self.points[-1]
 
     def parse(self, value: float | RatePoint) -> RatePoint:
         return find_rate(value.bpp if isinstance(value, RatePoint) else value, self.rates)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 LATENT_SIDE = 64  # of the 512x512 image by which the paper names its grids
 PIXELS_PER_LATENT = 8  # an f8 VAE, as in every backbone of the paper
-MAX_DOWNSAMPLE = 8
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from oscar import OscarCodec, checkpoint, model_folder
 from oscar.bitstream.entropy import normalise_counts
 from oscar.checkpoint import CONFIG, WEIGHTS, CheckpointError
+from oscar.cli.main import main
 from oscar.data.tensors import to_tensor
 from oscar.inference.load import load
 from oscar.rates import PAPER_RATES
@@ -325,34 +326,27 @@ def test_training_goes_on_from_the_stored_codes(make_codec, tmp_path: Path) -> N
     assert cosine.min() > 0.9
 
 
-def test_codes_in_stages(make_codec, tmp_path: Path) -> None:
-    """They are stored, set by k-means if they are not yet, belong to both halves, and decoding depends on them."""
-    codec = make_codec(rates=[4], bottleneck={"stages": {"4": 4}, "kmeans_init": True})
-    (rate,) = codec.bottleneck.rates
-    codec.save_pretrained(tmp_path / "untrained")
-    codec = OscarCodec.from_pretrained(tmp_path / "untrained")
-    codes = codec.bottleneck.at(rate).quantizer.codebook
-    codec.bottleneck.train()(torch.randn(4, 4, 16, 16), rate)
-    before = codes.detach().clone()
-    assert before.any()
-    codec.bottleneck(torch.randn(4, 4, 16, 16), rate)
-    assert torch.equal(codes, before)
-    codec.eval().save_pretrained(tmp_path / "model")
-    assert json.loads((tmp_path / "model" / CONFIG).read_text())["bottleneck"]["stages"] == {"4": 4}
-    assert torch.equal(OscarCodec.from_pretrained(tmp_path / "model").bottleneck.at(rate).quantizer.codebook, before)
-    tag = codec.fingerprint
-    with torch.no_grad():
-        codes[3, 15, 3] += 1e-3
-    assert checkpoint.fingerprint(codec) != tag
-    image = torch.rand(1, 3, 40, 72) * 2 - 1  # five by nine indices
-    encoder, decoder, whole = (
-        load(tmp_path / "model", dtype=torch.float32, components=half) for half in ("encoder", "decoder", "both")
-    )
-    files = encoder.compress_tensor(image, rate)
-    assert files == whole.compress_tensor(image, rate)
-    (decoded,) = decoder.decompress_tensor(files)
-    assert decoded.shape == image.shape[1:]
-    torch.testing.assert_close(decoded, whole.reconstruct(image, rate).image[0])
+@pytest.mark.parametrize(("field", "value"), [("dither", {"4": 0.25}), ("stages", {"4": 4})])
+def test_models_with_what_rates_no_longer_have_are_refused(tiny_folder, tmp_path: Path, capsys, field, value) -> None:
+    """In one line that names the field, by all that reads a model; an empty one says nothing."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    config = json.loads((folder / CONFIG).read_text())
+    for empty in (True, False):
+        config["bottleneck"][field] = {} if empty else value
+        (folder / CONFIG).write_text(json.dumps(config))
+        for read in (load, OscarCodec.from_pretrained, checkpoint.read_description):
+            if empty:
+                read(folder)
+                continue
+            with pytest.raises(CheckpointError) as error:
+                read(folder)
+            assert str(error.value) == (
+                f"model {str(folder)!r}: bottleneck.{field} is {value}, which is there no more: a rate has one plain "
+                "codebook and one index a position, as in the paper; allowed: models without it"
+            )
+    assert main(["info", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"bottleneck.{field} is {value}, which is there no more" in line
 
 
 def test_an_untrained_codebook_is_still_initialised(make_codec, tmp_path: Path) -> None:

@@ -205,11 +205,7 @@ def distance(codec: OscarCodec, image, rate, indices: np.ndarray) -> float:
     """Squared distance of the codes to the image's features."""
     encoder = codec.bottleneck.at(rate)
     features = encoder.codebook_features(codec.encode_latent(to_tensor(image), rate))[0]
-    if encoder.cell == 1:
-        codes = encoder.quantizer.codebook[torch.from_numpy(indices)]
-    else:
-        cells = encoder._cells(torch.from_numpy(indices)[None])[0]
-        codes = encoder.quantizer.look_up(cells.flatten(0, 1)).view_as(features)
+    codes = encoder.quantizer.codebook[torch.from_numpy(indices)]
     return (features - codes).square().sum().item()
 
 
@@ -224,25 +220,6 @@ def test_effort_trades_distance_for_bytes(codec: OscarCodec, make_image, monkeyp
     assert distances[0] < distances[1] < distances[2]
     assert codec.decompress(files[2]).size == image.size
     assert codec.compress_batch([image, image], rate, 3) == [files[1]] * 2
-
-
-@pytest.mark.parametrize("context", [False, True])
-def test_effort_with_codes_in_stages(make_codec, make_image, monkeypatch, context: bool) -> None:
-    monkeypatch.setattr(rdo, "STEP", 0.3)
-    codec = make_codec(rates=[SMALL.id], bottleneck={"stages": {str(SMALL.id): 4}})
-    if context:
-        train_contexts(codec, make_image, [SMALL])
-    else:
-        codec.bottleneck.frequencies[SMALL.id] = np.array([2**16 - 1 - 15 * 100] + [100] * 15)
-    image = make_image(512, 384, 5)
-    files = [codec.compress(image, SMALL, degree) for degree in (0, 3, MAX_EFFORT)]
-    grids = [indices_of(codec, data) for data in files]
-    costs = [codec.bottleneck.estimated_bits(codec.read(data).symbols, SMALL)[0] for data in files]
-    assert costs[0] > costs[1] > costs[2]
-    distances = [distance(codec, image, SMALL, grid) for grid in grids]
-    assert distances[0] < distances[1] < distances[2]
-    odd = codec.compress(make_image(190, 130, 5), SMALL, 9)  # cells that lack stages
-    assert codec.decompress(odd).size == (190, 130)
 
 
 def test_effort_with_timesteps_of_images(make_codec, make_image) -> None:

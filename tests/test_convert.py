@@ -420,8 +420,6 @@ def test_what_the_published_layout_has_no_place_for(make_codec, tmp_path: Path) 
         to_published(make_codec(tuning="full"))
     with pytest.raises(ConvertError, match="denoiser.lora_alpha is 16; allowed in a published checkpoint: 8"):
         to_published(make_codec(lora_alpha=16))
-    with pytest.raises(ConvertError, match=r"stages of rate 0.0625 is 4; allowed in a published checkpoint: 1"):
-        to_published(make_codec(rates=[4], bottleneck={"stages": {"4": 4}}))
     assert "timesteps is 'per_image'" in refused(lambda codec: codec.set_mapping(PerImageMapping()))
     assert "timesteps is 'constant'" in refused(lambda codec: codec.set_mapping(ConstantMapping(300)))
     other = type(make_codec(rates=[0]).mapping)({0: 501, 7: 150})

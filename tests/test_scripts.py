@@ -45,6 +45,8 @@ MISTAKES = [
     (["data.train=[photos]", "experiment=tiny/none"], ["experiment/tiny/none"]),
     (["experiment=tiny/hyper"], ["experiment=tiny/hyper is not there", "called experiment=tiny/bottleneck now"]),
     (["experiment=tiny/joint", "stage=prior"], ["stage=prior is not there", "called stage=diffusion_pretrain now"]),
+    (["experiment=nano_vq/stages"], ["experiment=nano_vq/stages is there no more", "allowed: without it"]),
+    (["bottleneck.dither={0.0625: 0.25}"], ["bottleneck.dither is there no more", "allowed: without it"]),
     (["data.train=[photos]", "stage.name=hyper"], ["stage.name is 'hyper', which is called 'bottleneck' now"]),
     (["data.train=[photos]", "init_from=nowhere", "experiment=tiny/joint"], ["model 'nowhere'"]),
     (["data.train=[photos]", "backbone.source=nowhere"], ["backbone 'nowhere'"]),

@@ -64,13 +64,18 @@ def contents() -> Iterator[tuple[str, Path]]:
 
 
 def manifest(paths: list[tuple[str, Path]]) -> dict:
-    """Bytes of the files: of onnxruntime-web by name, of each model by path."""
+    """Bytes of the files, of onnxruntime-web by name and of each model by path; ids of the rates that models have."""
     sizes = {place: path.stat().st_size for place, path in paths}
 
     def of(prefix: str) -> dict[str, int]:
         return {place.removeprefix(prefix): size for place, size in sizes.items() if place.startswith(prefix)}
 
-    return {"ort": of("ort/"), "models": {name: of(f"models/{name}/") for name in MODELS}}
+    configs = {name: json.loads((folder / "oscar.json").read_text())["bottleneck"] for name, folder in MODELS.items()}
+    return {
+        "ort": of("ort/"),
+        "models": {name: of(f"models/{name}/") for name in MODELS},
+        "rates": {name: config["rates"] for name, config in configs.items() if "rates" in config},
+    }
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -11,7 +11,8 @@ const [drop, file, line, bar, quality, size, share] = ["drop", "file", "line", "
   byId,
 );
 const count = (number) => number.toLocaleString("en");
-const hasRates = () => model() === "nano-vq";
+/** Ids of the rates of a model that has some, from small to large files; null of one with qualities. */
+const ratesOf = (name) => manifest?.rates?.[name]?.toSorted((one, other) => RATES[one].bpp - RATES[other].bpp) ?? null;
 const model = () => document.querySelector("input[name=model]:checked").value;
 const setModel = (name) => (document.querySelector(`input[name=model][value="${name}"]`).checked = true);
 
@@ -232,15 +233,16 @@ function setLink(link, url, name) {
 
 // The controls.
 
-const ratePoints = () => RATES.slice(0, 8).map(({ id }) => id); // the paper's, from small to large files
 const label = (name, point) =>
-  name === "nano-vq" ? `rate ${RATES[point].bpp.toFixed(4)}` : `quality ${(point / MAX_QUALITY).toFixed(2)}`;
+  ratesOf(name) ? `rate ${RATES[point].bpp.toFixed(4)}` : `quality ${(point / MAX_QUALITY).toFixed(2)}`;
 
-const pointOfSlider = () =>
-  hasRates() ? ratePoints()[quality.value] : Math.round((Number(quality.value) / Number(quality.max)) * MAX_QUALITY);
+function pointOfSlider() {
+  const rates = ratesOf(model());
+  return rates ? rates[quality.value] : Math.round((Number(quality.value) / Number(quality.max)) * MAX_QUALITY);
+}
 
 function setSlider(point) {
-  quality.value = hasRates() ? ratePoints().indexOf(point) : (point / MAX_QUALITY) * Number(quality.max);
+  quality.value = ratesOf(model())?.indexOf(point) ?? (point / MAX_QUALITY) * Number(quality.max);
   showSlider(point);
 }
 
@@ -251,8 +253,9 @@ function showSlider(point = pointOfSlider()) {
 
 /** The slider of the model that is chosen, and what is fetched for it. */
 function showControls() {
-  quality.max = hasRates() ? ratePoints().length - 1 : 100;
-  setSlider(hasRates() ? 4 : MAX_QUALITY / 2);
+  const rates = ratesOf(model());
+  quality.max = rates ? rates.length - 1 : 100;
+  setSlider(rates ? rates[rates.length >> 1] : MAX_QUALITY / 2);
   if (!manifest) return;
   const sum = (sizes) => Object.values(sizes).reduce((total, each) => total + each, 0) / 1e6;
   const [own, ort] = [sum(manifest.models[model()]), sum(manifest.ort)];

@@ -372,7 +372,6 @@ def choose_indices(
     shape: tuple[int, int],
     model: ContextModel,
     multiplier: float,
-    chosen: Callable[[np.ndarray, np.ndarray], None] | None = None,
 ) -> np.ndarray:
     """Choose the indices that distort and cost least, in the order in which they are coded.
 
@@ -381,7 +380,6 @@ def choose_indices(
         shape: rows and columns of the grid.
         model: predicts what each code costs.
         multiplier: distance that a bit is worth.
-        chosen: is told the indices chosen at positions, (n,) each.
 
     Returns:
         The indices, int32 (rows, columns).
@@ -390,10 +388,7 @@ def choose_indices(
     for number, places in field.parts(max(1, min(_ROWS, _COSTS >> model.depth))):
         positions = field.positions(places)
         bits = model.bits(model.features(number, field.neighbours(number, places)))
-        codes = (distances(positions) + multiplier * bits).argmin(axis=1)
-        field.put(places, codes)
-        if chosen is not None:
-            chosen(positions, codes)
+        field.put(places, (distances(positions) + multiplier * bits).argmin(axis=1))
     return field.grid.copy()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import oscar.models  # noqa: F401, first: see there
-from oscar.bottlenecks import residual_vq, vq  # they register themselves, the paper's first
+from oscar.bottlenecks import vq  # they register themselves, the paper's first
 
 # isort: split
 from oscar.bottlenecks import hyperprior
@@ -35,7 +35,6 @@ __all__ = [
     "concatenate",
     "from_config",
     "hyperprior",
-    "residual_vq",
     "vq",
 ]
 

@@ -81,12 +81,7 @@ class HyperEncoder(nn.Module):
             start.
         dead_code_threshold: share of the uses that a code would have if all were used alike, in the moving average,
             under which it is replaced by a feature of the batch; 0, the paper's setting, never.
-
-    Attributes:
-        cell: indices along each side that one vector of the grid stands for; 1, the paper's.
     """
-
-    cell = 1
 
     def __init__(
         self,
@@ -105,7 +100,7 @@ class HyperEncoder(nn.Module):
         self.rate = rate
         self.codebook_size = codebook_size or rate.codebook_size
         self.dead_code_threshold = dead_code_threshold
-        steps = (rate.downsample * self.cell).bit_length() - 1
+        steps = rate.downsample.bit_length() - 1
         first, second, third = (steps > 2, steps > 1, steps > 0)
         self.backbone = nn.Sequential(
             _down(latent_channels, width, first),
@@ -118,7 +113,18 @@ class HyperEncoder(nn.Module):
             nn.Conv2d(width, features, 1),
             AttentionBlock(features),
         )
-        self.quantizer = self.make_quantizer(features, codebook_dim, kmeans_init, decay, rotation_trick)
+        self.quantizer = VectorQuantize(
+            dim=features,
+            codebook_size=self.codebook_size,
+            codebook_dim=codebook_dim,
+            use_cosine_sim=True,
+            kmeans_init=kmeans_init,
+            threshold_ema_dead_code=dead_code_threshold,
+            decay=decay,
+            rotation_trick=rotation_trick,
+            # the library's own answer is that of the first codebook ever built in this process
+            sync_codebook=distributed.is_initialized() and distributed.get_world_size() > 1,
+        )
         self.proj = nn.Sequential(
             _up(features, first),
             *_blocks(features),
@@ -129,35 +135,13 @@ class HyperEncoder(nn.Module):
             nn.Conv2d(features, latent_channels, 1),
         )
 
-    def make_quantizer(
-        self, features: int, codebook_dim: int, kmeans_init: bool, decay: float, rotation_trick: bool
-    ) -> nn.Module:
-        """The quantiser between backbone and projection."""
-        return VectorQuantize(
-            dim=features,
-            codebook_size=self.codebook_size,
-            codebook_dim=codebook_dim,
-            use_cosine_sim=True,
-            kmeans_init=kmeans_init,
-            threshold_ema_dead_code=self.dead_code_threshold,
-            decay=decay,
-            rotation_trick=rotation_trick,
-            # the library's own answer is that of the first codebook ever built in this process
-            sync_codebook=distributed.is_initialized() and distributed.get_world_size() > 1,
-        )
-
     def codebook_features(self, latent: Tensor) -> Tensor:
         """Unit-norm features (B, rows, columns, codebook_dim) whose nearest codes are the indices."""
-        return F.normalize(compute_finite("the hyper-encoder's features", self, type(self).project, latent), dim=-1)
+        return F.normalize(compute_finite("the hyper-encoder's features", self, HyperEncoder.project, latent), dim=-1)
 
     def project(self, latent: Tensor) -> Tensor:
         """Features before they are brought to unit norm."""
         return self.quantizer.project_in(self.backbone(latent).permute(0, 2, 3, 1))
-
-    def codebooks(self) -> tuple[Tensor, Tensor]:
-        """Codes (vectors per feature, K, codebook_dim), here one, and what a search adds to their distances."""
-        codes = self.quantizer.codebook.float()[None]
-        return codes, codes.new_zeros(codes.shape[:2])
 
     def set_training(self, dead_code_threshold: float, decay: float, rotation_trick: bool) -> None:
         """Change how the codebook is trained from now on; see the class."""
@@ -192,17 +176,15 @@ class HyperEncoder(nn.Module):
         """The training pass: quantised latent with gradients through the quantiser, indices and commitment loss."""
         features = self.backbone(latent).permute(0, 2, 3, 1)
         with torch.autocast(latent.device.type, enabled=False):  # the codes, and their averages, are in float32
-            quantised, indices, commitment = self.quantise(features.to(self.proj[-1].weight.dtype))
+            quantised, indices, commitment = self._quantise(features.to(self.proj[-1].weight.dtype))
         z_hat = self.proj(quantised.view_as(features).permute(0, 3, 1, 2))
-        return Quantised(z_hat, indices, commitment.mean())
+        return Quantised(z_hat, indices.view(features.shape[:3]), commitment.mean())
 
-    def quantise(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (B, rows, columns, M) -> quantised ones, indices and the commitment loss."""
-        batch, rows, columns, channels = features.shape
-        codebook = self.quantizer._codebook
+    def _quantise(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (B, rows, columns, M) -> quantised ones and indices, rows and columns as one, and commitments."""
+        positions, codebook = features.shape[:3].numel(), self.quantizer._codebook
         if self.training and self.dead_code_threshold:  # the library counts uses per pass, over all processes
-            positions = batch * rows * columns * (distributed.get_world_size() if codebook.use_ddp else 1)
+            positions *= distributed.get_world_size() if codebook.use_ddp else 1
             uses = self.dead_code_threshold * positions / self.codebook_size
             codebook.threshold_ema_dead_code = codebook.reset_cluster_size = uses
-        quantised, indices, commitment = self.quantizer(features.reshape(batch, rows * columns, channels))
-        return quantised, indices.reshape(batch, rows, columns), commitment
+        return self.quantizer(features.flatten(1, 2))

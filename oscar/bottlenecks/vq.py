@@ -22,10 +22,10 @@ from oscar.config import IMAGE_FIELDS, VQ, ConfigError, fill, take
 from oscar.diffusion import NoiseSchedule
 from oscar.metrics.protocol import PAPER_MULTIPLE
 from oscar.models.modules import check_tensors, count, drop
-from oscar.models.padding import pad_to_multiple
 from oscar.models.precision import compute_finite, widen
 from oscar.operating_points import Rates
 from oscar.rates import PAPER_RATES, PIXELS_PER_LATENT, RatePoint, rate_by_id
+from oscar.registry import BOTTLENECKS
 from oscar.timesteps import TableMapping, TimestepMapping, interpolate
 from oscar.utils.errors import first_line
 from oscar.utils.rng import StepRng, choose_points
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from oscar.config import BottleneckConfig, StageConfig
 
 _TRAINING_ONLY = ("cluster_size", "embed_avg", "initted")
-_DECODER_HALF = (".quantizer._codebook.embed", ".quantizer.codebook", ".quantizer.project_out.", ".proj.")
+_DECODER_HALF = (".quantizer._codebook.embed", ".quantizer.project_out.", ".proj.")
 # Modules of a hyper-encoder and of its quantiser that a half of the codec does without.
 _UNUSED = {"both": (), "encoder": ("proj", "project_out"), "decoder": ("backbone", "project_in")}
 
@@ -51,10 +51,9 @@ class VQSymbols(NamedTuple):
     rms: Tensor
 
 
+@BOTTLENECKS.register("vq")
 class VQBottleneck(Rates, Bottleneck):
     """The hyper-encoders of several rates, and how their indices are coded.
-
-    Configurations and checkpoints of kind vq give `ResidualVQBottleneck`, which is this unless they say more.
 
     Args:
         rates: rate points, each with a hyper-encoder of its own.
@@ -68,7 +67,6 @@ class VQBottleneck(Rates, Bottleneck):
         contexts: context model by rate id, for rates whose indices one predicts.
     """
 
-    kind = "vq"
     config_fields = (
         "rates",
         "width",
@@ -79,7 +77,6 @@ class VQBottleneck(Rates, Bottleneck):
         "decay",
         "rotation_trick",
     )
-    by_rate = ("codebook_sizes",)  # arguments that go by rate id
     stage_fields = {
         "bottleneck": ("cosine", "commitment", "sample_latents", "independent_rates", "rates_per_step", "rate_order",
                   "rate_weights", "table_batches"),
@@ -104,13 +101,17 @@ class VQBottleneck(Rates, Bottleneck):
         self.rates = tuple(rates)
         self.latent_channels = latent_channels
         self.options = options
-        self.hyper_encoders = nn.ModuleDict({str(rate.id): self._make(rate, sizes.get(rate.id)) for rate in self.rates})
+        self.hyper_encoders = nn.ModuleDict(
+            {
+                str(rate.id): HyperEncoder(
+                    rate, latent_channels=latent_channels, codebook_size=sizes.get(rate.id), **options
+                )
+                for rate in self.rates
+            }
+        )
         self.frequencies = {rate.id: uniform_frequencies(self.at(rate).codebook_size) for rate in self.rates}
         self.contexts: dict[int, ContextModel] = {}
         self.cosine_loss = cosine_loss_spatial
-
-    def _make(self, rate: RatePoint, codebook_size: int | None) -> HyperEncoder:
-        return HyperEncoder(rate, latent_channels=self.latent_channels, codebook_size=codebook_size, **self.options)
 
     def at(self, rate: RatePoint) -> HyperEncoder:
         """The hyper-encoder of a rate."""
@@ -128,10 +129,10 @@ class VQBottleneck(Rates, Bottleneck):
     def _cheaper(self, latent: Tensor, indices: Tensor, point: RatePoint, effort: int) -> Tensor:
         """The indices with cheaper ones in the place of some; see `oscar.bitstream.rdo`."""
         encoder, table, model = self.at(point), self.frequencies[point.id], self.contexts.get(point.id)
-        features = encoder.codebook_features(pad_to_multiple(latent, point.downsample * encoder.cell)).float()
-        books = [part.detach().cpu().numpy() for part in encoder.codebooks()]
+        features = encoder.codebook_features(latent).float()
+        codebook = encoder.quantizer.codebook.float().cpu().numpy()
         grids = [
-            optimise_indices(own, *books, grid, effort, table, model)
+            optimise_indices(own, codebook, grid, effort, table, model)
             for own, grid in zip(features.cpu().numpy(), indices.cpu().numpy(), strict=True)
         ]
         return torch.from_numpy(np.stack(grids).astype(np.int64)).to(indices.device)
@@ -139,7 +140,7 @@ class VQBottleneck(Rates, Bottleneck):
     def dequantise(self, symbols: VQSymbols, point: RatePoint) -> Tensor:
         # Networks keep the order in memory of their input; on a CPU, torch's normalisations are most exact in this one.
         encoder = self.at(point)
-        z_hat = compute_finite("the quantised latent", encoder, type(encoder).decode, symbols.indices)
+        z_hat = compute_finite("the quantised latent", encoder, HyperEncoder.decode, symbols.indices)
         return rescale(z_hat.contiguous(), symbols.rms)
 
     def check_published(self, point: RatePoint, height: int, width: int) -> None:
@@ -220,8 +221,8 @@ class VQBottleneck(Rates, Bottleneck):
     def from_config(cls, config: Mapping[str, Any], latent_channels: int) -> VQBottleneck:
         options = {name: value for name, value in config.items() if name != "kind"}
         rates = [rate_by_id(rate_id) for rate_id in options.pop("rates")]
-        by_rate = {name: {int(key): value for key, value in options.pop(name, {}).items()} for name in cls.by_rate}
-        return cls(rates, latent_channels, **by_rate, **options)
+        sizes = {int(key): size for key, size in options.pop("codebook_sizes", {}).items()}
+        return cls(rates, latent_channels, sizes, **options)
 
     def tensors(self) -> dict[str, Tensor]:
         found = {name: value for name, value in super().tensors().items() if not name.endswith(_TRAINING_ONLY)}

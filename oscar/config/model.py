@@ -80,16 +80,6 @@ class BottleneckConfig:
     """of the codebook's moving average; 0.8, the quantiser library's default, is the paper's"""
     rotation_trick: bool = True
     """gradient through the quantiser by rotation (the library's default, as in the paper), else straight through"""
-    dither: dict[float, float] = field(default_factory=dict)
-    """noise at the encoder's input by nominal bpp, as a share of each channel's root mean square; 0 (the paper) where a
-    rate is not named. With `init_from` too, it replaces the checkpoint's if it is not empty"""
-    stages: dict[float, int] = field(default_factory=dict)
-    """codes that are summed to one vector by nominal bpp: 1 (the paper) where a rate is not named; 4, 16 or 64 take the
-    indices of 2x2, 4x4 or 8x8 positions together, and are trained by gradient: decay, dead_code_threshold and
-    rotation_trick do nothing there. With `init_from`, a rate that had another number gets a new hyper-encoder"""
-    start_from: dict[float, float] = field(default_factory=dict)
-    """nominal bpp of the rate, on the same grid of vectors, whose weights such a new hyper-encoder takes over, all but
-    the codes; only with `init_from`"""
 
     def complete(self) -> None:
         """Fill in what is unset, for a new bottleneck."""
@@ -117,18 +107,7 @@ class BottleneckConfig:
             at_least(f"bottleneck.{name}", getattr(self, name), 2)
         if self.rates is not None and not self.rates:
             raise ConfigError("bottleneck.rates is empty; allowed: one or more of the configured rates")
-        for bpp, share in self.dither.items():
-            at_least(f"bottleneck.dither.{bpp}", share, 0)
-        for bpp, stages in self.stages.items():
-            choose(f"bottleneck.stages.{bpp}", stages, (1, 4, 16, 64))
-        for bpp in self.start_from:
-            if bpp not in self.stages:
-                raise ConfigError(
-                    f"bottleneck.start_from.{bpp} is set, but that rate's stages are not; "
-                    f"allowed: {', '.join(map(str, self.stages)) or 'none'}"
-                )
-        for name in ("dither", "stages", "start_from"):
-            self.by_id(name)
+        self.rate_points()
 
     @property
     def is_known(self) -> bool:
@@ -144,17 +123,6 @@ class BottleneckConfig:
         except ValueError as error:
             raise ConfigError(f"bottleneck.rates: {error}") from None
         return tuple(sorted(points, key=lambda rate: rate.id))
-
-    def by_id(self, name: str) -> dict[int, Any]:
-        """A field that goes by nominal bpp, such as dither, by rate id; of start_from the values are ids too."""
-        points = self.rate_points()
-        try:
-            values = {find_rate(float(bpp), points).id: value for bpp, value in getattr(self, name).items()}
-            if name == "start_from":
-                values = {rate_id: find_rate(float(bpp), points).id for rate_id, bpp in values.items()}
-        except ValueError as error:
-            raise ConfigError(f"bottleneck.{name}: {error}") from None
-        return values
 
     def describe(self) -> dict[str, Any]:
         """What `oscar.bottlenecks.from_config` takes."""

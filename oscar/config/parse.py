@@ -19,6 +19,7 @@ from oscar.config.evaluation import (
 )
 from oscar.config.reproduce import ReproduceConfig
 from oscar.config.training import TrainConfig
+from oscar.utils.former import explain_former
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -94,11 +95,15 @@ def parse(config: DictConfig, schema: type = TrainConfig) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), config)
+        plain = OmegaConf.to_container(config)  # else keys that the schema lacks, added by +key=value, pass unseen
+        merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
         typed: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         reason = str(error.msg if getattr(error, "msg", None) else error).splitlines()[0]
-        key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
+        name = getattr(error, "full_key", None)
+        if explained := explain_former(f"'{name}'"):
+            raise ConfigError(explained) from None
+        key = f"{name}: " if name else ""
         raise ConfigError(f"config: {key}{reason}") from None
     typed.check()
     return typed

@@ -203,8 +203,6 @@ def _parts(codec: OscarCodec) -> Iterator[_Part]:
 def _rate_parts(bottleneck: VQBottleneck, latent: Tensor) -> Iterator[_Part]:
     for rate in bottleneck.rates:
         encoder = bottleneck.at(rate)
-        if getattr(encoder, "dither", 0):
-            raise RuntimeModelError(f"rate {rate.bpp:.4f} has dither {encoder.dither:g}; allowed for export: 0")
         encode = _Call(encoder, lambda own, latent: F.normalize(own.project(latent), dim=-1))
         yield _Part(f"hyper_encoder_{rate.id}", encode, {"latent": latent}, "features", {"latent": (2, 3)})
         codes = torch.zeros(1, *_POSITIONS, encoder.quantizer.project_out.in_features)

@@ -148,8 +148,7 @@ def from_published(
 def to_published(codec: OscarCodec) -> dict[str, Any]:
     """The contents of a published checkpoint; `torch.save` of it is what `from_published` reads.
 
-    Its quantisers' training statistics are fresh, and what it has no place for is left out: frequency tables and the
-    encoder's dither.
+    Its quantisers' training statistics are fresh, and frequency tables, for which it has no place, are left out.
 
     Args:
         codec: with LoRA of the paper's scale, adapters not merged, and the paper's timesteps; its tensors are shared.
@@ -167,10 +166,6 @@ def to_published(codec: OscarCodec) -> dict[str, Any]:
             (f"timestep of rate {rate.bpp:.4f}", codec.mapping(rate), rate.timestep)
             for rate in codec.bottleneck.rates
             if codec.mapping.kind == "table"
-        ),
-        *(
-            (f"stages of rate {rate.bpp:.4f}", codec.bottleneck.at(rate).cell ** 2, 1)
-            for rate in codec.bottleneck.rates
         ),
     ):
         if found != allowed:

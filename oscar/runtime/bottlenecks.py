@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ from oscar.bitstream.entropy import check_frequencies
 from oscar.bitstream.hyperprior import Coded, HyperpriorCoder
 from oscar.bitstream.hyperprior_weights import ACTIVATION_STEPS, KNOTS
 from oscar.bitstream.norms import dequantise_rms, quantise_rms
-from oscar.bitstream.rdo import BEAM, check_effort, optimise_indices
+from oscar.bitstream.rdo import check_effort, optimise_indices
 from oscar.operating_points import OperatingPoints, Qualities, Quality, Rates, no_preview
 from oscar.rates import RatePoint, rate_by_id
 from oscar.runtime.files import ModelFiles, RuntimeModelError
@@ -79,52 +78,34 @@ class VQSymbols(NamedTuple):
 
 
 class VQBottleneck(Rates):
-    """See `oscar.bottlenecks.vq`, and `oscar.bottlenecks.residual_vq` for rates with several codes a vector."""
+    """See `oscar.bottlenecks.vq`."""
 
     def __init__(self, files: ModelFiles):
         self.files = files
         self.rates = tuple(rate_by_id(rate_id) for rate_id in files.checkpoint["bottleneck"]["rates"])
         self.frequencies = {rate.id: check_frequencies(files.tensors[f"frequencies.{rate.id}"]) for rate in self.rates}
+        self.codebooks = {
+            rate.id: files.array(f"hyper_encoders.{rate.id}.quantizer._codebook.embed")[0] for rate in self.rates
+        }
         arrays = {rate.id: files.group(f"context.{rate.id}") for rate in self.rates}
         self.contexts = {rate_id: ContextModel(**own) for rate_id, own in arrays.items() if own}
 
-    def _books(self, point: RatePoint) -> tuple[np.ndarray, np.ndarray]:
-        """Codes (stages, K, dimensions), and what the search adds to their distances (stages, K)."""
-        own = self.files.group(f"bottleneck.hyper_encoders.{point.id}.quantizer")
-        codes = own.get("codebook", own.get("_codebook.embed"))
-        return codes, own.get("penalty", np.zeros(codes.shape[:2], dtype=np.float32))
-
     def quantise(self, latent: np.ndarray, point: RatePoint, effort: int = 0) -> VQSymbols:
-        """Latent (1, 4, h, w) -> symbols."""
+        """Latent (1, 4, h, w), h and w multiples of the rate's downsample -> symbols."""
         check_effort(effort)
-        codes, penalties = self._books(point)
-        cell = math.isqrt(len(codes))
-        padded = pad(latent, point.downsample * cell)
-        features = self.files.run(f"hyper_encoder_{point.id}", latent=padded)[0]
-        rows, columns = self.grid_shape(point, latent.shape[-2:])
-        if cell == 1:
-            indices = (features @ codes[0].T).argmax(axis=-1)
-        else:
-            present = _cells(np.ones((rows, columns), dtype=np.int64), cell).astype(bool)
-            found = _search(features.reshape(-1, features.shape[-1]), codes, penalties, present)
-            indices = _grid(found, features.shape[:2], cell)[:rows, :columns]
+        codebook = self.codebooks[point.id]
+        features = self.files.run(f"hyper_encoder_{point.id}", latent=latent)[0]
+        indices = (features @ codebook.T).argmax(axis=-1)
         if effort:
             table, model = self.frequencies[point.id], self.contexts.get(point.id)
-            indices = optimise_indices(features, codes, penalties, indices, effort, table, model)
+            indices = optimise_indices(features, codebook, indices, effort, table, model)
         rms = np.sqrt(np.square(latent[0]).mean(axis=(1, 2)))
         return VQSymbols(indices, quantise_rms(rms))
 
     def dequantise(self, symbols: VQSymbols, point: RatePoint) -> np.ndarray:
         """Symbols -> z_hat (1, 4, h, w), rescaled."""
-        codes, _ = self._books(point)
-        cell = math.isqrt(len(codes))
-        cells = _cells(symbols.indices, cell)
-        present = _cells(np.ones_like(symbols.indices), cell)
-        vectors = (codes[np.arange(len(codes)), cells] * present[..., None]).sum(axis=1, dtype=np.float32)
-        shape = [-(-side // cell) for side in symbols.indices.shape]
-        z_hat = self.files.run(f"hyper_decoder_{point.id}", codes=vectors.reshape(1, *shape, -1))
-        height, width = (side * point.downsample for side in symbols.indices.shape)
-        z_hat = z_hat[..., :height, :width]
+        codes = self.codebooks[point.id][symbols.indices][None]
+        z_hat = self.files.run(f"hyper_decoder_{point.id}", codes=codes)
         own = np.sqrt(np.square(z_hat).mean(axis=(2, 3), keepdims=True))
         return z_hat * (dequantise_rms(symbols.norms)[None, :, None, None] / np.maximum(own, np.float32(1e-8)))
 
@@ -152,40 +133,3 @@ def make(files: ModelFiles) -> OperatingPoints:
     if kind not in kinds:
         raise RuntimeModelError(f"bottleneck.kind is {kind!r}; allowed for the runtime: {', '.join(kinds)}")
     return kinds[kind](files)
-
-
-def _cells(grid: np.ndarray, cell: int) -> np.ndarray:
-    """A grid (rows, columns) in cells of n x n: (cells, n * n), padded with 0."""
-    rows, columns = grid.shape
-    padded = np.pad(grid, ((0, -rows % cell), (0, -columns % cell)))
-    blocks = padded.reshape(padded.shape[0] // cell, cell, padded.shape[1] // cell, cell)
-    return blocks.transpose(0, 2, 1, 3).reshape(-1, cell * cell)
-
-
-def _grid(cells: np.ndarray, shape: tuple[int, int], cell: int) -> np.ndarray:
-    """The inverse of `_cells`, padding included, for so many rows and columns of cells."""
-    blocks = cells.reshape(*shape, cell, cell).transpose(0, 2, 1, 3)
-    return blocks.reshape(shape[0] * cell, shape[1] * cell)
-
-
-def _search(features: np.ndarray, codes: np.ndarray, penalties: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Codes of all stages whose sum is nearest to each feature, as `ResidualQuantizer.search`: (n, stages)."""
-    count, (stages, size, _) = len(features), codes.shape
-    rows = np.arange(count)[:, None]
-    residual, spent = features[:, None], np.zeros((count, 1), dtype=np.float32)
-    indices = np.zeros((count, 1, 0), dtype=np.int64)
-    for stage in range(stages):
-        book, lacks = codes[stage], ~present[:, stage]
-        errors = np.square(book).sum(axis=-1) + penalties[stage] - 2 * residual @ book.T  # (n, beams, codes)
-        errors[lacks] = np.where(np.arange(size) > 0, np.inf, 0)
-        errors = (np.square(residual).sum(axis=-1) + spent)[..., None] + errors
-        flat = errors.reshape(count, -1)
-        kept = 1 if stage == stages - 1 else min(BEAM, flat.shape[1])
-        best = np.argsort(flat, axis=1, kind="stable")[:, :kept]
-        beams, chosen = np.divmod(best, size)
-        there = present[:, stage, None].astype(np.float32)
-        chosen = chosen * present[:, stage, None]
-        spent = spent[rows, beams] + penalties[stage][chosen] * there
-        residual = residual[rows, beams] - book[chosen] * there[..., None]
-        indices = np.concatenate([indices[rows, beams], chosen[..., None]], axis=2)
-    return indices[:, 0]

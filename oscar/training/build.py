@@ -159,7 +159,7 @@ def _find_unet(config: TrainConfig) -> None:
 
 
 def _continue(config: TrainConfig, unet: bool) -> OscarCodec:
-    """The codec of `init_from`, with what a run changes: fewer rates, their stages, a new prompt or denoiser."""
+    """The codec of `init_from`, with what a run changes: fewer rates, a new prompt or denoiser."""
     codec = OscarCodec.from_pretrained(config.init_from, config.backbone.source, unet)
     if codec.denoiser is not None and codec.denoiser.options != config.denoiser.options():
         codec.denoiser.discard()

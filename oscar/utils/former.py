@@ -1,4 +1,4 @@
-"""Names of earlier versions: keys that older records still have, and what users may still type."""
+"""What earlier versions had: keys that older records still have, and what users may still type."""
 
 from __future__ import annotations
 
@@ -31,6 +31,16 @@ _SETTINGS |= {
 }
 _SETTINGS |= {f"experiment/nano/{step}": f"experiment=nano_vq/{step}" for step in ("finetune", "context")}
 _SETTINGS |= {"recipe/nano": "recipe=nano_vq"}
+LEFT = dict.fromkeys(
+    ("bottleneck.dither", "bottleneck.stages", "bottleneck.start_from"),
+    "a rate has one plain codebook and one index a position, as in the paper",
+)
+"""fields of configurations and of checkpoints' descriptions that are gone, and why"""
+_STEPS_LEFT = {
+    f"experiment/{recipe}/{step}": "nano_vq/further comes after nano_vq/finetune"
+    for recipe in ("nano", "nano_vq")
+    for step in ("dither", "stages")
+}
 
 
 def with_new_keys(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,8 +49,11 @@ def with_new_keys(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def explain_former(message: str) -> str | None:
-    """What took the place of the setting that a message of Hydra's says it does not find; None if it never was one."""
+    """What became of the setting that a message of Hydra's says it does not find; None if it never was one."""
     for old, new in _SETTINGS.items():
         if f"'{old}'" in message:
             return f"{old.replace('/', '=', 1)} is not there; it is called {new} now"
+    for old, why in {**LEFT, **_STEPS_LEFT}.items():
+        if f"'{old}'" in message:
+            return f"{old.replace('/', '=', 1)} is there no more: {why}; allowed: without it"
     return None

@@ -199,7 +199,12 @@ BROKEN = {  # what a JSON file says where it should say something else, and what
         "sha256": {None: "KeyError: 'sha256'", (): "is damaged (its SHA-256 is not that of runtime.json)"},
     },
     "oscar.json": {
-        "bottleneck": {None: "KeyError: 'bottleneck'", (): "KeyError: 'rates'", ("kind", "mine"): "is 'mine'"},
+        "bottleneck": {
+            None: "KeyError: 'bottleneck'",
+            (): "KeyError: 'rates'",
+            ("kind", "mine"): "is 'mine'",
+            ("stages", 4): "bottleneck.stages is 4, which is there no more",
+        },
         "timesteps": {None: "KeyError: 'timesteps'"},
         "sha256": {(): "oscar.safetensors is damaged (its SHA-256 is not that of oscar.json)"},
     },

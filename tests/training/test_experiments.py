@@ -51,6 +51,8 @@ def dry_run(compose, photos: Path, output: Path, experiment: str, *overrides: st
             options += ["bottleneck.width=8", "bottleneck.features=8"]
     if experiment.endswith("stage2"):  # their weights are not here
         options += ["stage.image_losses.dists=0", "stage.image_losses.edges_dists=0"]
+    if experiment == "nano_vq/further":  # without a calibration
+        options.append("timesteps=log")
     if experiment == "sd21_hyperprior/stage1":  # no batches of the tables' size
         options.append("stage.table_batches=1")
     if experiment == "paper/stage2":  # its critic's head needs features of 3x3

@@ -50,9 +50,6 @@ BOTTLENECK = {
     "dead_code_threshold": 0.0,  # lib
     "decay": 0.8,  # lib
     "rotation_trick": True,  # lib
-    "dither": {},  # ours
-    "stages": {},  # ours
-    "start_from": {},  # ours
 }
 DENOISER = {
     "tuning": "lora",  # O

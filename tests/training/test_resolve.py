@@ -14,6 +14,7 @@ from oscar import OscarCodec, checkpoint
 from oscar.checkpoint import CheckpointError
 from oscar.config import ConfigError, TrainConfig
 from oscar.inference.load import load
+from oscar.rates import RATES
 from oscar.training.build import build_stage
 from oscar.training.resolve import resolve
 
@@ -120,9 +121,9 @@ def test_a_mapping_is_what_it_says_not_how(compose, photos: Path) -> None:
     assert resolve(compose(*tiny, "timesteps=paper")) == resolve(compose(*tiny))
 
 
-def test_stages_of_a_rate_stay(compose, photos: Path) -> None:
+def test_the_rates_of_a_checkpoint_stay(compose, photos: Path) -> None:
     config = resolve(compose("stage=context", "init_from=nano-vq", f"data.train=[{photos}]"))
-    assert config.bottleneck.by_id("stages") == {4: 4, 5: 4}
+    assert config.bottleneck.rate_points() == tuple(RATES[rate_id] for rate_id in (0, 1, 2, 3, 6, 7, 9, 11))
     assert resolve(config) == config
 
 

@@ -1,7 +1,4 @@
 // The paper's bottleneck: one hyper-encoder per rate, indices in files, norms beside them (`oscar/bottlenecks/vq.py`).
-//
-// A vector of the codebook space stands for an index, or for a cell of n x n indices: then it is the sum of one code
-// from each of n * n codebooks, row by row (`oscar/bottlenecks/residual_vq.py`). At a border a cell may lack indices.
 
 import { Coding } from "../bitstream/container.js";
 import { ContextModel, decodeGrid, encodeGrid } from "../bitstream/context.js";
@@ -9,10 +6,7 @@ import { sha256, int32Bytes } from "../bitstream/digest.js";
 import { PayloadError, WrongModelError } from "../bitstream/errors.js";
 import { RMS, quantiseRms } from "../bitstream/norms.js";
 import { RATES } from "../bitstream/rates.js";
-import { channelRms, pad, resize, scale } from "../tensors.js";
-
-const DEFAULT_RATE = 4; // 0.0625
-const BEAM = 16;
+import { channelRms, scale } from "../tensors.js";
 
 /**
  * @typedef {object} Symbols
@@ -28,14 +22,13 @@ export class VectorQuantiser {
 
   /**
    * @param {import("../safetensors.js").Tensors} tensors of the checkpoint
-   * @param {{rates: number[], stages?: Record<string, number>}} config of the bottleneck
+   * @param {{rates: number[]}} config of the bottleneck
    */
   constructor(tensors, config) {
     this.tensors = tensors;
-    this.stages = config.stages ?? {};
     /** Ids from small to large files. */
     this.points = [...config.rates].sort((one, other) => RATES[one].bpp - RATES[other].bpp);
-    this.defaultPoint = this.points.includes(DEFAULT_RATE) ? DEFAULT_RATE : this.points.at(-1);
+    this.defaultPoint = this.points[this.points.length >> 1];
     this.contexts = {};
     for (const id of this.points.filter((id) => tensors.has(`context.${id}.leaf`))) {
       const arrays = ContextModel.NAMES.map((name) => [name, tensors.get(`context.${id}.${name}`)]);
@@ -62,12 +55,14 @@ export class VectorQuantiser {
 
   /** Nearest codes. @param {import("../tensors.js").Planes} latent @returns {Promise<Symbols>} */
   async quantise(latent, id, run) {
-    const { downsample } = RATES[id];
-    const cell = this.#cell(id);
-    const features = await run(`hyper_encoder_${id}`, pad(latent, downsample * cell)); // (1, rows, columns, D)
-    const shape = [latent.height / downsample, latent.width / downsample];
-    const norms = Uint8Array.from(channelRms(latent), quantiseRms);
-    return { shape, grid: this.#search(features.data, shape, id), norms };
+    const { data } = await run(`hyper_encoder_${id}`, latent); // (1, rows, columns, width)
+    const shape = this.#gridShape(id, [latent.height, latent.width]);
+    const codebook = this.#codebook(id);
+    const { width } = codebook;
+    const grid = Uint16Array.from({ length: shape[0] * shape[1] }, (_, place) =>
+      nearest(data.subarray(place * width, (place + 1) * width), codebook),
+    );
+    return { shape, grid, norms: Uint8Array.from(channelRms(latent), quantiseRms) };
   }
 
   write({ grid, shape, norms }, id) {
@@ -91,55 +86,23 @@ export class VectorQuantiser {
 
   /** @returns {Promise<import("../tensors.js").Planes>} */
   async dequantise({ shape: [rows, columns], grid, norms }, id, run) {
-    const { data, stages: _, size, width } = this.#codebooks(id);
-    const cell = this.#cell(id);
-    const cells = [Math.ceil(rows / cell), Math.ceil(columns / cell)];
-    const sums = new Float32Array(cells[0] * cells[1] * width);
-    grid.forEach((code, position) => {
-      const [row, column] = [Math.floor(position / columns), position % columns];
-      const to = (Math.floor(row / cell) * cells[1] + Math.floor(column / cell)) * width;
-      const from = (this.#stage(row, column, cell) * size + code) * width;
-      for (let place = 0; place < width; place++) sums[to + place] += data[from + place];
-    });
-    const found = await run(`hyper_decoder_${id}`, { data: sums, shape: [1, ...cells, width] });
-    const { downsample } = RATES[id];
-    const latent = resize(found, rows * downsample, columns * downsample);
+    const { data, width } = this.#codebook(id);
+    const codes = new Float32Array(grid.length * width);
+    grid.forEach((code, place) => codes.set(data.subarray(code * width, (code + 1) * width), place * width));
+    const latent = await run(`hyper_decoder_${id}`, { data: codes, shape: [1, rows, columns, width] });
     return scale(
       latent,
       channelRms(latent).map((rms, channel) => RMS[norms[channel]] / Math.max(rms, 1e-8)),
     );
   }
 
-  #cell = (id) => Math.sqrt(this.stages[id] ?? 1);
-  #stage = (row, column, cell) => (row % cell) * cell + (column % cell);
   #frequencies = (id) => this.tensors.get(`frequencies.${id}`).data;
   #gridShape = (id, shape) => shape.map((side) => Math.ceil(side / RATES[id].downsample));
 
-  /** Codes, (stages, K, width), and what the search adds to the distance of each. */
-  #codebooks(id) {
-    const prefix = `bottleneck.hyper_encoders.${id}.quantizer.`;
-    const isOne = this.#cell(id) === 1;
-    const { shape, data } = this.tensors.get(prefix + (isOne ? "_codebook.embed" : "codebook"));
-    const [stages, size, width] = shape;
-    return { stages, size, width, data, penalty: isOne ? null : this.tensors.get(`${prefix}penalty`).data };
-  }
-
-  /** Indices of a grid whose cells have these features, of unit norm. */
-  #search(features, [rows, columns], id) {
-    const books = this.#codebooks(id);
-    const cell = this.#cell(id);
-    const grid = new Uint16Array(rows * columns);
-    for (let top = 0, start = 0; top < rows; top += cell) {
-      for (let left = 0; left < columns; left += cell, start += books.width) {
-        const feature = features.subarray(start, start + books.width);
-        const isThere = (stage) => top + Math.floor(stage / cell) < rows && left + (stage % cell) < columns;
-        const chosen = books.stages === 1 ? [nearest(feature, books)] : beamSearch(feature, books, isThere);
-        chosen.forEach((code, stage) => {
-          if (isThere(stage)) grid[(top + Math.floor(stage / cell)) * columns + left + (stage % cell)] = code;
-        });
-      }
-    }
-    return grid;
+  /** Codes, (K, width). */
+  #codebook(id) {
+    const { shape, data } = this.tensors.get(`bottleneck.hyper_encoders.${id}.quantizer._codebook.embed`);
+    return { size: shape[1], width: shape[2], data };
   }
 }
 
@@ -152,33 +115,6 @@ function nearest(feature, { size, width, data }) {
     if (product > most) [best, most] = [code, product];
   }
   return best;
-}
-
-/** A code of each stage, whose sum, penalties included, is near a feature; stages that are not there add nothing. */
-function beamSearch(feature, { stages, size, width, data, penalty }, isThere) {
-  let beams = [{ codes: [], residual: feature, spent: 0 }];
-  for (let stage = 0; stage < stages; stage++) {
-    if (!isThere(stage)) {
-      beams.forEach((beam) => beam.codes.push(0));
-      continue;
-    }
-    const found = beams.flatMap(({ residual, spent }, beam) =>
-      Array.from({ length: size }, (_, code) => {
-        const row = stage * size + code;
-        let error = spent + penalty[row];
-        for (let place = 0; place < width; place++) error += (residual[place] - data[row * width + place]) ** 2;
-        return { beam, code, error };
-      }),
-    );
-    found.sort((one, other) => one.error - other.error);
-    beams = found.slice(0, BEAM).map(({ beam, code, error }) => {
-      const { codes, residual, spent } = beams[beam];
-      const row = stage * size + code;
-      const rest = residual.map((value, place) => value - data[row * width + place]);
-      return { codes: [...codes, code], residual: rest, spent: spent + penalty[row], error };
-    });
-  }
-  return beams[0].codes;
 }
 
 function dot(one, other, start) {

@@ -92,8 +92,4 @@ class ContextStage(Stage):
 def build_network(encoder: HyperEncoder, sizes: ContextConfig) -> ContextNetwork:
     """An untrained context network for the indices of a hyper-encoder."""
     codebook = encoder.quantizer.codebook.detach().cpu().float()
-    embedding = sizes.embedding
-    if encoder.cell > 1:  # what a code means depends on its position in a cell: first layers must tell all apart
-        codebook = codebook.mean(dim=0)
-        embedding = max(embedding, min(encoder.codebook_size, 16))
-    return ContextNetwork(codebook, sizes.neighbours, embedding, sizes.hidden, sizes.features)
+    return ContextNetwork(codebook, sizes.neighbours, sizes.embedding, sizes.hidden, sizes.features)
