@@ -88,7 +88,6 @@ SMALL = {
               "data.total_batch_size=null", "data.workers=0", "data.cache=false", "logger.tensorboard=false"],
     "compare_codings": ["--limit", "1", "--rates", "0.0019"],
     "evaluate_targets": ["--pairs", "1"],
-    "constrain_codes": ["--limit", "1"],
     "plot_training": ["--out", "curves"],
     "image_strip": ["photo.png", "--bytes", "2000"],
 }  # fmt: skip

@@ -79,7 +79,7 @@ FILES = (
 SHIPPED = (
     *(Case("nano-vq", rate, LARGE) for rate in SHIPPED_RATES),
     Case("nano-vq", 0.1250, SMALL[0]),
-    Case("nano-vq", 0.1250, LARGE, 5),
+    Case("nano-vq", 0.0937, LARGE, 5),
     *(Case("nano", quality, LARGE) for quality in (0, 0.3, 0.5, 0.7, 1)),
     Case("nano", 0.5, SMALL[0]),
 )

@@ -66,6 +66,11 @@ def test_golden_files(path: Path) -> None:
     assert own.write(found, point, container.height, container.width) == [data]
 
 
+def test_default_points() -> None:
+    assert load("nano-vq").bottleneck.default_point.bpp == 0.043  # the middle of eight
+    assert load("nano").bottleneck.default_point.value == pytest.approx(0.5, abs=1e-3)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_any_size_and_kind_of_image(model: str) -> None:
     own = load(model)

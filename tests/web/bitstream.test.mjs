@@ -55,8 +55,13 @@ function randomNumbers(seed) {
   };
 }
 
+/** Codes of the points where files are written unless something else is asked for: rates 0.0430 and 0.0625, quality 0.5. */
+const DEFAULT_POINTS = { "nano-vq": 3, vq: 4, nano: 2048, hyperprior: 2048 };
+
 for (const name of Object.keys(MODELS)) {
   const { codec, expected, cases } = load(name);
+
+  test(`${name}: the default point`, () => assert.equal(codec.bottleneck.defaultPoint, DEFAULT_POINTS[name]));
 
   for (const { name: path, data } of cases) {
     test(`${name}/${path}: equal symbols, and equal bytes from them`, async () => {
