@@ -859,11 +859,11 @@ def test_device_and_model_errors_end_the_run(tmp_path, photo, monkeypatch, capsy
 
 def test_rate_that_the_model_lacks(tmp_path, photo, monkeypatch, capsys):
     monkeypatch.setattr("oscar.inference.load.load", lambda *args, **options: FakeCodec())
-    lacking = ("compress", photo, tmp_path / "a.oscar", "--rate", "0.1093")
+    lacking = ("compress", photo, tmp_path / "a.oscar", "--rate", "0.0625")
     line = refuse(capsys, *lacking)
-    assert line.endswith("--rate is 0.1093, but this model has a hyperprior; allowed: --quality, or --model nano-vq")
+    assert line.endswith("--rate is 0.0625, but this model has a hyperprior; allowed: --quality, or --model nano-vq")
     line = refuse(capsys, *lacking, "--model", "nano-vq")
-    assert "rate 0.1093 does not exist; allowed: 0.0019, 0.0098" in line and "0.0024" not in line
+    assert "rate 0.0625 does not exist; allowed: 0.0019, 0.0098, 0.0234" in line and "0.0024" not in line
 
 
 def test_merge(tmp_path, monkeypatch, capsys):

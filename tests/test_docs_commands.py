@@ -77,7 +77,7 @@ INSTALLERS = ("pip", "uv", "docker")
 SMALL = {
     "evaluate": ["data.limit=1", "threads=1", "device=cpu"],
     "benchmark": ["data.limit=1", "threads=1", "device=cpu", "baselines=[jpeg]", "baselines.jpeg.points=[50]",
-                  "rates=[0.0625]", "report_images=1", "timing.repeats=1", "timing.warmup=0", "timing.memory=false",
+                  "rates=[0.0430]", "report_images=1", "timing.repeats=1", "timing.warmup=0", "timing.memory=false",
                   "timing.batch_sizes=[1]", "metrics.names=[psnr]"],
     "calibrate_timesteps": ["data.limit=1", "threads=1"],
     "ablate_timesteps": ["data.limit=1", "threads=1", "rates=[0.0019]", "sweep=[0]", "metrics.names=[psnr]",
