@@ -12,7 +12,10 @@ const [drop, file, line, bar, quality, size, share] = ["drop", "file", "line", "
 );
 const count = (number) => number.toLocaleString("en");
 /** Ids of the rates of a model that has some, from small to large files; null of one with qualities. */
-const ratesOf = (name) => manifest?.rates?.[name]?.toSorted((one, other) => RATES[one].bpp - RATES[other].bpp) ?? null;
+const ratesOf = (name) => {
+  const ids = manifest?.rates?.[name];
+  return ids ? [...ids].sort((one, other) => RATES[one].bpp - RATES[other].bpp) : null;
+};
 const model = () => document.querySelector("input[name=model]:checked").value;
 const setModel = (name) => (document.querySelector(`input[name=model][value="${name}"]`).checked = true);
 
