@@ -178,7 +178,7 @@ class HyperEncoder(nn.Module):
         with torch.autocast(latent.device.type, enabled=False):  # the codes, and their averages, are in float32
             quantised, indices, commitment = self._quantise(features.to(self.proj[-1].weight.dtype))
         z_hat = self.proj(quantised.view_as(features).permute(0, 3, 1, 2))
-        return Quantised(z_hat, indices.view(features.shape[:3]), commitment.mean())
+        return Quantised(z_hat, indices.reshape(features.shape[:3]), commitment.mean())
 
     def _quantise(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features (B, rows, columns, M) -> quantised ones and indices, rows and columns as one, and commitments."""
