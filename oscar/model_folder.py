@@ -44,9 +44,9 @@ def reading(source: str | Path, *expected: type[Exception]) -> Iterator[tuple[Pa
     try:
         for setting, why in LEFT.items():
             part, name = setting.split(".")
-            if value := config[part].get(name):
+            if name in config[part]:
                 raise CheckpointError(
-                    f"{setting} is {value}, which is there no more: {why}; allowed: models without it"
+                    f"{setting} is {config[part][name]}, which is there no more: {why}; allowed: models without it"
                 )
         yield folder, config
     except (CheckpointError, *expected) as error:
