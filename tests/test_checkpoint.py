@@ -327,7 +327,9 @@ def test_training_goes_on_from_the_stored_codes(make_codec, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("field", "value"), [("dither", {"4": 0.25}), ("stages", {"4": 4})])
-def test_models_with_what_rates_no_longer_have_are_refused(tiny_folder, tmp_path: Path, capsys, field, value) -> None:
+def test_models_with_what_rates_no_longer_have_are_refused(
+    tiny_folder, photos: Path, tmp_path: Path, capsys, field, value
+) -> None:
     """In one line that names the field, by all that reads a model."""
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
     config = json.loads((folder / CONFIG).read_text())
@@ -340,7 +342,8 @@ def test_models_with_what_rates_no_longer_have_are_refused(tiny_folder, tmp_path
             f"model {str(folder)!r}: bottleneck.{field} is {value}, which is there no more: a rate has one plain "
             "codebook and one index a position, as in the paper; allowed: models without it"
         )
-    assert main(["info", str(folder)]) == 2
+    command = ["compress", str(photos / "0.png"), str(tmp_path / "a.oscar"), "--model", str(folder)]
+    assert main(command) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"bottleneck.{field} is {value}, which is there no more" in line
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from pathlib import Path
 
@@ -43,6 +44,19 @@ QUICK = (
 pytestmark = pytest.mark.usefixtures("quick_tables")
 
 
+def calibration(folder: Path) -> Path:
+    """A calibration.json of nano-vq's rates."""
+    rates = (0, 1, 2, 3, 6, 7, 9, 11)
+    cosine = {
+        "kind": "cosine",
+        "timesteps": {str(rate): 100 + rate for rate in rates},
+        "values": {str(rate): 0.5 for rate in rates},
+    }
+    path = folder / "calibration.json"
+    path.write_text(json.dumps({"mappings": {"cosine": cosine}}))
+    return path
+
+
 def dry_run(compose, photos: Path, output: Path, experiment: str, *overrides: str) -> TrainConfig:
     options = [f"experiment={experiment}", f"data.train=[{photos}]", f"output={output}", *QUICK]
     if not experiment.endswith(("vae", "diffusion_pretrain")):
@@ -51,8 +65,8 @@ def dry_run(compose, photos: Path, output: Path, experiment: str, *overrides: st
             options += ["bottleneck.width=8", "bottleneck.features=8"]
     if experiment.endswith("stage2"):  # their weights are not here
         options += ["stage.image_losses.dists=0", "stage.image_losses.edges_dists=0"]
-    if experiment == "nano_vq/further":  # without a calibration
-        options.append("timesteps=log")
+    if experiment == "nano_vq/further":  # where `oscar calibrate-timesteps` would write
+        options.append(f"timesteps.calibration={calibration(output.parent)}")
     if experiment == "sd21_hyperprior/stage1":  # no batches of the tables' size
         options.append("stage.table_batches=1")
     if experiment == "paper/stage2":  # its critic's head needs features of 3x3
