@@ -42,11 +42,11 @@ def reading(source: str | Path, *expected: type[Exception]) -> Iterator[tuple[Pa
     if version != FORMAT:
         raise CheckpointError(f"model {str(source)!r}: format is {version!r}; allowed: {FORMAT}")
     try:
+        own = config["bottleneck"]
         for setting, why in LEFT.items():
-            part, name = setting.split(".")
-            if name in config[part]:
+            if own.get("kind", "vq") == "vq" and (name := setting.removeprefix("bottleneck.")) in own:
                 raise CheckpointError(
-                    f"{setting} is {config[part][name]}, which is there no more: {why}; allowed: models without it"
+                    f"{setting} is {own[name]}, which is there no more: {why}; allowed: models without it"
                 )
         yield folder, config
     except (CheckpointError, *expected) as error:
