@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 STEPS = {
     "train-nano": ["vae", "diffusion_pretrain", "bottleneck", "joint", "longer", "further"],
+    "train-nano-vq": ["vae", "diffusion_pretrain", "bottleneck", "joint", "finetune", "further", "context"],
 }
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
