@@ -306,8 +306,13 @@ class CurveMapping(TimestepMapping):
         return cls(timesteps, values)
 
 
-def mapping_from_config(config: Mapping) -> TimestepMapping:
+def mapping_from_config(config: Mapping, rates: Iterable[RatePoint] = ()) -> TimestepMapping:
     """The mapping that a config or a checkpoint describes by `kind` and the fields of this kind.
+
+    Args:
+        config: of the mapping.
+        rates: for which the paper's table is completed, where `config` asks for it: those that are not in it lie
+            between its, see `interpolate`.
 
     Raises:
         ValueError: if the kind or a field is unknown, or a value malformed.
@@ -318,6 +323,10 @@ def mapping_from_config(config: Mapping) -> TimestepMapping:
     for name in config:
         if name not in options:
             raise ValueError(f"timesteps.{name} is unknown to kind {kind}; allowed: {', '.join(options)}")
+    if kind in ("table", "shuffled") and config.get("timesteps", "paper") == "paper":
+        paper = TableMapping.paper()
+        others = [rate for rate in rates if rate.id not in paper.timesteps]
+        config = {**config, "timesteps": interpolate(paper, PAPER_RATES, others).timesteps}
     try:
         return mapping.from_config(config)
     except TypeError as error:  # a field that is missing

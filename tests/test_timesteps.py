@@ -247,3 +247,14 @@ def test_between_known_rates_timesteps_lie_on_a_line_over_log_bpp() -> None:
     learned = interpolate(LearnedMapping({0: 500.5, 1: 400.25}), RATES[:2], [RATES[8], RATES[7]])
     assert learned.kind == "learned" and learned(RATES[7]) == 400.25  # beyond the last known rate
     assert learned(RATES[8]) == pytest.approx(500.5 - 0.14241 * 100.25, abs=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["table", "shuffled"])
+def test_the_papers_table_is_completed_for_the_rates_of_a_model(kind: str) -> None:
+    config = {"kind": kind, "timesteps": "paper"}
+    assert mapping_from_config(config, PAPER_RATES) == mapping_from_config(config)
+    completed = mapping_from_config(config, RATES).timesteps
+    assert completed == interpolate(TableMapping.paper(), PAPER_RATES, RATES[8:]).timesteps
+    assert (completed[9], completed[11]) == (333, 159)  # 0.0234 and 0.1093
+    with pytest.raises(ValueError, match=r"no pseudo-timestep for rate 0\.0234"):
+        mapping_from_config({**config, "timesteps": {0: 500}}, RATES)(RATES[9])

@@ -26,7 +26,7 @@ from oscar.models.precision import compute_finite, widen
 from oscar.operating_points import Rates
 from oscar.rates import PAPER_RATES, PIXELS_PER_LATENT, RatePoint, rate_by_id
 from oscar.registry import BOTTLENECKS
-from oscar.timesteps import TableMapping, TimestepMapping, interpolate
+from oscar.timesteps import TimestepMapping, mapping_from_config
 from oscar.utils.errors import first_line
 from oscar.utils.rng import StepRng, choose_points
 
@@ -342,9 +342,7 @@ class VQBottleneck(Rates, Bottleneck):
     @classmethod
     def default_mapping(cls, config: BottleneckConfig) -> TimestepMapping:
         """The paper's table; rates that are not in it, which stage 1 trains for `oscar add-rates`, lie between its."""
-        paper = TableMapping.paper()
-        others = [rate for rate in config.rate_points() if rate.timestep is None]
-        return interpolate(paper, PAPER_RATES, others) if others else paper
+        return mapping_from_config({"kind": "table", "timesteps": "paper"}, config.rate_points())
 
     # Training.
 

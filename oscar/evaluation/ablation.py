@@ -106,7 +106,11 @@ def make_mappings(
         for name, config in resolved.items()
         if config.get("kind") in ("cosine", "snr") and config.get("values") is None
     ]
-    others = {name: mapping_from_config(config) for name, config in resolved.items() if name not in missing}
+    others = {
+        name: mapping_from_config(config, codec.bottleneck.rates)
+        for name, config in resolved.items()
+        if name not in missing
+    }
     if missing or any(mapping.per_image for mapping in others.values()):
         calibration = calibrate(codec, paths)
         images, measured = calibration.images, calibration.mappings

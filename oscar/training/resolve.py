@@ -43,7 +43,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         if not config.timesteps:
             mapping = config.bottleneck.family.default_mapping(config.bottleneck)
         else:
-            mapping = mapping_from_config(read_calibration(config.timesteps))
+            rates = config.bottleneck.rate_points() if config.bottleneck.rates else ()
+            mapping = mapping_from_config(read_calibration(config.timesteps), rates)
         config.timesteps = mapping.to_config()
     config.check()
     return config
