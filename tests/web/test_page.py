@@ -160,7 +160,8 @@ def test_bad_files_are_a_line_and_change_nothing(page):
     wide = bytes.fromhex("05c1 3000 0000 ffff03 ffff03 000000".replace(" ", ""))
     cases = {
         "a.oscar": (bytes(damaged), "checksum does not match: the file is damaged or cut short"),
-        "b.oscar": ((GOLDEN / "ours/files/vq/0.0625_131x67.oscar").read_bytes(), "the file was written with model "),
+        "b.oscar": ((GOLDEN / "ours/files/vq/0.0430_131x67.oscar").read_bytes(), "the file was written with model "),
+        "rate.oscar": ((GOLDEN / "ours/files/vq/0.0625_131x67.oscar").read_bytes(), "the file has rate 0.0625, which"),
         "c.oscar": (b"", "file is empty"),
         "d.oscar": (wide, "checksum does not match"),
         "e.png": (b"nonsense", "not an image that this browser can read, nor an .oscar file"),
