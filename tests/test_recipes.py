@@ -25,7 +25,7 @@ def make(target: str, folder: Path, *words: str) -> list[list[str]]:
             (folder / name).symlink_to(ROOT / name)
     (folder / "venv").mkdir(exist_ok=True)
     (folder / "venv/.installed").touch()
-    command = ["make", "-n", target, "VENV=venv", *words]
+    command = ["make", "-n", "--no-print-directory", target, "VENV=venv", *words]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(done.stderr)

@@ -313,7 +313,7 @@ def test_provenance_of_a_run_and_of_its_result(configure) -> None:
     assert json.loads(json.dumps(yaml)) == stored["config"]
 
 
-def test_info_prints_it(configure, capsys) -> None:
+def test_info_prints_it(configure, tiny_folder, capsys) -> None:
     from oscar.cli.main import main
 
     config = configure("bottleneck")
@@ -335,7 +335,7 @@ def test_info_prints_it(configure, capsys) -> None:
     assert main(["info", f"{config.output}/final", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["provenance"] == OscarCodec.from_pretrained(f"{config.output}/final").provenance
-    assert main(["info", "nano-vq"]) == 0
+    assert main(["info", str(tiny_folder)]) == 0
     assert "provenance       not stored in this checkpoint" in capsys.readouterr().out
 
 
