@@ -29,7 +29,7 @@ def test_the_site_builds_and_its_notebooks_run(tmp_path):
     }
     assert sources <= pages
     manifest = json.loads((tmp_path / "site/try/manifest.json").read_text())
-    assert {"ort", "models", "rates"} == set(manifest) or set(manifest) == {"missing"}  # tests/web/test_page.py runs the page
+    assert {"ort", "models", "rates"} == set(manifest) or set(manifest) == {"missing"}  # see tests/web/test_page.py
     assert {"page.js", "worker.js", "stage.js"} <= {path.name for path in (tmp_path / "site/try").iterdir()}
     assert not list((tmp_path / "site").rglob("package*.json")) and not list((tmp_path / "site/try").rglob("*.py"))
     for notebook, shown in (("compress", "bits per pixel"), ("timesteps", "residual_variance")):
