@@ -28,7 +28,7 @@ from oscar.cli import main as cli
 from oscar.cli.image_files import IMAGE_FORMATS
 from oscar.cli.messages import CommandError
 from oscar.data.images import image_suffixes
-from oscar.model_folder import CONFIG, RUNTIME
+from oscar.model_folder import CONFIG, RUNTIME, CheckpointError, locate
 from oscar.rate_control import TargetError
 from oscar.rates import PAPER_RATES, RatePoint, find_rate
 from oscar.utils import files as jobs
@@ -298,6 +298,7 @@ def test_existing_output_is_kept_and_nothing_loaded(tmp_path, photo, oscar_file,
         (["convert", "{dir}/none.pkl", "{dir}/new", "--backbone", "sd"], "none.pkl: no such file"),
         (["convert", "{photo}", "{dir}/new", "--backbone", "sd", "--dtype", "int8"], "--dtype 'int8' does not exist"),
         (["convert", "--back", "a", "b", "{dir}/new.pkl"], "--back takes one model"),
+        (["info", "nano-hyperprior"], "nano-hyperprior is not there; it is called nano now"),
         (["convert", "--back", "nano", "{dir}/missing/new.pkl"], "missing does not exist"),
         (["merge", "a", "b"], "--out"),
         (["merge", "a", "b", "--out", "{photo}"], "photo.png: exists already; allow it with --overwrite"),
@@ -864,6 +865,11 @@ def test_rate_that_the_model_lacks(tmp_path, photo, monkeypatch, capsys):
     assert line.endswith("--rate is 0.0625, but this model has a hyperprior; allowed: --quality, or --model nano-vq")
     line = refuse(capsys, *lacking, "--model", "nano-vq")
     assert "rate 0.0625 does not exist; allowed: 0.0019, 0.0098, 0.0234" in line and "0.0024" not in line
+
+
+def test_a_model_that_has_another_name_now():
+    with pytest.raises(CheckpointError, match="^model 'nano-hyperprior' is not there; it is called nano now$"):
+        locate("nano-hyperprior")
 
 
 def test_merge(tmp_path, monkeypatch, capsys):
