@@ -13,7 +13,7 @@ from pathlib import Path
 
 from oscar.utils.errors import hub_reason
 from oscar.utils.extras import how_to_install
-from oscar.utils.former import LEFT, MODELS
+from oscar.utils.former import LEFT, explain_former_model
 from oscar.utils.provenance import MODEL, SHIPPED, WEIGHTS
 
 FORMAT = 1
@@ -65,8 +65,8 @@ def locate(source: str | Path) -> Path:
     """The folder of a shipped model, a local folder, or a hub id (downloaded), in this order."""
     if (folder := find_here(source)) is not None:
         return folder
-    if str(source) in MODELS:
-        raise CheckpointError(f"model {str(source)!r} is not there; it is called {MODELS[str(source)]} now")
+    if (explained := explain_former_model(str(source))) is not None:
+        raise CheckpointError(f"model {str(source)!r} is not there; {explained}")
     if Path(source).is_dir():
         raise CheckpointError(f"model {str(source)!r} is a folder without {CONFIG}; allowed: an OSCAR checkpoint")
     names = sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))

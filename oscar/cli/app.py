@@ -7,11 +7,9 @@ from typing import Annotated
 
 import typer
 
-from oscar.cli.loading import Device, load_codec
+from oscar.cli.loading import SHIPPED, Device, load_codec
 from oscar.cli.messages import CommandError, print_note
 from oscar.utils.extras import need
-
-SHIPPED = ("nano", "nano-vq")
 
 
 def app(
@@ -32,7 +30,7 @@ def app(
     _check_address(host, port)
     from oscar.app import server  # before any model is loaded, so that nothing is hidden from its imports
 
-    codecs = {name: load_codec(name, device, None) for name in dict.fromkeys([*(models or ()), *SHIPPED])}
+    codecs = {name: load_codec(name, device, None) for name in dict.fromkeys([*(models or ()), *SHIPPED.values()])}
     server.serve(codecs, host, port, lambda url: print_note(f"open {url} in a browser; Ctrl-C ends it"))
 
 

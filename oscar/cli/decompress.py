@@ -98,4 +98,4 @@ def _shipped_model(container: Container) -> str:
 
     if container.coding == Coding.EXTERNAL:
         raise ValueError(f"was written by a model with {container.coding.model}; allowed: its --model")
-    return "nano" if container.coding == Coding.HYPERPRIOR else "nano-vq"
+    return loading.SHIPPED["quality" if container.coding == Coding.HYPERPRIOR else "rate"]

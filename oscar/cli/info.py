@@ -10,7 +10,7 @@ import typer
 from oscar.cli.jobs import list_oscar
 from oscar.cli.messages import WRONG_INPUT, CommandError, one_line, print_error, print_note
 from oscar.utils.files import STDIO, Listing, check_stdin, read_source
-from oscar.utils.former import MODELS
+from oscar.utils.former import explain_former_model
 from oscar.utils.strict_json import dumps
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def info(
     from oscar.bitstream import Container
     from oscar.utils.provenance import as_text, read_model
 
-    if str(file) in MODELS and not file.exists():
-        raise CommandError(f"{file} is not there; it is called {MODELS[str(file)]} now")
+    if not file.exists() and (explained := explain_former_model(str(file))) is not None:
+        raise CommandError(f"{file} is not there; {explained}")
     model = None if file == STDIO else read_model(file)
     if model is not None:
         typer.echo(dumps(model, indent=2) if as_json else as_text(model))

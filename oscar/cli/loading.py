@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "bfloat16")
 _COMPILE = {"off": False, "on": True, "graphs": "graphs"}  # as the codec has them
-SHIPPED_WITH = {"rate": "nano-vq", "quality": "nano"}  # by the name of its operating points, the model in the package
+SHIPPED = {"quality": "nano", "rate": "nano-vq"}  # models in the package, by the name of their operating points
 Model = Annotated[str, typer.Option(help="nano, nano-vq, a model folder, or an id on the hub.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, ...; of ONNX Runtime cpu, cuda, coreml, directml.")]
 Dtype = Annotated[
@@ -61,7 +61,7 @@ def check_point(codec: OscarCodec | Codec, points: dict[str, float | None], effo
         if value is None:
             continue
         if name not in (own, "point"):
-            other = f", or --model {SHIPPED_WITH[name]}" if name in SHIPPED_WITH else ""
+            other = f", or --model {SHIPPED[name]}" if name in SHIPPED else ""
             raise CommandError(
                 f"--{name} is {value}, but this model has {bottleneck.point_words}; allowed: {allowed}{other}"
             )

@@ -22,11 +22,10 @@ import torch
 from oscar.bottlenecks.vq import need_rates
 from oscar.checkpoint import content_hash
 from oscar.codec import OscarCodec
-from oscar.data.folders import find_images
 from oscar.evaluation.calibration import by_bpp, calibrate
 from oscar.evaluation.curves import metric_title
-from oscar.evaluation.evaluate import evaluate
-from oscar.evaluation.results import EvaluationError, load_results
+from oscar.evaluation.evaluate import evaluate, prepare_ablation
+from oscar.evaluation.results import load_results
 from oscar.evaluation.timestep_codec import TimestepCodec
 from oscar.evaluation.timestep_plots import BEST, OWN, plot_ablation
 from oscar.inference.load import load
@@ -46,15 +45,7 @@ def ablate_config(config: AblateTimestepsConfig) -> pd.DataFrame:
     Raises:
         ValueError: for an unknown model, mapping, metric or rate, or a folder without images.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    sets = [name for name in config.metrics.names if name in METRICS and METRICS[name].kind == "set"]
-    if sets:
-        raise EvaluationError(f"metrics.names has {sets[0]}, which has no value per image; allowed: those that do")
-    metrics = MetricSet(
-        config.metrics.names, config.device, files=config.metrics.files, download=config.metrics.download
-    )
-    paths = find_images(config.data.images)[: config.data.limit]
+    metrics, paths = prepare_ablation(config)
     codec = load(config.model, config.device, torch.float32)
     need_rates(codec.bottleneck, "the ablation")
     parse = codec.bottleneck.parse

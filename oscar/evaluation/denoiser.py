@@ -24,12 +24,12 @@ from torch import Tensor
 from oscar.baselines.base import Encoded, ImageCodec, RoundTrip
 from oscar.bottlenecks.vq import channel_rms, rescale
 from oscar.codec import OscarCodec
-from oscar.data.folders import find_images
 from oscar.data.tensors import to_pil, to_tensor
 from oscar.evaluation.codecs import OscarImageCodec, load_oscar
 from oscar.evaluation.curves import metric_title
-from oscar.evaluation.evaluate import EvaluationError, evaluate
-from oscar.metrics.image import METRICS, MetricSet
+from oscar.evaluation.evaluate import evaluate, prepare_ablation
+from oscar.evaluation.results import EvaluationError
+from oscar.metrics.image import METRICS
 from oscar.utils.tables import Table
 
 if TYPE_CHECKING:
@@ -98,15 +98,7 @@ def ablate_denoiser_config(config: AblateDenoiserConfig) -> dict[str, pd.DataFra
     Raises:
         ValueError: for an unknown model, metric, point or timestep, or a folder without images.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    sets = [name for name in config.metrics.names if name in METRICS and METRICS[name].kind == "set"]
-    if sets:
-        raise EvaluationError(f"metrics.names has {sets[0]}, which has no value per image; allowed: those that do")
-    metrics = MetricSet(
-        config.metrics.names, config.device, files=config.metrics.files, download=config.metrics.download
-    )
-    paths = find_images(config.data.images)[: config.data.limit]
+    metrics, paths = prepare_ablation(config)
     whole = load_oscar(config.model, config.device)
     points = sorted({whole.check_point(point) for point in (config.points or whole.points)})
     timestep = constant_timestep(whole.codec, points, config.timestep)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from tqdm import tqdm
 
+from oscar.data.folders import find_images
 from oscar.data.images import list_images
 from oscar.evaluation.results import EvaluationError, load_results, means_per_point, missing_notes
 from oscar.evaluation.rows import Run
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from oscar.baselines.base import ImageCodec
-    from oscar.config import EvaluateConfig
+    from oscar.config import AblateDenoiserConfig, AblateTimestepsConfig, EvaluateConfig
     from oscar.metrics.image import MetricSet
 
 
@@ -88,6 +89,26 @@ def evaluate_config(config: EvaluateConfig) -> pd.DataFrame:
             print(note, file=sys.stderr)
         print(f"rows: {output / 'results.csv'}")
     return frame
+
+
+def prepare_ablation(config: AblateDenoiserConfig | AblateTimestepsConfig) -> tuple[MetricSet, list[Path]]:
+    """The metrics and images of an ablation, whose threads are set.
+
+    Raises:
+        ValueError: for a metric that is unknown or has no value per image, or a folder without images.
+    """
+    import torch
+
+    from oscar.metrics.image import METRICS, MetricSet
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    names = config.metrics.names
+    sets = [name for name in names if name in METRICS and METRICS[name].kind == "set"]
+    if sets:
+        raise EvaluationError(f"metrics.names has {sets[0]}, which has no value per image; allowed: those that do")
+    metrics = MetricSet(names, config.device, files=config.metrics.files, download=config.metrics.download)
+    return metrics, find_images(config.data.images)[: config.data.limit]
 
 
 def make_accelerator(device: str | None = None) -> Accelerator:

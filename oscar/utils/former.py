@@ -48,6 +48,11 @@ def with_new_keys(record: Mapping[str, Any]) -> dict[str, Any]:
     return {KEYS.get(key, key): value for key, value in record.items()}
 
 
+def explain_former_model(name: str) -> str | None:
+    """What a model of the package is called now; None if it never had this name."""
+    return f"it is called {MODELS[name]} now" if name in MODELS else None
+
+
 def explain_former(message: str) -> str | None:
     """What became of the setting that a message of Hydra's says it does not find; None if it never was one."""
     for old, new in _SETTINGS.items():
