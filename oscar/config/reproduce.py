@@ -9,7 +9,7 @@ from pathlib import Path
 from oscar.config.checks import ConfigError, at_least, choose
 from oscar.config.images import MetricsConfig
 
-STUDIES = ("rd", "unseen_rates", "timesteps", "losses", "lora_rank", "stages", "entropy", "complexity")
+STUDIES = ("rd", "unseen_rates", "timesteps", "losses", "lora_rank", "stages", "design", "entropy", "complexity")
 
 
 @dataclass
@@ -66,8 +66,9 @@ class ReproduceConfig:
     output: str = "runs/reproduce"
     """folder of all that a study trains, measures and writes; the same command goes on in it"""
     model: str = "nano-vq"
-    """shipped name, checkpoint folder or hub id. rd, unseen_rates, entropy, complexity: what is measured; others: the
-    checkpoint of stage 1 from which all runs of stage 2 start"""
+    """shipped name, checkpoint folder or hub id. rd, unseen_rates, entropy, complexity: what is measured; design: where
+    VAE and UNet come from, such as a backbone alone; others: the checkpoint of stage 1 from which all runs of stage 2
+    start"""
     dry_run: bool = False
     """print the jobs, their number and estimated hours, and do nothing"""
     data: StudyImagesConfig = field(default_factory=StudyImagesConfig)
@@ -82,9 +83,12 @@ class ReproduceConfig:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """studies that retrain: a run for each variant and seed"""
     variants: dict[str, list[str]] = field(default_factory=dict)
-    """studies that retrain: what each changes of the recipe, as overrides of scripts/train.py"""
+    """studies that retrain: what each changes of the recipe, as overrides of scripts/train.py. design: those of `stage`
+    go to the stages that have such a field, all others to both"""
+    points: list[float] = field(default_factory=list)
+    """design: operating points that are evaluated, rates or qualities; all of the model if empty"""
     reference: str | None = None
-    """studies that retrain: the variant to which all others are compared"""
+    """studies that retrain: the variant to which all others are compared; None takes the first"""
     calibrated: list[str] = field(default_factory=list)
     """timesteps: mappings that are measured on training images, each a variant of its own: cosine, snr"""
     sweep: list[int] = field(default_factory=list)

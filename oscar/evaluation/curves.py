@@ -167,19 +167,32 @@ def bd_table(
                 }
                 whole = bd_delta(*(_prepared(table, metric) for table in pair), higher, method)
                 entry |= vars(whole)
-                common = sorted(set(pair[0]["image"]) & set(pair[1]["image"]))
-                single = [
-                    bd_delta(*(_prepared(table[table["image"] == image], metric) for table in pair), higher, method)
-                    for image in common
-                ]
-                found = [delta.bd_rate_percent for delta in single if delta.bd_rate_percent is not None]
+                single = image_deltas(*pair, metric, higher, method)
+                found = [delta.bd_rate_percent for delta in single.values() if delta.bd_rate_percent is not None]
                 entry["mean_of_images_percent"] = float(np.mean(found)) if found else None
-                entry |= {"bd_images": len(found), "images": len(common)}
+                entry |= {"bd_images": len(found), "images": len(single)}
                 result.append(entry)
     frame = pd.DataFrame(result)
     if len(frame):
         frame["note"] = frame.pop("note")  # last
     return frame
+
+
+def image_deltas(
+    anchor: pd.DataFrame, test: pd.DataFrame, metric: str, higher_is_better: bool, method: str = "pchip"
+) -> dict[str, BDDelta]:
+    """`bd_delta` on each image that both codecs were evaluated on, by image.
+
+    Args:
+        anchor: rows of a codec, as `evaluate` gives them.
+        test: likewise.
+        metric: column; MS-SSIM goes in in dB.
+        higher_is_better: the direction of the metric.
+        method: see `bd_delta`.
+    """
+    curves = [{image: _prepared(part, metric) for image, part in rows.groupby("image")} for rows in (anchor, test)]
+    common = sorted(curves[0].keys() & curves[1].keys())
+    return {image: bd_delta(*(own[image] for own in curves), higher_is_better, method) for image in common}
 
 
 def metric_of(name: str) -> Metric:

@@ -97,12 +97,13 @@ class Actions:
             return job
         from oscar.models.backbone import read_configs
         from oscar.training.losses import ImageLoss
-        from oscar.training.resolve import resolve
+        from oscar.training.resolve import check_shape, resolve
 
         if not job.needs:
             config = resolve(config)
         if config.backbone.source is not None and not job.needs:
-            read_configs(config.backbone.source)
+            source = config.backbone.source
+            check_shape(config.backbone, read_configs(source), f"backbone.source {source!r}")
         ImageLoss.of(config.stage)  # whose weights must be there
         return dataclasses.replace(job, work=job.work and (job.work[0], config.trainer.max_steps))
 

@@ -7,11 +7,9 @@ same crops in the same order.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pandas as pd
 
-from oscar import checkpoint
 from oscar.config import ConfigError
 from oscar.evaluation.curves import metric_title
 from oscar.metrics.image import METRICS
@@ -20,6 +18,12 @@ from oscar.reproduce.statistics import ALPHA, LEVEL, RESAMPLES, compare
 from oscar.reproduce.study import Study, Summary, read_rows
 from oscar.utils.tables import Table, plain_minus
 
+NOTES = (
+    f"from, to: {LEVEL:.0%} interval of the mean difference: pairs of images drawn again {RESAMPLES} times, each the "
+    "mean over seeds.",
+    "p: signs of the images' differences flipped at random, corrected after Holm over the rows of this table.",
+    f"better, worse: corrected p below {ALPHA} and the same sign at every seed.",
+)
 _TITLES = {"lora_rank": "Rank of the adapters"}
 
 
@@ -45,6 +49,10 @@ class Retrain(Study):
             raise ConfigError(f"variants is empty; allowed for study {self.config.study}: one or more")
         if self.reference not in names:
             raise ConfigError(f"reference is {self.reference!r}; allowed: {', '.join(names)}")
+        self.check_model()
+
+    def check_model(self) -> None:
+        """Refuse a model that runs cannot start from."""
         self.rates_of(self.config.model)
 
     def jobs(self) -> list[Job]:
@@ -60,25 +68,24 @@ class Retrain(Study):
     ) -> Job:
         """A run of a stage of the recipe, from the checkpoint of stage 1 unless an override says otherwise."""
         config = self.config
-        arguments = [  # the number of steps is looked up where they are composed
-            *getattr(config.recipe, stage),
+        start = (
             f"init_from={config.model if init_from else 'null'}",
-            *([f"data.train=[{','.join(config.data.train)}]"] if config.data.train else []),
             f"bottleneck.rates=[{','.join(map(str, self.rates_of(config.model)))}]",
-            *config.train,
-            *overrides,
-        ]
-        return Job(name, "train", tuple(arguments), needs, (config.model,), (stage, 0))
+        )
+        arguments = self.train_arguments(stage, start, [*config.train, *overrides])
+        # the number of steps is looked up where they are composed
+        return Job(name, "train", arguments, needs, (config.model,), (stage, 0))
 
     def with_evaluations(self, trained: Sequence[Job], points: int | None = None) -> list[Job]:
         """Runs, each followed by its evaluations, so that what is done early can be looked at early."""
+        points = points or len(self.rates_of(self.config.model))
         return [job for run in trained for job in (run, *self.evaluations_of(run, points))]
 
-    def evaluations_of(self, training: Job, points: int | None = None) -> list[Job]:
+    def evaluations_of(self, training: Job, points: int, extra: Sequence[str] = ()) -> list[Job]:
         """Its result on each data set."""
-        model, count = self.result_of(training.name), points or len(self.rates_of(self.config.model))
+        model = self.result_of(training.name)
         return [
-            self.evaluate_job(f"{training.name}-on-{dataset}", model, dataset, count, (training.name,))
+            self.evaluate_job(f"{training.name}-on-{dataset}", model, dataset, points, (training.name,), extra)
             for dataset in self.config.data.datasets
         ]
 
@@ -102,13 +109,20 @@ class Retrain(Study):
             self.add_comparison(summary, self.rows(done, dataset), dataset)
         return summary
 
+    def metrics_of(self, rows: pd.DataFrame) -> list[str]:
+        """Metrics that rows have."""
+        return [name for name in self.config.metrics.names if name in rows and rows[name].notna().any()]
+
+    def in_order(self) -> list[str]:
+        """Variants, the reference first."""
+        return list(dict.fromkeys([self.reference, *self.variants()]))
+
     def add_comparison(self, summary: Summary, rows: pd.DataFrame, dataset: str) -> None:
         """Tables and a figure of each metric on a data set."""
         from oscar.reproduce.figures import plot_differences
 
-        variants = list(dict.fromkeys([self.reference, *self.variants()]))
-        for metric in (name for name in self.config.metrics.names if name in rows and rows[name].notna().any()):
-            frame = compare(rows, metric, self.reference, variants)
+        for metric in self.metrics_of(rows):
+            frame = compare(rows, metric, self.reference, self.in_order())
             summary.tables += comparison_tables(frame, metric, self.reference, dataset)
             if "difference" in frame:
                 name = f"differences_{metric.replace('+', '_plus')}_{dataset}"
@@ -148,9 +162,7 @@ class Stages(Retrain):
         return found
 
     def jobs(self) -> list[Job]:
-        folder, description = checkpoint.read_description(self.config.model)
-        backbone = description["backbone"] or str(Path(folder))
-        jobs = []
+        backbone, jobs = self.backbone_of(self.config.model), []
         for run, (variant, seed) in self.runs().items():
             overrides, points = [f"seed={seed}"], None
             if variant == "without_stage1":
@@ -180,16 +192,10 @@ def comparison_tables(frame: pd.DataFrame, metric: str, reference: str, dataset:
         **dict.fromkeys(("p", "p_holm"), "{:.4f}".format),
         **dict.fromkeys(("seeds", "images"), "{:.0f}".format),
     }
-    notes = [
-        f"from, to: {LEVEL:.0%} interval of the mean difference: pairs of images drawn again {RESAMPLES} times, each "
-        "the mean over seeds.",
-        "p: signs of the images' differences flipped at random, corrected after Holm over the rows of this table.",
-        f"better, worse: corrected p below {ALPHA} and the same sign at every seed.",
-    ]
     tables = []
     means = frame["rate"].isna()
     for name, part, where in (("mean", frame[means], "mean over rates"), ("by_rate", frame[~means], "rate by rate")):
-        part = part.assign(verdict=[_verdict(row, higher) for row in part.to_dict("records")])
+        part = part.assign(verdict=[verdict(row, higher) for row in part.to_dict("records")])
         part = part.assign(rate_name=[f"{rate:.4f}" if rate == rate else "mean" for rate in part["rate"]])
         shown = {
             "rate_name": "rate", "variant": "variant", "value": title, "seed_sd": "sd over seeds",
@@ -203,13 +209,14 @@ def comparison_tables(frame: pd.DataFrame, metric: str, reference: str, dataset:
                 part,
                 {column: text for column, text in shown.items() if column in part},
                 formats,
-                notes if "difference" in part else (),
+                NOTES if "difference" in part else (),
             )
         )
     return tables
 
 
-def _verdict(row: Mapping, higher_is_better: bool) -> str:
+def verdict(row: Mapping, higher_is_better: bool) -> str:
+    """What a row of `compare` says of its variant."""
     difference = row.get("difference")
     if difference is None or difference != difference:
         return ""

@@ -6,11 +6,13 @@ so that they get no interval: their spread is stated, and a difference counts on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+
+from oscar.evaluation.curves import image_deltas
 
 ALPHA = 0.05
 LEVEL = 1 - ALPHA
@@ -131,6 +133,62 @@ def compare(rows: pd.DataFrame, metric: str, reference: str, variants: Sequence[
         for part in (means, ~means):
             frame.loc[part, "p_holm"] = holm(frame.loc[part, "p"])
     return frame
+
+
+def compare_bytes(
+    rows: pd.DataFrame, metric: str, higher_is_better: bool, reference: str, variants: Sequence[str]
+) -> pd.DataFrame:
+    """BD-rate of each variant against the reference of the same seed, image by image.
+
+    Args:
+        rows: variant, seed, and what `oscar.evaluation.evaluate` gives.
+        metric: column.
+        higher_is_better: the direction of the metric.
+        reference: the variant that the others are compared to.
+        variants: in the order of the result.
+
+    Returns:
+        A row per variant, and one per further seed of the reference against its first, which has no p: variant, seeds,
+        and but for the reference itself difference (BD-rate in %, mean over images and seeds), low, high, p, p_holm and
+        seeds_agree as of `compare`, seed_sd (standard deviation over seeds of the mean over images), overlap_percent
+        (mean of `BDDelta`), images (those with a common range of quality at every seed, over which all this is) and
+        of_images (all).
+    """
+    runs = dict(list(rows.dropna(subset=[metric]).groupby(["variant", "seed"])))
+    seeds = sorted({seed for _, seed in runs})
+    result = []
+    for variant in variants:
+        own = [seed for seed in seeds if (variant, seed) in runs]
+        pairs = {seed: (runs[reference, seed], runs[variant, seed]) for seed in own if (reference, seed) in runs}
+        if variant == reference or not pairs:
+            result += [{"variant": variant, "seeds": len(own)}] if own else []
+        else:
+            result.append({"variant": variant, "seeds": len(pairs), **_bd_rates(pairs, metric, higher_is_better)})
+    first, *others = [seed for seed in seeds if (reference, seed) in runs] or [None]
+    for seed in others:
+        found = _bd_rates({seed: (runs[reference, first], runs[reference, seed])}, metric, higher_is_better)
+        name = f"{reference}, seed {seed} against {first}"
+        result.append({"variant": name, "seeds": 1, **found, "p": np.nan})
+    frame = pd.DataFrame(result)
+    return frame.assign(p_holm=holm(frame["p"])) if "p" in frame else frame
+
+
+def _bd_rates(pairs: Mapping[int, tuple[pd.DataFrame, pd.DataFrame]], metric: str, higher_is_better: bool) -> dict:
+    """Of rows of an anchor and a test by seed."""
+    deltas = {seed: image_deltas(*pair, metric, higher_is_better) for seed, pair in pairs.items()}
+    rates, overlaps = (
+        pd.DataFrame({seed: {image: getattr(delta, name) for image, delta in found.items()}
+                      for seed, found in deltas.items()}, dtype=float)
+        for name in ("bd_rate_percent", "overlap_percent")
+    )  # fmt: skip
+    kept = rates.dropna()
+    return {
+        "seed_sd": float(kept.mean().std(ddof=1)),
+        "overlap_percent": float(overlaps.loc[kept.index].mean().mean()),
+        "images": len(kept),
+        "of_images": len(rates),
+        **_difference(kept, 0 * kept),
+    }
 
 
 def _by_seed(rows: pd.DataFrame, metric: str) -> pd.DataFrame:

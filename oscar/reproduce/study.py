@@ -38,6 +38,7 @@ _MODULES = {
     "losses": "retrain.Losses",
     "lora_rank": "retrain.Retrain",
     "stages": "retrain.Stages",
+    "design": "design.Design",
     "entropy": "entropy.Entropy",
     "complexity": "complexity.Complexity",
 }
@@ -129,6 +130,14 @@ class Study(ABC):
             if not any(abs(rate - other) < 5e-5 for other in own):
                 raise ConfigError(f"{which} {rate:.4f}; allowed: {', '.join(f'{bpp:.4f}' for bpp in own)}")
 
+    def backbone_of(self, model: str) -> str:
+        """Where VAE and UNet of a checkpoint are; what is none is taken for a backbone itself."""
+        try:
+            folder, description = checkpoint.read_description(model)
+        except checkpoint.CheckpointError:
+            return model
+        return description["backbone"] or str(folder)
+
     def images_arguments(self, dataset: str) -> list[str]:
         limit = self.config.data.limit
         return [f"data.images={self.images_of(dataset)}", *([] if limit is None else [f"data.limit={limit}"])]
@@ -137,6 +146,12 @@ class Study(ABC):
         metrics = self.config.metrics
         files = [f"+metrics.files.{name}={path}" for name, path in metrics.files.items()]
         return [f"metrics.names=[{','.join(metrics.names)}]", *files, *(["metrics.download=true"] * metrics.download)]
+
+    def train_arguments(self, stage: str, start: Sequence[str], overrides: Sequence[str]) -> tuple[str, ...]:
+        """Of a run of a stage of the recipe, from where `start` says; overrides come last."""
+        sources = self.config.data.train
+        train = [f"data.train=[{','.join(sources)}]"] if sources else []
+        return (*getattr(self.config.recipe, stage), *start, *train, *overrides)
 
     def evaluate_job(
         self,

@@ -126,7 +126,7 @@ class Timesteps(Retrain):
             if len(grid):
                 grid = grid.assign(timestep=grid["variant"].map(lambda name: self.grid[name][1]))
             placed = rows.merge(chosen, on=["variant", "seed", "rate"])
-            for metric in (name for name in self.config.metrics.names if name in rows and rows[name].notna().any()):
+            for metric in self.metrics_of(rows):
                 name = f"timesteps_{metric.replace('+', '_plus')}_{dataset}"
                 plot_timesteps(self.plots / name, metric, placed, swept, grid, self.reference)
                 caption = (

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from oscar import checkpoint
 from oscar.config import ConfigError
 from oscar.evaluation.curves import metric_title
 from oscar.metrics.image import METRICS
@@ -72,15 +71,12 @@ class UnseenRates(Study):
     def stage1_job(self) -> Job:
         """Stage 1 of the added rates, on the model's own VAE."""
         config = self.config
-        folder, description = checkpoint.read_description(config.model)
-        arguments = [
-            *config.recipe.bottleneck,
-            f"backbone.source={description['backbone'] or folder}",
+        start = (
+            f"backbone.source={self.backbone_of(config.model)}",
             f"bottleneck.rates=[{','.join(map(str, config.rates))}]",
-            *([f"data.train=[{','.join(config.data.train)}]"] if config.data.train else []),
-            *config.train,
-        ]
-        return Job(STAGE1, "train", tuple(arguments), (), (config.model,), ("bottleneck", 0))
+        )
+        arguments = self.train_arguments("bottleneck", start, config.train)
+        return Job(STAGE1, "train", arguments, (), (config.model,), ("bottleneck", 0))
 
     def summarise(self, done: Sequence[str]) -> Summary:
         from oscar.reproduce.figures import plot_unseen

@@ -113,6 +113,9 @@ OF_ONE = [
     ("losses", "recipe.joint=[experiment=tiny/joint,bottleneck.width=7]", ["bottleneck.width is 7"]),
     ("losses", "train=[backbone.source=nowhere]", ["backbone"]),
     ("stages", "rates=[0.0313]", ["rates has 0.0313", "0.0019, 0.1250"]),
+    ("design", "seeds=[0]", ["variants is empty"]),
+    ("design_nano", "reference=none", ["reference is 'none'", "all, one_group"]),
+    ("design_nano", "model=nowhere", ["model is 'nowhere'", "VAE and UNet", "allowed: a folder with vae"]),
     ("unseen_rates", "rates=[]", ["rates is empty"]),
     ("unseen_rates", "rates=[0.125]", ["rates has 0.1250", "was trained on"]),
     ("unseen_rates", "rates=[0.3]", ["rate 0.3 does not exist"]),
@@ -160,15 +163,19 @@ def test_dry_run_does_nothing(study, stage1, tmp_path: Path, capsys) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["paper", "paper_corrected", "nano_vq", "tiny"])
+@pytest.mark.parametrize("name", ["paper", "paper_corrected", "nano", "nano_vq", "tiny"])
 def test_recipes_are_configurations(make_config, root: Path, tmp_path: Path, name: str) -> None:
     recipe, actions = make_config("losses", tmp_path, f"recipe={name}").recipe, Actions(CONFIGS)
-    variants = [[], *recipe.losses.values()]
-    stages = [
-        recipe.bottleneck,
-        [*recipe.context, "init_from=nano-vq"],
-        *([*recipe.joint, *words] for words in variants),
-    ]
-    found = [actions.compose("train", [*words, f"data.train=[{root}/train]"]).stage for words in stages]
-    assert [stage.name for stage in found] == ["bottleneck", "context", *["joint"] * len(variants)]
-    assert found[2] == found[3] and all(stage != found[2] for stage in found[4:])  # all; each other is a change
+    words = {"bottleneck": recipe.bottleneck, "joint": recipe.joint, "context": [*recipe.context, "init_from=nano-vq"]}
+    if not recipe.context:  # of a hyperprior
+        del words["context"]
+    losses = [[*recipe.joint, *changes] for changes in recipe.losses.values()]
+    found = {
+        key: actions.compose("train", [*arguments, f"data.train=[{root}/train]"]).stage
+        for key, arguments in [*words.items(), *enumerate(losses)]
+    }
+    assert {key: stage.name for key, stage in found.items()} == {
+        **{name: name for name in words}, **dict.fromkeys(range(len(losses)), "joint")
+    }  # fmt: skip
+    first, *others = [found[number] for number in range(len(losses))] or [found["joint"]]
+    assert first == found["joint"] and found["joint"] not in others  # all; each other is a change

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from oscar.reproduce.statistics import bootstrap_mean, compare, holm, sign_flip_p
+from oscar.reproduce.statistics import bootstrap_mean, compare, compare_bytes, holm, sign_flip_p
 
 
 def test_the_interval_of_a_mean_is_that_of_resampled_means() -> None:
@@ -76,3 +76,35 @@ def test_only_what_both_have_is_compared() -> None:
     assert list(found[found["variant"] == "b"]["rate"].dropna()) == [0.2]
     lacking = table.assign(psnr=table["psnr"].where((table["image"] != "0") | (table["variant"] != "b")))
     assert compare(lacking, "psnr", "a", ["b"])["images"].to_list() == [3, 3]
+
+
+def curves(variant: str, seed: int, bytes_needed: float, images=range(6), lift: float = 0.0) -> pd.DataFrame:
+    """Curves of one shape, whose BD-rate is the ratio of their bytes."""
+    return pd.DataFrame(
+        {"variant": variant, "seed": seed, "image": f"{image}", "point": point, "actual_bpp": bytes_needed * bpp,
+         "nominal_bpp": np.nan, "psnr": 20 + image + 5 * np.log2(bpp / 0.05) + (100 if image < lift else 0)}
+        for image in images for point, bpp in enumerate((0.05, 0.1, 0.2, 0.4))
+    )  # fmt: skip
+
+
+def test_bytes_are_compared_at_equal_quality_by_seed() -> None:
+    rows = pd.concat(
+        [curves("a", 0, 1), curves("a", 1, 2), curves("b", 0, 0.9), curves("b", 1, 1.6), curves("c", 0, 1)]
+    )
+    found = compare_bytes(rows, "psnr", True, "a", ["a", "b", "c"]).set_index("variant")
+    assert list(found.index) == ["a", "b", "c", "a, seed 1 against 0"] and np.isnan(found.loc["a", "difference"])
+    b, spread = found.loc["b"], found.loc["a, seed 1 against 0"]
+    assert b["difference"] == pytest.approx(-15) and b["low"] == pytest.approx(-15)  # of -10 and -20 %
+    assert b["seed_sd"] == pytest.approx(10 / np.sqrt(2)) and b["seeds_agree"] and b["seeds"] == 2
+    assert b["p"] == pytest.approx(2 / 2**6) and b["p_holm"] == pytest.approx(4 / 2**6)  # of b and c, not of the spread
+    assert spread["difference"] == pytest.approx(100) and np.isnan(spread["p"]) and 0 < spread["overlap_percent"] <= 100
+
+
+def test_images_without_a_common_range_of_quality_are_left_out() -> None:
+    rows = pd.concat([curves("a", 0, 1), curves("a", 1, 1), curves("b", 0, 0.9), curves("b", 1, 0.9, lift=2)])
+    b = compare_bytes(rows, "psnr", True, "a", ["a", "b"]).set_index("variant").loc["b"]
+    assert (b["images"], b["of_images"]) == (4, 6) and b["difference"] == pytest.approx(-10)
+    none = compare_bytes(pd.concat([curves("a", 0, 1), curves("b", 0, 1, lift=6)]), "psnr", True, "a", ["a", "b"])
+    assert none["images"].to_list()[1] == 0 and none["difference"].isna().all()
+    alone = compare_bytes(curves("b", 0, 1), "psnr", True, "a", ["a", "b"])
+    assert alone["variant"].to_list() == ["b"] and "difference" not in alone  # the reference has failed
