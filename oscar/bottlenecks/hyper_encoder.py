@@ -169,7 +169,7 @@ class HyperEncoder(nn.Module):
 
     def decode(self, indices: Tensor) -> Tensor:
         """Indices (B, rows, columns) -> quantised latent before rescaling (B, 4, h, w)."""
-        codes = self.quantizer.codebook.to(self.quantizer.project_out.weight.dtype)[indices]
+        codes = self.quantizer.codebook.to(self.proj[-1].weight.dtype)[indices]
         return self.proj(self.quantizer.project_out(codes).permute(0, 3, 1, 2))
 
     def forward(self, latent: Tensor) -> Quantised:

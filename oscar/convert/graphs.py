@@ -205,7 +205,7 @@ def _rate_parts(bottleneck: VQBottleneck, latent: Tensor) -> Iterator[_Part]:
         encoder = bottleneck.at(rate)
         encode = _Call(encoder, lambda own, latent: F.normalize(own.project(latent), dim=-1))
         yield _Part(f"hyper_encoder_{rate.id}", encode, {"latent": latent}, "features", {"latent": (2, 3)})
-        codes = torch.zeros(1, *_POSITIONS, encoder.quantizer.project_out.in_features)
+        codes = torch.zeros(1, *_POSITIONS, encoder.quantizer.codebook.shape[-1])
         decode = _Call(encoder, lambda own, codes: own.proj(own.quantizer.project_out(codes).permute(0, 3, 1, 2)))
         yield _Part(f"hyper_decoder_{rate.id}", decode, {"codes": codes}, "z_hat", {"codes": (1, 2)})
 

@@ -77,10 +77,10 @@ def assert_halves_agree(encoder: torch.nn.Module, rate: RatePoint) -> None:
     assert 0 <= indices.min() and indices.max() < rate.codebook_size
 
 
-@pytest.mark.parametrize("rate", RATES, ids=str)
+@pytest.mark.parametrize(("rate", "codebook_dim"), [*((rate, 4) for rate in RATES), (RATES[0], 8)], ids=str)
 @torch.no_grad()
-def test_halves_agree_with_the_forward_pass(rate) -> None:
-    encoder = VQBottleneck([rate], width=8, features=8, codebook_dim=4).at(rate).eval()
+def test_halves_agree_with_the_forward_pass(rate, codebook_dim: int) -> None:
+    encoder = VQBottleneck([rate], width=8, features=8, codebook_dim=codebook_dim).at(rate).eval()
     assert_halves_agree(encoder, rate)
 
 

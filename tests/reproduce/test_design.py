@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from safetensors.torch import load_file
 
-from oscar import OscarCodec
 from oscar.reproduce.design import Design
 
 HYPERPRIOR = (
@@ -78,7 +78,7 @@ def test_the_presets_of_nano_can_run(study, tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("words", "smaller", "seeds"),
     [
-        (["points=[0.0019,0.125]"], "bottleneck.features=4", [0, 1]),
+        (['train=["logger.tensorboard=false","bottleneck.rates=[0.0019,0.125]"]'], "bottleneck.features=4", [0, 1]),
         ([*HYPERPRIOR], "bottleneck.hyperprior.hidden=4", [0]),
     ],
     ids=["vq", "hyperprior"],
@@ -91,11 +91,10 @@ def test_from_end_to_end(study, backbone, tmp_path: Path, words: list[str], smal
     assert list(found.index) == ["all", "small", "all, seed 1 against 0"][: 1 + len(seeds)]
     assert found.loc["small", "seeds"] == len(seeds) and (found["of_images"][1:] == 2).all()
     assert len(seeds) == 1 or found["verdict"].iloc[-1] == "spread of seeds"
-    codecs = {name: OscarCodec.from_pretrained(tmp_path / f"runs/{name}-seed0/final") for name in ("all", "small")}
-    for name, codec in codecs.items():
-        parts = (codec.backbone, codec.bottleneck, *([codec.denoiser] if codec.denoiser is not None else []))
-        values = {id(value): value.numel() for part in parts for value in part.parameters()}
-        assert found.loc[name, "model_millions"] == pytest.approx(sum(values.values()) / 1e6, rel=0.02)
-    assert found.loc["small", "bottleneck_millions"] < found.loc["all", "bottleneck_millions"]
+    saved = {name: load_file(tmp_path / f"runs/{name}-seed0/final/oscar.safetensors") for name in ("all", "small")}
+    saved = {name: sum(own[key].numel() for key in own if key.startswith("bottleneck.")) for name, own in saved.items()}
+    sizes = found[["bottleneck_millions", "model_millions"]].loc[["all", "small"]] * 1e6
+    assert sizes["bottleneck_millions"].to_list() == pytest.approx([saved["all"], saved["small"]], rel=0.05)
+    assert saved["small"] < saved["all"] and sizes.diff(axis=1)["model_millions"].nunique() == 1  # the same backbone
     page = (tmp_path / "index.html").read_text()
     assert page.count("<img") == 1 and (tmp_path / "plots/rd_photos/rd_psnr.pdf").stat().st_size
