@@ -38,7 +38,7 @@ class Design(Retrain):
         except BackboneError as error:
             raise ConfigError(f"model is {model!r}, of which VAE and UNet cannot be had: {error}") from None
         self.points: dict[str, int] = {}
-        self.stage1: dict[str, list[str]] = {}
+        self.words: dict[str, tuple[list[str], list[str]]] = {}  # overrides of stage 1 and of stage 2
         actions = Actions(config_folder())
         for name, overrides in self.variants().items():
             words = [*self.config.train, *overrides]
@@ -50,21 +50,26 @@ class Design(Retrain):
             except ValueError as error:
                 raise ConfigError(f"variants.{name} cannot be: {error}") from None
             self.points[name] = len(points or bottleneck.points)
-            fields = bottleneck.stage_fields["bottleneck"]
-            self.stage1[name] = [word for word in words if word in general or _OF_STAGE.match(word)[1] in fields]
+            first, second = (set(bottleneck.stage_fields[stage]) for stage in ("bottleneck", "joint"))
+            field = {word: match[1] for word in words if (match := _OF_STAGE.match(word))}
+            self.words[name] = (
+                [word for word in words if field.get(word) in (None, *first)],
+                [word for word in words if field.get(word) not in first - second],  # what none has is refused there
+            )
 
     def jobs(self) -> list[Job]:
         config, jobs = self.config, {}
         points = [f"points=[{','.join(map(str, config.points))}]"] if config.points else []
         for seed in config.seeds:
             for name, overrides in self.variants().items():
-                is_shared = not set(overrides) & set(self.stage1[name])
+                own, second = self.words[name]
+                is_shared = not set(overrides) & set(own)
                 first = f"seed{seed}-bottleneck" if is_shared else f"{name}-seed{seed}-bottleneck"
                 start = (f"backbone.source={self.backbone}", f"seed={seed}")
-                arguments = self.train_arguments("bottleneck", start, self.stage1[name])
+                arguments = self.train_arguments("bottleneck", start, own)
                 jobs[first] = Job(first, "train", arguments, (), (config.model,), ("bottleneck", 0))
                 start = (f"init_from={self.result_of(first)}", f"seed={seed}")
-                arguments = self.train_arguments("joint", start, [*config.train, *overrides])
+                arguments = self.train_arguments("joint", start, second)
                 run = f"{name}-seed{seed}"
                 jobs[run] = Job(run, "train", arguments, (first,), (self.result_of(first),), ("joint", 0))
                 jobs |= {job.name: job for job in self.evaluations_of(jobs[run], self.points[name], points)}

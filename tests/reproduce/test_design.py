@@ -27,8 +27,8 @@ def backbone(stage1: Path) -> str:
 def test_overrides_go_to_the_stages_that_have_them(make_config, backbone, tmp_path: Path) -> None:
     config = make_config(
         "design", tmp_path, *HYPERPRIOR, f"model={backbone}", ALL, "+variants.small=[bottleneck.hyperprior.hidden=4]",
-        "+variants.loss=[stage.image_losses.l1=0,stage.cosine=0.1]", "+variants.rates=['stage.lambdas=[1,2]']",
-        "seeds=[3]",
+        "+variants.loss=[stage.image_losses.l1=0,stage.cosine=0.1]", "seeds=[3]",
+        "+variants.rates=['stage.lambdas=[1,2]','stage.table_batches=2']",
     )  # fmt: skip
     jobs = {job.name: job for job in Design(config).jobs()}
     assert [name for name in jobs if "on" not in name] == [
@@ -40,6 +40,8 @@ def test_overrides_go_to_the_stages_that_have_them(make_config, backbone, tmp_pa
     assert starts["small-seed3"] == ("small-seed3-bottleneck",) and starts["seed3-bottleneck"] == ()
     for name, word in (("small", "bottleneck.hyperprior.hidden=4"), ("rates", "stage.lambdas=[1,2]")):
         assert word in jobs[f"{name}-seed3-bottleneck"].arguments and word in jobs[f"{name}-seed3"].arguments
+    assert "stage.table_batches=2" in jobs["rates-seed3-bottleneck"].arguments
+    assert "stage.table_batches=2" not in jobs["rates-seed3"].arguments  # which has no such field with a hyperprior
     assert {"stage.image_losses.l1=0", "stage.cosine=0.1"} < set(jobs["loss-seed3"].arguments)
     assert f"init_from={tmp_path}/runs/small-seed3-bottleneck/final" in jobs["small-seed3"].arguments
     for job in jobs.values():
