@@ -24,4 +24,4 @@ RUN grep -vE '^(nvidia|cuda)-' "constraints/${PYTHON}.txt" > /tmp/constraints.tx
 COPY . .
 RUN touch .venv/.installed
 ENV PATH=/oscar/.venv/bin:$PATH
-CMD ["make", "test-fast"]
+CMD ["make", "test"]

@@ -30,7 +30,7 @@ JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4))' 2>/
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo benchmark train-nano train-nano-vq test test-fast test-runtime gpu-smoke lint docs clean
+.PHONY: help setup demo benchmark train-nano train-nano-vq test test-all test-runtime gpu-smoke lint docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 16
@@ -113,11 +113,11 @@ runs/nano-vq/context/final: | runs/nano-vq/further/final
 runs/nano-vq/%/final: | $(STAMP)
 	$(BIN)/python scripts/train.py experiment=nano_vq/$* $(ARGS)
 
-test: $(STAMP)  ## run all tests, on JOBS processes
-	$(PYTEST) $(ARGS)
-
-test-fast: $(STAMP)  ## run the tests that take no more than a few seconds each
+test: $(STAMP)  ## run the tests of a few seconds each, on JOBS processes
 	$(PYTEST) -m 'not slow' $(ARGS)
+
+test-all: $(STAMP)  ## run all tests, as .ci/run does: also several processes, killed runs, every command of the pages
+	$(PYTEST) $(ARGS)
 
 test-runtime: $(RUNTIME_STAMP)  ## test the base installation in an environment of its own, which has no torch
 	OMP_NUM_THREADS=1 $(RUNTIME_VENV)/bin/python -m pytest -m 'not slow' tests/runtime tests/bitstream $(ARGS)

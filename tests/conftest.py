@@ -66,6 +66,18 @@ def one_thread():
         torch.set_num_threads(1)
 
 
+@pytest.fixture
+def all_formats() -> None:
+    """Figures are written in all their formats (see `one_format`)."""
+
+
+@pytest.fixture(autouse=True)
+def one_format(request: pytest.FixtureRequest, monkeypatch) -> None:
+    """Figures are written in one format, since each takes half a second, but where a test asks for `all_formats`."""
+    if "all_formats" not in request.fixturenames:
+        monkeypatch.setattr("oscar.utils.figures.FORMATS", ("svg",))
+
+
 @pytest.fixture(autouse=True)
 def fresh_accelerate() -> Iterator[None]:
     """Accelerate keeps its state per process and refuses to change it: no test leaves any behind."""

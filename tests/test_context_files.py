@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +22,7 @@ from oscar.rate_control import TargetError
 from oscar.rates import PAPER_RATES
 from oscar.timesteps import PerImageMapping
 from oscar.training.stages.context import build_network
+from tests.processes import read_elsewhere
 
 TOP, SMALL = PAPER_RATES[7], PAPER_RATES[4]
 
@@ -114,20 +113,9 @@ def test_symbols_do_not_depend_on_threads_or_batch(codec: OscarCodec, make_image
         torch.set_num_threads(threads)
 
 
-READ = """
-import sys
-import oscar
-codec = oscar.load(sys.argv[1], components="decoder")
-sys.stdout.buffer.write(codec.read(open(sys.argv[2], "rb").read()).symbols.indices.numpy().tobytes())
-"""
-
-
-@pytest.mark.slow
 def test_another_process_reads_the_same(codec: OscarCodec, folder: Path, data: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.oscar").write_bytes(data)
-    command = [sys.executable, "-c", READ, str(folder), str(tmp_path / "a.oscar")]
-    result = subprocess.run(command, capture_output=True, timeout=120)
-    assert result.stdout == indices_of(codec, data).tobytes(), result.stderr
+    assert read_elsewhere(folder, tmp_path / "a.oscar") == indices_of(codec, data).tobytes()
 
 
 def test_files_of_other_context_models(codec: OscarCodec, tiny: OscarCodec, tiny_folder: Path, data: bytes) -> None:

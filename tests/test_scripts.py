@@ -172,6 +172,7 @@ def test_names_of_jobs() -> None:
 # As subcommands of `oscar`.
 
 
+@pytest.mark.slow
 def test_a_subcommand_does_what_the_script_does(folder: Path, monkeypatch, capfd) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")

@@ -36,6 +36,7 @@ def stderr_of(*args: str, cwd: Path, feed: str = "", code: int = 0) -> str:
     return "\n".join(line for line in lines if line.strip() and not PROGRESS.fullmatch(line))
 
 
+@pytest.mark.slow
 def test_python_and_commands(photos, tiny_folder, tmp_path):
     lines = [
         f"compress {photos}/0.png a.oscar",
@@ -103,6 +104,7 @@ def test_scripts(photos, tiny_folder, tmp_path):
     assert all((tmp_path / result).is_dir() for result in results)
 
 
+@pytest.mark.slow
 def test_what_others_cause_is_not_hidden(tmp_path):
     """The messages that our imports keep back appear where a program of one's own causes them."""
     code = """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from oscar.utils.figures import FORMATS, open_figure
+from oscar.utils.figures import open_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +76,7 @@ def smooth(values: pd.Series, share: float = SMOOTHING) -> pd.Series:
 
 
 def plot_logs(
-    path: Path, runs: Mapping[str, pd.DataFrame], column: str = "loss", formats: Sequence[str] = FORMATS
+    path: Path, runs: Mapping[str, pd.DataFrame], column: str = "loss", formats: Sequence[str] | None = None
 ) -> None:
     """Draw a column against steps: what was logged, faintly, and its running mean; of runs with rates, a mean for each.
 
@@ -84,7 +84,7 @@ def plot_logs(
         path: of the files, without suffix.
         runs: rows of `read_log` by the panel's title.
         column: a column of all.
-        formats: suffixes of the files.
+        formats: suffixes of the files; None for all.
     """
     import matplotlib
 

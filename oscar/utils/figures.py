@@ -35,13 +35,13 @@ STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def open_figure(path: Path, size: tuple[float, float], formats: Sequence[str] = FORMATS) -> Iterator[Figure]:
+def open_figure(path: Path, size: tuple[float, float], formats: Sequence[str] | None = None) -> Iterator[Figure]:
     """A figure to draw on, written when the block ends without an error.
 
     Args:
         path: without suffix; it gets one for each format.
         size: inches.
-        formats: of FORMATS.
+        formats: of FORMATS; None for all.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -53,7 +53,9 @@ def open_figure(path: Path, size: tuple[float, float], formats: Sequence[str] = 
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        for suffix in formats:
+        figure.draw_without_rendering()  # lays it out, once for all formats
+        figure.set_layout_engine("none")
+        for suffix in FORMATS if formats is None else formats:
             data = io.BytesIO()
             blank = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
             figure.savefig(data, format=suffix, metadata=blank, dpi=160, bbox_inches="tight")

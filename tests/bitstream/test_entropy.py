@@ -260,6 +260,7 @@ BESIDE_COMPRESSAI = """
 
 
 @needs_compressai
+@pytest.mark.slow
 def test_compressai_works_after_its_coder_was_loaded_alone():
     command = textwrap.dedent(BESIDE_COMPRESSAI)
     result = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, timeout=120)

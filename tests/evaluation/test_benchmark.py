@@ -76,7 +76,7 @@ def encodes(monkeypatch) -> list[tuple[str, float]]:
     return calls
 
 
-def test_everything_is_written_and_agrees(config, photos, capsys):
+def test_everything_is_written_and_agrees(config, photos, capsys, all_formats):
     run_benchmark(config)
     out = Path(config.output)
     printed = capsys.readouterr()

@@ -234,6 +234,7 @@ def test_the_process_that_is_measured_answers(config, photos, tmp_path):
 # The part.
 
 
+@pytest.mark.slow
 def test_part_training_writes_its_tables_and_measures_nothing_twice(config, monkeypatch, capsys):
     memory = {"built_mib": 5.0, "steps_peak_mib": None, "process_peak_mib": 6.0, "cuda_peak_mib": None}
     figures = {"parameters": {"prompt": 1}, "step_seconds": [2.0], **memory}

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import oscar
 from oscar.inference.load import load
@@ -38,6 +39,7 @@ print(json.dumps({"kinds": kinds, "cpu": any(name.startswith("oscar.inference.cp
 MODELS = ("nano", "nano-vq")
 
 
+@pytest.mark.slow
 def test_the_folder_can_be_deleted(tmp_path: Path, make_image) -> None:
     package, image = Path(oscar.__file__).parent, make_image(72, 56)
     ignored = shutil.ignore_patterns("__pycache__", "cpu")

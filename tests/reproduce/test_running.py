@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import contextlib
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 
+from oscar.config import ReproduceConfig, register
 from oscar.reproduce.actions import Actions
+from oscar.reproduce.study import run_study
 from oscar.training.trainer import Trainer
+from tests.processes import CONTEXT
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -55,20 +58,29 @@ def test_killed_and_resumed_equals_uninterrupted(study, stage1, uninterrupted, t
     assert tables(tmp_path) == tables(uninterrupted) and weights(tmp_path) == weights(uninterrupted)
 
 
+def run_logged(config: ReproduceConfig, log: Path) -> None:
+    """A process of a study, which ends with its exit code."""
+    register()
+    torch.set_num_threads(1)
+    with log.open("w") as stream, contextlib.redirect_stdout(stream):
+        code = run_study(config, CONFIGS)
+    sys.exit(code)
+
+
 @pytest.mark.slow
-def test_two_processes_equal_one(stage1, root: Path, uninterrupted, tmp_path: Path) -> None:
-    command = [
-        sys.executable, str(ROOT / "scripts/reproduce.py"), "study=losses", "recipe=tiny", f"model={stage1}",
-        f"output={tmp_path}", f"data.root={root}", "data.datasets=[photos]", f"data.train=[{root}/train]",
-        "train=[logger.tensorboard=false]", "metrics.names=[psnr]", "device=cpu", "threads=1", *LOSSES,
-    ]  # fmt: skip
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    several = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate(timeout=400)[0] for process in several]
-    assert [process.returncode for process in several] == [0, 0]
-    done = [line.partition(": ")[2] for text in outputs for line in text.splitlines() if line.startswith("job ")]
+def test_two_processes_equal_one(make_config, stage1, uninterrupted, tmp_path: Path) -> None:
+    config = make_config("losses", tmp_path / "out", f"model={stage1}", *LOSSES)
+    logs = [tmp_path / f"{number}.log" for number in range(2)]
+    several = [CONTEXT.Process(target=run_logged, args=(config, log)) for log in logs]
+    for process in several:
+        process.start()
+    for process in several:
+        process.join(400)
+    assert [process.exitcode for process in several] == [0, 0]
+    done = [line.partition(": ")[2] for log in logs for line in log.read_text().splitlines() if line.startswith("job ")]
     assert len(done) == len(set(done)) == 4
-    assert tables(tmp_path) == tables(uninterrupted) and weights(tmp_path) == weights(uninterrupted)
+    output = tmp_path / "out"
+    assert tables(output) == tables(uninterrupted) and weights(output) == weights(uninterrupted)
 
 
 @pytest.mark.slow

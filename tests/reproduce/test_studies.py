@@ -11,7 +11,6 @@ import pytest
 
 from oscar import OscarCodec
 from oscar.evaluation.curves import paper_curves
-from oscar.utils.figures import FORMATS
 
 pytestmark = pytest.mark.slow
 
@@ -26,8 +25,7 @@ def check_page(output: Path, figures: list[str]) -> str:
     """The page has all figures, commands and the commit."""
     page, record = (output / "index.html").read_text(), json.loads((output / "study.json").read_text())
     for name in figures:
-        for suffix in FORMATS:
-            assert (output / "plots" / f"{name}.{suffix}").stat().st_size
+        assert (output / "plots" / f"{name}.svg").stat().st_size
     assert page.count("<img") == len(figures) and "http" not in page.replace("http://www.w3.org", "")
     assert page.count("python scripts/") >= 1 + len(record["jobs"]) - page.count("oscar add-rates")
     assert record["failed"] == {} and (record["commit"] is None or record["commit"] in page)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -21,25 +20,11 @@ import torch
 from oscar import OscarCodec
 from oscar.config import TrainConfig
 from oscar.training.checkpoints import find_checkpoints
+from tests.processes import CONTEXT
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 KILLS = 2
-
-# Processes are forked from a server that has imported everything and has started no thread.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "oscar.training.trainer",
-        "oscar.training.build",
-        "oscar.training.stages.joint",
-        "oscar.training.stages.bottleneck",
-        "oscar.training.stages.vae",
-        "oscar.training.validation",
-        "torch._dynamo",
-        "torch.utils.tensorboard",
-    ]
-)
 
 
 @dataclass(frozen=True)

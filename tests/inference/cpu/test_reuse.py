@@ -108,6 +108,7 @@ for kept in ("much", "nothing"):
 
 
 @GLIBC
+@pytest.mark.slow
 def test_nothing_is_kept() -> None:
     """Of 198 MiB in pieces of 2 MiB; in processes of their own, whose heaps hold no room that others have left.
 
