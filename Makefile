@@ -79,8 +79,8 @@ define ship
 endef
 
 train-nano: OUT = models/nano
-train-nano: | runs/nano/further/final  ## train nano from IMAGES=folder of its photographs, and write it to models/nano
-	$(call ship,runs/nano/further/final)
+train-nano: | runs/nano/more/final  ## train nano from IMAGES=folder of its photographs, and write it to models/nano
+	$(call ship,runs/nano/more/final)
 
 train-nano-vq: OUT = models/nano-vq
 train-nano-vq: | runs/nano-vq/context/final  ## likewise nano-vq, to models/nano-vq
@@ -96,6 +96,7 @@ runs/nano/bottleneck/final: | runs/nano/diffusion_pretrain/final
 runs/nano/joint/final: | runs/nano/bottleneck/final
 runs/nano/longer/final: | runs/nano/joint/final
 runs/nano/further/final: | runs/nano/longer/final
+runs/nano/more/final: | runs/nano/further/final
 runs/nano/%/final: | $(STAMP)
 	$(BIN)/python scripts/train.py experiment=nano/$* $(ARGS)
 

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STEPS = {
-    "train-nano": ["vae", "diffusion_pretrain", "bottleneck", "joint", "longer", "further"],
+    "train-nano": ["vae", "diffusion_pretrain", "bottleneck", "joint", "longer", "further", "more"],
     "train-nano-vq": ["vae", "diffusion_pretrain", "bottleneck", "joint", "finetune", "further", "context"],
 }
 
