@@ -416,6 +416,7 @@ def test_a_module_that_cannot_be_imported(tmp_path, monkeypatch, capsys, model, 
     assert line.startswith("oscar: error: OSCAR_PLUGINS names 'no_such_module', which cannot be imported (ModuleNot")
 
 
+@pytest.mark.slow
 def test_a_script_finds_modules_of_the_current_folder(plugins, model, photos) -> None:
     result = run_script(
         "evaluate",

@@ -150,6 +150,7 @@ def test_evaluate_reads_and_writes_odd_paths(run, folder: Path, photos: Path, na
 NASTY = "数据 (1), lr=1e-3 50%"
 
 
+@pytest.mark.slow
 def test_other_scripts_on_an_odd_path(run, folder: Path, photos: Path, tiny_folder: Path) -> None:
     images, model = shutil.copytree(photos, folder / NASTY / "images"), folder / NASTY / "model"
     shutil.copytree(tiny_folder, model)

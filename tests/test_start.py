@@ -30,6 +30,7 @@ HEAVY = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_coding_imports_what_it_uses(photos, tmp_path):
     """By both kinds of models, one after the other."""
     paths = [str(photos / "0.png"), str(tmp_path / "0.oscar"), str(tmp_path / "0.png")]
@@ -45,6 +46,7 @@ def test_coding_imports_what_it_uses(photos, tmp_path):
     assert int(count) < 3500
 
 
+@pytest.mark.slow
 def test_what_was_left_out_can_be_imported_afterwards():
     program = """
 import sys
@@ -68,6 +70,7 @@ assert EntropyBottleneck(2).entropy_coder.name == compressai.get_entropy_coder()
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_other_programs_get_everything():
     """`main` called from Python hides nothing from the libraries that its caller uses too."""
     program = """
