@@ -90,6 +90,7 @@ def test_only_context_models_are_new(compose, photos: Path, tmp_path: Path, tiny
     assert not again.bottleneck.contexts  # they were of the indices as they were
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same(compose, photos: Path, tmp_path: Path, tiny_folder: Path, runs) -> None:
     whole, trainer = run(compose, photos, tmp_path / "whole", tiny_folder)
     trainer.run()

@@ -224,6 +224,7 @@ def test_no_checkpoint_is_written_of_what_is_not_finite(configure, runs, part: s
 # Loss scaling.
 
 
+@pytest.mark.slow
 def test_scaled_gradients_are_those_of_float32(configure, runs) -> None:
     """Of codec and critic, whose passes are interleaved: each is divided by its scale once, when all are added up."""
     plain, scaled = (
@@ -320,6 +321,7 @@ def test_a_loss_without_a_number_leaves_the_scale_alone(configure) -> None:
     assert state["learner"]["scaler"]["_growth_tracker"] == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_over_the_scales(configure, runs) -> None:
     options = ("trainer.mixed_precision=fp16", "trainer.ema_decay=0.9", "trainer.log_every=4")
     whole, parts = (configure("joint", 4, name, *options) for name in ("whole", "parts"))

@@ -112,6 +112,7 @@ def test_the_norm_is_that_before_the_clip(configure, runs) -> None:
     assert norms[0] == pytest.approx(torch.cat(gradients).norm().item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_within_an_interval_logs_as_an_uninterrupted_one(configure, runs) -> None:
     """Of the stage that has a critic beside the losses of all others."""
     options = ("trainer.log_every=3", "trainer.accumulation=2", "trainer.checkpoint_every=100")
