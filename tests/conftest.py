@@ -75,7 +75,7 @@ def all_formats() -> None:
 def one_format(request: pytest.FixtureRequest, monkeypatch) -> None:
     """Figures are written in one format, since each takes half a second, but where a test asks for `all_formats`."""
     if "all_formats" not in request.fixturenames:
-        monkeypatch.setattr("oscar.utils.figures.FORMATS", ("svg",))
+        monkeypatch.setattr("oscar.utils.figures.DEFAULT_FORMATS", ("svg",))
 
 
 @pytest.fixture(autouse=True)

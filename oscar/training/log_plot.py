@@ -84,7 +84,7 @@ def plot_logs(
         path: of the files, without suffix.
         runs: rows of `read_log` by the panel's title.
         column: a column of all.
-        formats: suffixes of the files; None for all.
+        formats: as of `open_figure`.
     """
     import matplotlib
 

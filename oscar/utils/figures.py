@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's, which the common kinds of colour blindness tell apart, and two more.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B58900", "#666666", "#8C510A")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-FORMATS = ("pdf", "svg", "png")
+FORMATS = DEFAULT_FORMATS = ("pdf", "svg", "png")
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -41,7 +41,7 @@ def open_figure(path: Path, size: tuple[float, float], formats: Sequence[str] | 
     Args:
         path: without suffix; it gets one for each format.
         size: inches.
-        formats: of FORMATS; None for all.
+        formats: of FORMATS; None for DEFAULT_FORMATS.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -55,7 +55,7 @@ def open_figure(path: Path, size: tuple[float, float], formats: Sequence[str] | 
         yield figure
         figure.draw_without_rendering()  # lays it out, once for all formats
         figure.set_layout_engine("none")
-        for suffix in FORMATS if formats is None else formats:
+        for suffix in DEFAULT_FORMATS if formats is None else formats:
             data = io.BytesIO()
             blank = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
             figure.savefig(data, format=suffix, metadata=blank, dpi=160, bbox_inches="tight")
