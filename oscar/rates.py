@@ -96,7 +96,7 @@ def rate_by_id(rate_id: int) -> RatePoint:
     raise ValueError(f"rate id {rate_id} does not exist; allowed: 0 to {len(RATES) - 1}")
 
 
-def find_rate(bpp: float, available: Iterable[RatePoint] = PAPER_RATES) -> RatePoint:
+def find_rate(bpp: float, available: Iterable[RatePoint] = RATES) -> RatePoint:
     """The rate point of this nominal bpp (to the four printed decimals) among `available`.
 
     Raises:

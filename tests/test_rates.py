@@ -51,10 +51,11 @@ def test_grid_is_padded_up() -> None:
 def test_find_rate_takes_the_printed_decimals() -> None:
     assert find_rate(0.0625).id == 4
     assert find_rate(0.06251).id == 4
-    assert find_rate(0.0024, RATES).id == 8
+    assert find_rate(0.0024).id == 8  # beyond the paper's eight
+    assert find_rate(0.0019, RATES[:1]).id == 0
 
 
-@pytest.mark.parametrize("bpp", [0.0626, 0.0, -1.0, float("nan"), 0.0024])
+@pytest.mark.parametrize("bpp", [0.0626, 0.0, -1.0, float("nan"), 0.0025])
 def test_find_rate_lists_what_is_allowed(bpp: float) -> None:
     with pytest.raises(ValueError, match=r"^rate \S+ does not exist; allowed: 0\.0019, .*, 0\.1250$"):
         find_rate(bpp)

@@ -88,7 +88,7 @@ def compress(
     points = {"rate": rate, "quality": quality, "point": point}
     target_bytes = _target(points, effort, bpp, max_bytes)
     if rate is not None:
-        find_rate(rate, RATES)
+        find_rate(rate)
     if quality is not None and not 0 <= quality <= 1:
         raise CommandError(f"--quality is {quality}; allowed: 0 to 1")
     colour = parse_colour(background)

@@ -11,7 +11,7 @@ from oscar.config.checks import ConfigError, at_least, choose
 from oscar.config.images import BenchmarkImagesConfig, MetricsConfig
 from oscar.config.model import BackboneConfig, BottleneckConfig
 from oscar.config.stage import StageConfig
-from oscar.rates import RATES, find_rate
+from oscar.rates import find_rate
 
 
 @dataclass
@@ -124,7 +124,7 @@ class InferenceSpeedConfig:
             self.bottleneck.complete()
             self.bottleneck.check()
         try:
-            find_rate(self.rate, RATES)
+            find_rate(self.rate)
         except ValueError as error:
             raise ConfigError(f"inference.rate: {error}") from None
 

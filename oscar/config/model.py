@@ -119,7 +119,7 @@ class BottleneckConfig:
         if "rates" not in self.family.config_fields:
             return ()
         try:
-            points = {find_rate(bpp, RATES) for bpp in self.rates} if self.rates is not None else set(RATES)
+            points = {find_rate(bpp) for bpp in self.rates} if self.rates is not None else set(RATES)
         except ValueError as error:
             raise ConfigError(f"bottleneck.rates: {error}") from None
         return tuple(sorted(points, key=lambda rate: rate.id))

@@ -10,7 +10,7 @@ import pandas as pd
 from oscar.config import ConfigError
 from oscar.evaluation.curves import metric_title
 from oscar.metrics.image import METRICS
-from oscar.rates import RATES, find_rate
+from oscar.rates import find_rate
 from oscar.reproduce.jobs import Job
 from oscar.reproduce.study import Study, Summary, read_rows
 from oscar.utils.tables import Table, plain_minus
@@ -29,7 +29,7 @@ class UnseenRates(Study):
         if not self.config.rates:
             raise ConfigError("rates is empty; allowed for study unseen_rates: one or more that the model lacks")
         for bpp in self.config.rates:
-            find_rate(bpp, RATES)
+            find_rate(bpp)
             if any(abs(bpp - other) < 5e-5 for other in own):
                 raise ConfigError(f"rates has {bpp:.4f}, which {self.config.model} was trained on; allowed: others")
         if self.config.rates_checkpoint is not None:

@@ -11,6 +11,7 @@ import pytest
 
 from oscar import OscarCodec
 from oscar.evaluation.curves import paper_curves
+from oscar.reproduce.study import make_study
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +57,17 @@ def test_timesteps(study, stage1, tmp_path: Path) -> None:
     assert row["difference"] == pytest.approx(expected, abs=1e-9) and row["low"] <= row["difference"] <= row["high"]
     grid = OscarCodec.from_pretrained(tmp_path / "runs/grid-0.1250-t300/final")
     assert grid.points == (0.125,) and grid.mapping(grid.bottleneck.rates[0]) == 300
+
+
+def test_timesteps_of_rates_beyond_the_papers(make_config, make_codec, tmp_path: Path) -> None:
+    """As nano-vq's: the table lies between its neighbours there."""
+    model = tmp_path / "runs/paper-seed0/final"
+    codec = make_codec(rates=(0, 8))
+    codec.save_pretrained(model)
+    study = make_study(make_config("timesteps", tmp_path, f"model={model}", "sweep=[]", "calibrated=[]"))
+    chosen = study.timesteps(["paper-seed0"])
+    expected = {rate.bpp: codec.mapping(rate) for rate in codec.bottleneck.rates}
+    assert dict(zip(chosen["rate"], chosen["timestep"], strict=True)) == expected and len(expected) == 2
 
 
 def test_unseen_rates(study, stage1, tmp_path: Path) -> None:
