@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -26,7 +27,8 @@ def make(target: str, folder: Path, *words: str) -> list[list[str]]:
     (folder / "venv").mkdir(exist_ok=True)
     (folder / "venv/.installed").touch()
     command = ["make", "-n", "--no-print-directory", target, "VENV=venv", *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "ARGS"}
+    done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True)  # not as a part of `make test`
     if done.returncode:
         raise ValueError(done.stderr)
     return [shlex.split(line) for line in done.stdout.replace("\\\n", " ").splitlines()]

@@ -99,4 +99,4 @@ def test_from_end_to_end(study, backbone, tmp_path: Path, words: list[str], smal
     assert sizes["bottleneck_millions"].to_list() == pytest.approx([saved["all"], saved["small"]], rel=0.05)
     assert saved["small"] < saved["all"] and sizes.diff(axis=1)["model_millions"].nunique() == 1  # the same backbone
     page = (tmp_path / "index.html").read_text()
-    assert page.count("<img") == 1 and (tmp_path / "plots/rd_photos/rd_psnr.pdf").stat().st_size
+    assert page.count("<img") == 1 and (tmp_path / "plots/rd_photos/rd_psnr.svg").stat().st_size
