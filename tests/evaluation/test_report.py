@@ -262,9 +262,8 @@ def open_page(browser, report) -> Iterator:
         page.on("request", lambda request: requests.append(request.url))
         requests: list[str] = []
         page.goto(file.as_uri())
-        page.wait_for_selector(
-            "#plot .dot", state="attached"
-        )  # a function would be polled by eval, which the page forbids
+        # Not wait_for_function: that polls by eval, which the page forbids.
+        page.wait_for_selector("#plot .dot", state="attached")
         problems.extend(url for url in requests if not url.startswith(("data:", file.as_uri())))
         page.on("request", lambda request: request.url.startswith("data:") or problems.append(request.url))
         return page
