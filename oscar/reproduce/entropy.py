@@ -29,8 +29,7 @@ class Entropy(Study):
     def jobs(self) -> list[Job]:
         config, jobs, model, needs = self.config, [], self.config.model, ()
         if not has_contexts(model):
-            train = [f"data.train=[{','.join(config.data.train)}]"] if config.data.train else []
-            arguments = (*config.recipe.context, f"init_from={model}", *train, *config.train)
+            arguments = self.train_arguments("context", (f"init_from={model}",), config.train)
             jobs.append(Job(CONTEXT, "train", arguments, (), (model,), ("context", 0)))
             model, needs = self.result_of(CONTEXT), (CONTEXT,)
         rates = ["--rates", *map(str, config.rates)] if config.rates else []

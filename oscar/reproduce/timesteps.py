@@ -15,7 +15,7 @@ from oscar import checkpoint
 from oscar.config import ConfigError
 from oscar.data.folders import find_images
 from oscar.evaluation.curves import metric_title
-from oscar.rates import find_rate
+from oscar.rates import rate_by_id
 from oscar.reproduce.jobs import Job
 from oscar.reproduce.retrain import Retrain
 from oscar.reproduce.study import Summary
@@ -144,7 +144,7 @@ class Timesteps(Retrain):
                 if run in done:
                     _, description = checkpoint.read_description(self.result_of(run))
                     mapping = mapping_from_config(description["timesteps"])
-                    rates = [find_rate(bpp) for bpp in self.rates_of(self.result_of(run))]
+                    rates = sorted(map(rate_by_id, description["bottleneck"]["rates"]), key=lambda rate: rate.bpp)
                     rows += [
                         {"variant": variant, "seed": seed, "rate": rate.bpp, "timestep": float(mapping(rate))}
                         for rate in rates
