@@ -79,8 +79,8 @@ define ship
 endef
 
 train-nano: OUT = models/nano
-train-nano: | runs/nano/more/final  ## train nano from IMAGES=folder of its photographs, and write it to models/nano
-	$(call ship,runs/nano/more/final)
+train-nano: | runs/nano/wide/final  ## train nano from IMAGES=folder of its photographs, and write it to models/nano
+	$(call ship,runs/nano/wide/final)
 
 train-nano-vq: OUT = models/nano-vq
 train-nano-vq: | runs/nano-vq/context/final  ## likewise nano-vq, to models/nano-vq
@@ -97,6 +97,9 @@ runs/nano/joint/final: | runs/nano/bottleneck/final
 runs/nano/longer/final: | runs/nano/joint/final
 runs/nano/further/final: | runs/nano/longer/final
 runs/nano/more/final: | runs/nano/further/final
+runs/nano/widened: | runs/nano/more/final
+	$(BIN)/python scripts/widen.py runs/nano/more/final --channels 128 --decoder-blocks 1 2 2 --out $@
+runs/nano/wide/final: | runs/nano/widened
 runs/nano/%/final: | $(STAMP)
 	$(BIN)/python scripts/train.py experiment=nano/$* $(ARGS)
 
@@ -110,7 +113,8 @@ runs/nano-vq/calibration/calibration.json: | runs/nano-vq/finetune/final
 	$(BIN)/python scripts/calibrate_timesteps.py model=runs/nano-vq/finetune/final "data.images='$(IMAGES)'" \
 		output=runs/nano-vq/calibration
 runs/nano-vq/further/final: | runs/nano-vq/calibration/calibration.json
-runs/nano-vq/context/final: | runs/nano-vq/further/final
+runs/nano-vq/more/final: | runs/nano-vq/further/final
+runs/nano-vq/context/final: | runs/nano-vq/more/final
 runs/nano-vq/%/final: | $(STAMP)
 	$(BIN)/python scripts/train.py experiment=nano_vq/$* $(ARGS)
 

@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STEPS = {
-    "train-nano": ["vae", "diffusion_pretrain", "bottleneck", "joint", "longer", "further", "more"],
-    "train-nano-vq": ["vae", "diffusion_pretrain", "bottleneck", "joint", "finetune", "further", "context"],
+    "train-nano": ["vae", "diffusion_pretrain", "bottleneck", "joint", "longer", "further", "more", "wide"],
+    "train-nano-vq": ["vae", "diffusion_pretrain", "bottleneck", "joint", "finetune", "further", "more", "context"],
 }
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -45,6 +45,10 @@ def test_every_step_begins_where_the_last_ended(target: str, tmp_path: Path, pho
             options = dict(word.split("=", 1) for word in command[2:])
             assert options["model"] == ended and options["data.images"] == "'/my images'"
             calibrated = ["timesteps=paper"]  # in place of a file that is not here
+            continue
+        if command[1] == "scripts/widen.py":
+            assert command[2] == ended
+            ended = command[command.index("--out") + 1]
             continue
         assert command[1] == "scripts/train.py" and not command[3:]
         steps.append(command[2].rpartition("/")[2])

@@ -99,22 +99,23 @@ class AutoencoderConv(ModelMixin, ConfigMixin):
 
 def lowest_frequencies(count: int, side: int) -> Tensor:
     """The lowest frequencies of the cosine transform of RGB blocks (3, side, side), orthonormal (count, 3 side^2)."""
+    chroma = max(1, int(_CHROMA_SHARE * count)) if count > 2 else 0
+    planes = cosine_transform(side)
+    return torch.cat([plane[:kept] for plane, kept in zip(planes, (count - 2 * chroma, chroma, chroma), strict=True)])
+
+
+def cosine_transform(side: int) -> Tensor:
+    """The cosine transform of RGB blocks, orthonormal (3, side^2, 3 side^2): luminance and two planes of chrominance,
+    each from low frequencies to high ones."""
     place = torch.arange(side) + 0.5
     waves = torch.cos(math.pi / side * place * torch.arange(side)[:, None]) * (2 / side) ** 0.5
     waves[0] /= 2**0.5
-    order = sorted(
-        ((row, column) for row in range(side) for column in range(side)),
-        key=lambda pair: (pair[0] ** 2 + pair[1] ** 2, pair),
-    )
-    chroma = max(1, int(_CHROMA_SHARE * count)) if count > 2 else 0
     colours = torch.tensor([[1.0, 1, 1], [1, 0, -1], [-1, 2, -1]])
     colours /= colours.norm(dim=1, keepdim=True)
-    found = [
-        torch.einsum("c,y,x->cyx", colour, waves[row], waves[column]).flatten()
-        for colour, kept in zip(colours, (count - 2 * chroma, chroma, chroma), strict=True)
-        for row, column in order[:kept]
-    ]
-    return torch.stack(found)
+    pairs = ((row, column) for row in range(side) for column in range(side))
+    order = sorted(pairs, key=lambda pair: (pair[0] ** 2 + pair[1] ** 2, pair))
+    rows, columns = map(list, zip(*order, strict=True))
+    return torch.einsum("pc,ny,nx->pncyx", colours, waves[rows], waves[columns]).flatten(2)
 
 
 def _zero(layer: nn.Conv2d) -> nn.Conv2d:

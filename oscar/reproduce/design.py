@@ -1,7 +1,8 @@
 """Which design of a codec is better at equal bytes: variants trained through both stages, compared by BD-rate.
 
 All begin with the same VAE and UNet. A seed's runs of stage 2 start from stage 1 of the same variant, which those share
-that change nothing in it.
+that change nothing in it. With a recipe of stage 2 alone they go on from a trained model, or each from its own
+`init_from`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from oscar.reproduce.jobs import Job
 from oscar.reproduce.retrain import NOTES, Retrain, verdict
 from oscar.reproduce.statistics import compare_bytes
 from oscar.reproduce.study import Summary
+from oscar.training.resolve import resolve
 from oscar.utils.tables import Table, plain_minus
 
 _OF_STAGE = re.compile(r"[+~]*stage\.(\w+)")  # an override of a field of the stage
@@ -33,23 +35,32 @@ class Design(Retrain):
     def check_model(self) -> None:
         model = self.config.model
         self.backbone = self.backbone_of(model)
-        try:
-            channels = read_configs(self.backbone)["vae"]["latent_channels"]
-        except BackboneError as error:
-            raise ConfigError(f"model is {model!r}, of which VAE and UNet cannot be had: {error}") from None
         self.points: dict[str, int] = {}
         self.words: dict[str, tuple[list[str], list[str]]] = {}  # overrides of stage 1 and of stage 2
+        self.origins: dict[str, str] = {}  # checkpoints that variants go on from, without a stage 1
         actions = Actions(config_folder())
         for name, overrides in self.variants().items():
             words = [*self.config.train, *overrides]
             general = [word for word in words if not _OF_STAGE.match(word)]
-            composed = actions.compose("train", self.train_arguments("bottleneck", (), general))
+            if self.config.recipe.bottleneck:
+                source, composed = model, actions.compose("train", self.train_arguments("bottleneck", (), general))
+            else:
+                start = (f"init_from={model}",)
+                composed = resolve(actions.compose("train", self.train_arguments("joint", start, words)))
+                source = self.origins[name] = composed.init_from
+            try:
+                channels = read_configs(self.backbone_of(source))["vae"]["latent_channels"]
+            except BackboneError as error:
+                raise ConfigError(f"model is {source!r}, of which VAE and UNet cannot be had: {error}") from None
             try:
                 bottleneck = from_config(composed.bottleneck.describe(), channels)
                 points = [bottleneck.parse(value) for value in self.config.points]
             except ValueError as error:
                 raise ConfigError(f"variants.{name} cannot be: {error}") from None
             self.points[name] = len(points or bottleneck.points)
+            if name in self.origins:
+                self.words[name] = ([], words)
+                continue
             first, second = (set(bottleneck.stage_fields[stage]) for stage in ("bottleneck", "joint"))
             field = {word: match[1] for word in words if (match := _OF_STAGE.match(word))}
             self.words[name] = (
@@ -63,6 +74,13 @@ class Design(Retrain):
         for seed in config.seeds:
             for name, overrides in self.variants().items():
                 own, second = self.words[name]
+                run = f"{name}-seed{seed}"
+                if origin := self.origins.get(name):
+                    start = (f"init_from={self.config.model}", f"seed={seed}")
+                    arguments = self.train_arguments("joint", start, second)
+                    jobs[run] = Job(run, "train", arguments, (), (origin,), ("joint", 0))
+                    jobs |= {job.name: job for job in self.evaluations_of(jobs[run], self.points[name], points)}
+                    continue
                 is_shared = not set(overrides) & set(own)
                 first = f"seed{seed}-bottleneck" if is_shared else f"{name}-seed{seed}-bottleneck"
                 start = (f"backbone.source={self.backbone}", f"seed={seed}")
@@ -70,7 +88,6 @@ class Design(Retrain):
                 jobs[first] = Job(first, "train", arguments, (), (config.model,), ("bottleneck", 0))
                 start = (f"init_from={self.result_of(first)}", f"seed={seed}")
                 arguments = self.train_arguments("joint", start, second)
-                run = f"{name}-seed{seed}"
                 jobs[run] = Job(run, "train", arguments, (first,), (self.result_of(first),), ("joint", 0))
                 jobs |= {job.name: job for job in self.evaluations_of(jobs[run], self.points[name], points)}
         return list(jobs.values())

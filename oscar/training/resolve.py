@@ -119,6 +119,5 @@ def check_shape(config: BackboneConfig, stored: Mapping[str, Mapping], where: st
             other = as_read(stored[part].get(key))
             if key not in _FREE and value != other:
                 raise ConfigError(
-                    f"backbone.{part}.{key} is {value!r}, but {where} has {other!r}; "
-                    "allowed: the same, or backbone=null"
+                    f"backbone.{part}.{key} is {value!r}, but {where} has {other!r}; allowed: the same, or ~backbone"
                 )

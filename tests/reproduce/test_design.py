@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
+from oscar.config import config_folder
+from oscar.reproduce.actions import Actions
 from oscar.reproduce.design import Design
 
 HYPERPRIOR = (
@@ -49,6 +52,23 @@ def test_overrides_go_to_the_stages_that_have_them(make_config, backbone, tmp_pa
         assert job.command != "evaluate" or (job.work[1] == 3 * 3 and "points=[0.0,0.5,1.0]" in job.arguments)
 
 
+def test_without_stage_1_each_goes_on_from_its_own_checkpoint(make_config, golden, tmp_path: Path) -> None:
+    own = golden.parent / "ours/hyperprior"
+    other = shutil.copytree(own, tmp_path / "other")
+    config = make_config(
+        "design", tmp_path / "out", "recipe.bottleneck=[]", HYPERPRIOR[1], "points=[0,1]", "seeds=[3]", f"model={own}",
+        ALL, f"+variants.other=['init_from={other}',stage.cosine=0.1]", "+variants.again=[seed=4]",
+    )  # fmt: skip
+    jobs = {job.name: job for job in Design(config).jobs()}
+    assert list(jobs) == [f"{name}-seed3{end}" for name in ("all", "other", "again") for end in ("", "-on-photos")]
+    composed = {name: Actions(config_folder()).compose("train", jobs[f"{name}-seed3"].arguments) for name in
+                ("all", "other", "again")}  # fmt: skip
+    assert [value.init_from for value in composed.values()] == [str(own), str(other), str(own)]
+    assert [value.seed for value in composed.values()] == [3, 3, 4]
+    assert [value.stage.cosine for value in composed.values()] == [0, 0.1, 0]
+    assert jobs["other-seed3"].reads == (str(other),) and not any(jobs[f"{name}-seed3"].needs for name in composed)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -74,6 +94,13 @@ def test_the_presets_of_nano_can_run(study, tmp_path: Path, capsys) -> None:
     assert study("design_nano", tmp_path, "recipe=nano", "dry_run=true", "seeds=[0]") == 0
     *jobs, last = capsys.readouterr().out.splitlines()
     assert len(jobs) == 3 * 7 - 2 and last.startswith("19 jobs; to do: about ") and "?" not in last
+
+
+def test_shapes_of_nano_can_go_on_from_trained_weights(study, tmp_path: Path, capsys) -> None:
+    words = [f"variants.{name}=[init_from=nano]" for name in ("wide", "wide_deep")]
+    assert study("design_wide", tmp_path, "recipe=nano_trained", "model=nano", *words, "dry_run=true") == 0
+    *jobs, last = capsys.readouterr().out.splitlines()
+    assert len(jobs) == 2 * 5 and last.startswith("10 jobs; to do: about ") and "?" not in last
 
 
 @pytest.mark.slow
