@@ -108,7 +108,7 @@ def test_a_checkpoint_of_a_hyperprior_says_its_kind(compose, photos: Path) -> No
         "stage.cosine=0",
         "stage.lambdas=[1,2]",
     )
-    assert resolve(config).bottleneck.hyperprior.groups == [8, 8, 16, 32]
+    assert resolve(config).bottleneck.hyperprior.groups == [8, 8, 16, 32, 64]
     config = compose("stage=bottleneck", "init_from=nano", f"data.train=[{photos}]")
     with pytest.raises(
         ConfigError, match="^stage.cosine is 1.0, but stage bottleneck does not use it with a hyperprior"
