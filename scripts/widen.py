@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from oscar import OscarCodec
 from oscar.bottlenecks.hyperprior import HyperpriorBottleneck
-from oscar.bottlenecks.rounded_layers import SCALE_MIN, Predictor
+from oscar.bottlenecks.rounded_layers import SCALE_MIN
 from oscar.models.backbone import Backbone
 from oscar.models.conv_autoencoder import AutoencoderConv, cosine_transform
 from oscar.models.denoiser import Denoiser
@@ -122,8 +122,7 @@ def _widen_bottleneck(source: HyperpriorBottleneck, target: HyperpriorBottleneck
     _copy(source, target)
     for name in ("log_gain", "log_inverse"):
         getattr(target, name)[:, had:] = getattr(source, name)[:, -last:].mean(dim=1, keepdim=True)
-    for predictor in list(target.predictors)[len(source.predictors) :]:
-        assert isinstance(predictor, Predictor)
+    for predictor in target.predictors[len(source.predictors) :]:
         predictor.last_bias[predictor.own :] *= math.log(_FIRST_SCALE / SCALE_MIN) / math.log(1 / SCALE_MIN)
     target.update()
 

@@ -38,6 +38,7 @@ class Design(Retrain):
         self.points: dict[str, int] = {}
         self.words: dict[str, tuple[list[str], list[str]]] = {}  # overrides of stage 1 and of stage 2
         self.origins: dict[str, str] = {}  # checkpoints that variants go on from, without a stage 1
+        channels: dict[str, int] = {}  # of latents, by checkpoint
         actions = Actions(config_folder())
         for name, overrides in self.variants().items():
             words = [*self.config.train, *overrides]
@@ -48,12 +49,10 @@ class Design(Retrain):
                 start = (f"init_from={model}",)
                 composed = resolve(actions.compose("train", self.train_arguments("joint", start, words)))
                 source = self.origins[name] = composed.init_from
+            if source not in channels:
+                channels[source] = self.channels_of(source)
             try:
-                channels = read_configs(self.backbone_of(source))["vae"]["latent_channels"]
-            except BackboneError as error:
-                raise ConfigError(f"model is {source!r}, of which VAE and UNet cannot be had: {error}") from None
-            try:
-                bottleneck = from_config(composed.bottleneck.describe(), channels)
+                bottleneck = from_config(composed.bottleneck.describe(), channels[source])
                 points = [bottleneck.parse(value) for value in self.config.points]
             except ValueError as error:
                 raise ConfigError(f"variants.{name} cannot be: {error}") from None
@@ -68,6 +67,13 @@ class Design(Retrain):
                 [word for word in words if field.get(word) not in first - second],  # what none has is refused there
             )
 
+    def channels_of(self, model: str) -> int:
+        """Latent channels of a checkpoint, or of a backbone (ConfigError if it cannot be read)."""
+        try:
+            return read_configs(self.backbone_of(model))["vae"]["latent_channels"]
+        except BackboneError as error:
+            raise ConfigError(f"model is {model!r}, of which VAE and UNet cannot be had: {error}") from None
+
     def jobs(self) -> list[Job]:
         config, jobs = self.config, {}
         points = [f"points=[{','.join(map(str, config.points))}]"] if config.points else []
@@ -75,20 +81,16 @@ class Design(Retrain):
             for name, overrides in self.variants().items():
                 own, second = self.words[name]
                 run = f"{name}-seed{seed}"
-                if origin := self.origins.get(name):
-                    start = (f"init_from={self.config.model}", f"seed={seed}")
-                    arguments = self.train_arguments("joint", start, second)
-                    jobs[run] = Job(run, "train", arguments, (), (origin,), ("joint", 0))
-                    jobs |= {job.name: job for job in self.evaluations_of(jobs[run], self.points[name], points)}
-                    continue
-                is_shared = not set(overrides) & set(own)
-                first = f"seed{seed}-bottleneck" if is_shared else f"{name}-seed{seed}-bottleneck"
-                start = (f"backbone.source={self.backbone}", f"seed={seed}")
-                arguments = self.train_arguments("bottleneck", start, own)
-                jobs[first] = Job(first, "train", arguments, (), (config.model,), ("bottleneck", 0))
-                start = (f"init_from={self.result_of(first)}", f"seed={seed}")
-                arguments = self.train_arguments("joint", start, second)
-                jobs[run] = Job(run, "train", arguments, (first,), (self.result_of(first),), ("joint", 0))
+                needs, origin = (), self.origins.get(name)
+                if origin is None:
+                    is_shared = not set(overrides) & set(own)
+                    first = f"seed{seed}-bottleneck" if is_shared else f"{name}-seed{seed}-bottleneck"
+                    start = (f"backbone.source={self.backbone}", f"seed={seed}")
+                    arguments = self.train_arguments("bottleneck", start, own)
+                    jobs[first] = Job(first, "train", arguments, (), (config.model,), ("bottleneck", 0))
+                    needs, origin = (first,), self.result_of(first)
+                arguments = self.train_arguments("joint", (f"init_from={origin}", f"seed={seed}"), second)
+                jobs[run] = Job(run, "train", arguments, needs, (origin,), ("joint", 0))
                 jobs |= {job.name: job for job in self.evaluations_of(jobs[run], self.points[name], points)}
         return list(jobs.values())
 
