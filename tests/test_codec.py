@@ -473,6 +473,7 @@ def test_images_of_several_sizes_at_once(tiny: OscarCodec, make_image) -> None:
     [
         ({"components": "left"}, "components is 'left'; allowed: both, encoder, decoder"),
         ({"compile": "max"}, "compile is 'max'; allowed: False, True, graphs"),
+        ({"dtype": "float32"}, "dtype is 'float32'; allowed: auto, torch.float32, torch.bfloat16, torch.float16"),
         ({"compile": "graphs"}, "compile is 'graphs' on device cpu; allowed: a CUDA device"),
         ({"memory": "much"}, "memory is 'much'; allowed: auto, or a size"),
         ({"tiny_vae": "no/where"}, "tiny_vae 'no/where' cannot be read"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,7 +107,8 @@ class PhotoDataset(Dataset):
             if not any(self.decode(index) is not None for index in range(start, len(self.paths))):
                 raise ValueError(f"{root} holds no readable image")
         if cache:
-            self.images = [self.decode(index) for index in range(len(self.paths))]
+            with ThreadPoolExecutor() as threads:  # decoding JPEG or PNG leaves Python's lock to others
+                self.images = list(threads.map(self.decode, range(len(self.paths))))
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -68,6 +68,7 @@ def load(
     for name, value, allowed in (
         ("components", components, ("both", "encoder", "decoder")),
         ("compile", compile, (False, True, "graphs")),
+        ("dtype", dtype, ("auto", torch.float32, torch.bfloat16, torch.float16)),
     ):
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")

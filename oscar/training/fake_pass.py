@@ -153,7 +153,7 @@ class _Costs(TensorMemory):
     """Memory of what operations on fake tensors give, and the operations of convolutions and products.
 
     What is made of whole numbers alone, such as the order of axes, is computed. A number that is asked for is 0.5: a
-    quality in its range.
+    quality in its range. Whether something is so, such as that codes have died, is answered no: that is the usual step.
     """
 
     def __init__(self) -> None:
@@ -166,6 +166,8 @@ class _Costs(TensorMemory):
         is_fake = any(isinstance(value, FakeTensor) for value in tensors)
         if is_fake and func is _SCALAR and args[0].is_floating_point():
             return 0.5
+        if is_fake and func is _SCALAR and args[0].dtype == torch.bool:
+            return False
         made = kwargs.get("dtype")
         is_whole = not made.is_floating_point if made is not None else bool(tensors)
         if not is_fake and is_whole and not any(value.is_floating_point() for value in tensors):

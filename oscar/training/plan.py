@@ -77,10 +77,10 @@ def run_plan(config: TrainConfig, show: Callable[[str], object] = print) -> list
             modes = replace(trainer, mixed_precision=precision, gradient_checkpointing=checkpointing)
             trial = replace(config, trainer=modes)
             stage = build_on_meta(trial)
-            if not lines:
-                _head(say, stage, trial)
             states, largest = measure_states(stage, trial), max(1, *batches.values())
             first, last = (measure_pass(stage, trial, batch) for batch in (1, largest))
+            if not lines:  # not before: a pass may be one that cannot be measured
+                _head(say, stage, trial)
             slope = (last.peak - first.peak) / max(largest - 1, 1)
             for gpus, batch in batches.items():
                 if batch < 1:

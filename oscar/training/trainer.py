@@ -85,7 +85,7 @@ class Trainer:
         self.train_states = [self.train_state] if self.critic is None else [self.train_state, self.critic]
         self.ema = None
         if trainer.ema_decay is not None:
-            self.ema = EMAModel(self.train_state.parameters, decay=trainer.ema_decay)
+            self.ema = EMAModel(self.train_state.parameters, decay=trainer.ema_decay, foreach=True)
             self.ema.to(self.accelerator.device)
         self.validator = None
         if config.validation.enabled:

@@ -172,6 +172,24 @@ def test_what_is_refused(plan_of, tmp_path) -> None:
     assert "backbone=sd21_random" in str(error.value)
 
 
+def test_codes_are_taken_to_be_alive(plan_of) -> None:
+    """Whether codes have died depends on values; the pass is that of a step in which none has."""
+    threshold = "bottleneck.dead_code_threshold"
+    plain, asked = (computed(plan_of("tiny/joint", f"{threshold}={value}"), 2) for value in (0, 2))
+    assert asked.operations == plain.operations and asked.peak == pytest.approx(plain.peak, rel=0.01)
+
+
+def test_nothing_is_shown_of_a_pass_that_cannot_be_measured(plan_of, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments) -> Pass:
+        raise ConfigError("it depends on values")
+
+    monkeypatch.setattr("oscar.training.plan.measure_pass", refuse)
+    shown: list[str] = []
+    with pytest.raises(ConfigError, match="it depends on values"):
+        run_plan(plan_of("tiny/vae"), shown.append)
+    assert shown == []
+
+
 @pytest.mark.slow
 def test_full_size_is_the_known_figure(plan_of) -> None:
     """docs/training.md: 9,729 MiB resident on a CPU, of which libraries are about 1 GiB."""
