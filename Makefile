@@ -79,8 +79,8 @@ define ship
 endef
 
 train-nano: OUT = models/nano
-train-nano: | runs/nano/wide/final  ## train nano from IMAGES=folder of its photographs, and write it to models/nano
-	$(call ship,runs/nano/wide/final)
+train-nano: | runs/nano/settle/final  ## train nano from IMAGES=folder of its photographs, and write it to models/nano
+	$(call ship,runs/nano/settle/final)
 
 train-nano-vq: OUT = models/nano-vq
 train-nano-vq: | runs/nano-vq/context/final  ## likewise nano-vq, to models/nano-vq
@@ -100,6 +100,8 @@ runs/nano/more/final: | runs/nano/further/final
 runs/nano/widened: | runs/nano/more/final
 	$(BIN)/python scripts/widen.py runs/nano/more/final --channels 128 --decoder-blocks 1 2 2 --out $@
 runs/nano/wide/final: | runs/nano/widened
+runs/nano/large_batch/final: | runs/nano/wide/final
+runs/nano/settle/final: | runs/nano/large_batch/final
 runs/nano/%/final: | $(STAMP)
 	$(BIN)/python scripts/train.py experiment=nano/$* $(ARGS)
 
@@ -114,7 +116,8 @@ runs/nano-vq/calibration/calibration.json: | runs/nano-vq/finetune/final
 		output=runs/nano-vq/calibration
 runs/nano-vq/further/final: | runs/nano-vq/calibration/calibration.json
 runs/nano-vq/more/final: | runs/nano-vq/further/final
-runs/nano-vq/context/final: | runs/nano-vq/more/final
+runs/nano-vq/large_batch/final: | runs/nano-vq/more/final
+runs/nano-vq/context/final: | runs/nano-vq/large_batch/final
 runs/nano-vq/%/final: | $(STAMP)
 	$(BIN)/python scripts/train.py experiment=nano_vq/$* $(ARGS)
 

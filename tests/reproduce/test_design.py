@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from oscar.config import config_folder
+from oscar.metrics.weights import WeightsUnavailable
 from oscar.reproduce.actions import Actions
 from oscar.reproduce.design import Design
 
@@ -101,6 +102,17 @@ def test_shapes_of_nano_can_go_on_from_trained_weights(study, tmp_path: Path, ca
     assert study("design_wide", tmp_path, "recipe=nano_trained", "model=nano", *words, "dry_run=true") == 0
     *jobs, last = capsys.readouterr().out.splitlines()
     assert len(jobs) == 2 * 5 and last.startswith("10 jobs; to do: about ") and "?" not in last
+
+
+def test_losses_near_the_end_are_designs_too(study, tmp_path: Path, capsys) -> None:
+    words = ["recipe=nano_trained", "model=nano", "dry_run=true"]
+    with pytest.raises(WeightsUnavailable, match="squeezenet.*allowed: .stage.network_files.squeezenet=FILE"):
+        study("design_perceptual", tmp_path, *words)
+    assert study("design_perceptual", tmp_path, *words, "~variants.features") == 0
+    *jobs, last = capsys.readouterr().out.splitlines()
+    trained = [line for line in jobs if "scripts/train.py" in line]
+    assert len(jobs) == 2 * len(trained) == 6 and "?" not in last
+    assert [("stage.gan=" in line, "seed=1" in line) for line in trained] == [(0, 0), (0, 1), (1, 0)]
 
 
 @pytest.mark.slow
