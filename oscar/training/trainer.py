@@ -85,7 +85,8 @@ class Trainer:
         self.train_states = [self.train_state] if self.critic is None else [self.train_state, self.critic]
         self.ema = None
         if trainer.ema_decay is not None:
-            self.ema = EMAModel(self.train_state.parameters, decay=trainer.ema_decay, foreach=True)
+            at_once = self.accelerator.distributed_type != DistributedType.FSDP  # else one by one: torch cannot yet
+            self.ema = EMAModel(self.train_state.parameters, decay=trainer.ema_decay, foreach=at_once)
             self.ema.to(self.accelerator.device)
         self.validator = None
         if config.validation.enabled:
