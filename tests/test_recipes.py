@@ -12,13 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STEPS = {
-    "train-nano": [
-        *("vae", "diffusion_pretrain", "bottleneck", "joint", "longer", "further", "more", "wide", "large_batch"),
-        "settle",
-    ],
-    "train-nano-vq": [
-        *("vae", "diffusion_pretrain", "bottleneck", "joint", "finetune", "further", "more", "large_batch", "context"),
-    ],
+    "train-nano": "vae diffusion_pretrain bottleneck joint longer further more wide large_batch settle".split(),
+    "train-nano-vq": "vae diffusion_pretrain bottleneck joint finetune further more large_batch context".split(),
 }
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

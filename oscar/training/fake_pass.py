@@ -164,10 +164,11 @@ class _Costs(TensorMemory):
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         is_fake = any(isinstance(value, FakeTensor) for value in tensors)
-        if is_fake and func is _SCALAR and args[0].is_floating_point():
-            return 0.5
-        if is_fake and func is _SCALAR and args[0].dtype == torch.bool:
-            return False
+        if is_fake and func is _SCALAR:
+            if args[0].is_floating_point():
+                return 0.5
+            if args[0].dtype == torch.bool:
+                return False
         made = kwargs.get("dtype")
         is_whole = not made.is_floating_point if made is not None else bool(tensors)
         if not is_fake and is_whole and not any(value.is_floating_point() for value in tensors):
